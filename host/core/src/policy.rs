@@ -1,0 +1,171 @@
+//! What allocates a new flow.
+//!
+//! A policy is asked once, when a flow is born, and answers at once. Native policies and Wasm
+//! plugins implement the same trait, so the balancer has no state for "waiting for a decision".
+
+pub mod maglev;
+
+use alloc::sync::Arc;
+use core::net::SocketAddr;
+use core::time::Duration;
+
+use crate::boundary::ListenerId;
+use crate::snapshot::{Candidates, EndpointId};
+use crate::time::Instant;
+
+/// Everything a policy may know about the flow it decides on.
+#[derive(Debug, Clone, Copy)]
+pub struct Flow<'a> {
+    /// The client's address and port.
+    pub client: SocketAddr,
+    /// The listener's address and port.
+    pub local: SocketAddr,
+    /// The listener.
+    pub listener: ListenerId,
+    /// 0 for a new flow, then 1, 2, … for each time connecting failed.
+    pub attempt: u32,
+    /// The endpoints that have already failed this flow, latest last.
+    pub tried: &'a [EndpointId],
+    /// The turn's time.
+    pub now: Instant,
+    /// 64 fresh random bits.
+    pub random: u64,
+}
+
+impl Flow<'_> {
+    /// Whether connecting to this endpoint has already failed for this flow.
+    #[must_use]
+    pub fn has_tried(&self, endpoint: EndpointId) -> bool {
+        self.tried.contains(&endpoint)
+    }
+}
+
+/// What allocates new flows to endpoints.
+pub trait Policy: Send {
+    /// Decides on one new flow. `among` is never empty; it is the same `Arc` until the candidates
+    /// change, so a policy that keeps state per endpoint compares generations and catches up.
+    ///
+    /// Infallible and synchronous: whoever implements this answers in bounded time, whatever
+    /// happens inside.
+    fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided;
+}
+
+/// A decision, and who made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decided {
+    /// What was decided.
+    pub decision: Decision,
+    /// Who decided.
+    pub source: Source,
+}
+
+/// A policy's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    /// What happens with the flow.
+    pub verdict: Verdict,
+    /// For whom the decision is kept.
+    pub scope: Scope,
+    /// How long a kept decision lives; zero means the listener's idle timeout.
+    pub ttl: Duration,
+    /// Whether each use starts the ttl anew.
+    pub sliding: bool,
+    /// How the flow is handled.
+    pub method: Method,
+}
+
+impl Decision {
+    /// Forwards this flow alone, with the default method.
+    #[must_use]
+    pub const fn forward(endpoint: EndpointIndex) -> Self {
+        Self {
+            verdict: Verdict::Forward(endpoint),
+            scope: Scope::Flow,
+            ttl: Duration::ZERO,
+            sliding: false,
+            method: Method::DEFAULT,
+        }
+    }
+}
+
+/// What happens with a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes to this endpoint.
+    Forward(EndpointIndex),
+    /// The client is reset.
+    Reset,
+    /// The client's connection is closed without a word.
+    Drop,
+}
+
+/// An index into the [`Candidates`] that the policy was asked to choose among.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointIndex(pub u32);
+
+/// For whom a decision is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// For this flow alone.
+    Flow,
+    /// For every flow of this client address (a prefix of it, per listener).
+    Client,
+}
+
+/// The method allocated to a flow, kept with it for life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Method {
+    /// Replaces the listener's idle timeout.
+    pub idle_timeout: Option<Duration>,
+    /// At most this many KiB per second in each direction.
+    pub throttle_kib_s: Option<u32>,
+    /// Whether the endpoint is told the client's address first (PROXY protocol version 2).
+    pub announce: bool,
+    /// The policy's own mark, shown in the access log; 0 is none.
+    pub tag: u32,
+}
+
+impl Method {
+    /// Nothing special.
+    pub const DEFAULT: Self =
+        Self { idle_timeout: None, throttle_kib_s: None, announce: false, tag: 0 };
+}
+
+/// Who made a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A Wasm plugin was called.
+    Plugin,
+    /// A kept decision was found; nobody was asked.
+    Cache,
+    /// A lookup table answered.
+    Table,
+    /// A native policy was asked.
+    Native,
+    /// The native policy that stands in for a plugin was asked.
+    Fallback,
+}
+
+impl Source {
+    /// All sources, in the order of their [`index`](Self::index).
+    pub const ALL: [Self; 5] =
+        [Self::Plugin, Self::Cache, Self::Table, Self::Native, Self::Fallback];
+
+    /// Dense, from 0.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The value of the metric's `source` label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Plugin => "plugin",
+            Self::Cache => "cache",
+            Self::Table => "table",
+            Self::Native => "native",
+            Self::Fallback => "fallback",
+        }
+    }
+}

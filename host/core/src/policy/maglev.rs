@@ -1,0 +1,5 @@
+//! Maglev.
+
+/// A lookup table.
+#[derive(Debug)]
+pub struct Table;

@@ -1,0 +1,271 @@
+//! The immutable published world.
+//!
+//! The control thread builds one [`Snapshot`] for every change, whole: listeners, clusters, health,
+//! candidates and tables are one object, so they can never disagree. Workers only ever swap one
+//! `Arc` for another. The few numbers that all workers write ([`Load`]) hang off it in their own
+//! cache lines and live on from snapshot to snapshot.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::net::SocketAddr;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::time::Duration;
+
+use crate::boundary::ListenerId;
+use crate::policy::{EndpointIndex, maglev};
+use crate::time::Instant;
+
+/// Names a cluster; an index into the snapshot's clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterId(pub u16);
+
+impl ClusterId {
+    /// This cluster's place in a list of all clusters.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Names an endpoint of one cluster for as long as it is configured: never reused, whatever
+/// generation it is seen in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(pub u32);
+
+/// Counts published worlds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Generation(pub u64);
+
+/// Everything a worker acts on.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Which world this is.
+    pub generation: Generation,
+    /// By [`ListenerId`].
+    pub listeners: Box<[Listener]>,
+    /// By [`ClusterId`].
+    pub clusters: Box<[Cluster]>,
+    /// Set once the process is to end: nothing new is accepted, and what is left at this time is
+    /// closed.
+    pub drain_until: Option<Instant>,
+}
+
+/// A local address that accepts traffic.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its name in the configuration.
+    pub name: Box<str>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Who serves its flows.
+    pub cluster: ClusterId,
+    /// Flows at a time, over all workers.
+    pub flows_max: u32,
+    /// Flows now, over all workers.
+    pub flows_active: Arc<SharedCount>,
+    /// Which clients count as one for decisions of client scope.
+    pub client_prefix: PrefixLengths,
+    /// How often a flow may try to connect, at least 1, at most [`Listener::CONNECT_ATTEMPTS_MAX`].
+    pub connect_attempts: u32,
+    /// What happens to established flows of an endpoint that goes down or is removed.
+    pub on_endpoint_down: OnEndpointDown,
+    /// How long each state may last.
+    pub timeouts: Timeouts,
+}
+
+impl Listener {
+    /// The upper bound of `connect_attempts`: a session remembers which endpoints failed it.
+    pub const CONNECT_ATTEMPTS_MAX: u32 = 5;
+}
+
+/// How long a session may stay in each state without progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// One attempt to connect.
+    pub connect: Duration,
+    /// No byte moved in either direction.
+    pub idle: Duration,
+    /// No byte moved since one direction ended.
+    pub half_closed: Duration,
+}
+
+/// Leading bits of a client address that decide whether two clients are the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrefixLengths {
+    /// 0 to 32.
+    pub v4: u8,
+    /// 0 to 128.
+    pub v6: u8,
+}
+
+/// What happens to established flows when their endpoint is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnEndpointDown {
+    /// They stay until they end by themselves.
+    Keep,
+    /// Both sides are reset.
+    Reset,
+}
+
+/// A set of endpoints that serve the same thing.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its name in the configuration.
+    pub name: Box<str>,
+    /// All configured endpoints, in order of [`EndpointId`].
+    pub endpoints: Box<[EndpointState]>,
+    /// Those that may be given a new flow. The same `Arc` as in the snapshot before if nothing in
+    /// it has changed, so that policies keep their state.
+    pub candidates: Arc<Candidates>,
+}
+
+impl Cluster {
+    /// The endpoint's state, or `None` if it is no longer configured.
+    #[must_use]
+    pub fn endpoint(&self, id: EndpointId) -> Option<&EndpointState> {
+        let place = self.endpoints.binary_search_by_key(&id, |state| state.endpoint.id).ok()?;
+        self.endpoints.get(place)
+    }
+}
+
+/// An endpoint and what is known of it.
+#[derive(Debug, Clone)]
+pub struct EndpointState {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// Whether health checks (or the lack of them) say that it serves.
+    pub up: bool,
+    /// Whether it is to get nothing new.
+    pub draining: bool,
+}
+
+/// One address in a cluster.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Its lasting name.
+    pub id: EndpointId,
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// Its share of flows relative to the others, at least 1.
+    pub weight: u32,
+    /// What all workers count about it.
+    pub load: Arc<Load>,
+}
+
+/// The endpoints that may be given a new flow, as a policy sees them.
+///
+/// Those that are up and not draining; if there are none and the cluster fails open, all that are
+/// not draining.
+#[derive(Debug)]
+pub struct Candidates {
+    /// The generation in which this list came about.
+    pub generation: Generation,
+    /// Indexed by [`EndpointIndex`], in order of [`EndpointId`].
+    pub endpoints: Box<[Endpoint]>,
+    /// The lookup table, where the cluster's native policies use one.
+    pub table: Option<maglev::Table>,
+}
+
+impl Candidates {
+    /// The endpoint at `index`.
+    #[must_use]
+    pub fn get(&self, index: EndpointIndex) -> Option<&Endpoint> {
+        self.endpoints.get(index.0 as usize)
+    }
+
+    /// Where the endpoint stands in this list, if it may be given a new flow.
+    #[must_use]
+    pub fn find(&self, id: EndpointId) -> Option<&Endpoint> {
+        let place = self.endpoints.binary_search_by_key(&id, |endpoint| endpoint.id).ok()?;
+        self.endpoints.get(place)
+    }
+}
+
+/// A count that all workers share, alone in its cache line.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct SharedCount(AtomicU32);
+
+impl SharedCount {
+    /// Adds one if fewer than `max` are counted; tells whether it did.
+    pub fn try_increment(&self, max: u32) -> bool {
+        let before = self.0.fetch_add(1, Relaxed);
+        if before >= max {
+            self.decrement();
+        }
+        before < max
+    }
+
+    /// Takes one away.
+    pub fn decrement(&self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+
+    /// The count.
+    #[must_use]
+    pub fn get(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What all workers together know of an endpoint's load, alone in its cache line.
+///
+/// Written once or twice per flow, never per packet.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Load {
+    flows_active: AtomicU32,
+    connect_failures_in_a_row: AtomicU32,
+    flows_total: AtomicU64,
+    connect_failures_total: AtomicU64,
+}
+
+impl Load {
+    /// A flow was given to the endpoint (it may still be connecting).
+    pub fn on_flow_started(&self) {
+        self.flows_active.fetch_add(1, Relaxed);
+        self.flows_total.fetch_add(1, Relaxed);
+    }
+
+    /// A flow has left the endpoint, or never reached it.
+    pub fn on_flow_ended(&self) {
+        self.flows_active.fetch_sub(1, Relaxed);
+    }
+
+    /// A connection came about.
+    pub fn on_connected(&self) {
+        if self.connect_failures_in_a_row.load(Relaxed) != 0 {
+            self.connect_failures_in_a_row.store(0, Relaxed);
+        }
+    }
+
+    /// No connection came about, and the endpoint is to blame.
+    pub fn on_connect_failed(&self) {
+        self.connect_failures_in_a_row.fetch_add(1, Relaxed);
+        self.connect_failures_total.fetch_add(1, Relaxed);
+    }
+
+    /// Flows now, connecting ones included.
+    #[must_use]
+    pub fn flows_active(&self) -> u32 {
+        self.flows_active.load(Relaxed)
+    }
+
+    /// Flows ever given to the endpoint.
+    #[must_use]
+    pub fn flows_total(&self) -> u64 {
+        self.flows_total.load(Relaxed)
+    }
+
+    /// Failed connects since the last that succeeded.
+    #[must_use]
+    pub fn connect_failures_in_a_row(&self) -> u32 {
+        self.connect_failures_in_a_row.load(Relaxed)
+    }
+
+    /// Failed connects ever.
+    #[must_use]
+    pub fn connect_failures_total(&self) -> u64 {
+        self.connect_failures_total.load(Relaxed)
+    }
+}
