@@ -1,12 +1,34 @@
-//! Decides.
+//! Decides: the state machine at the centre of Pointsman.
+//!
+//! Completions go in, ops come out ([`boundary`]). There are no sockets in here, no clock, no
+//! randomness but what a seed gives, no allocation once started and no unsafe code, so every
+//! schedule that the kernel can produce can be replayed in a simulator.
 #![no_std]
 #![forbid(unsafe_code)]
+
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
+mod balancer;
 pub mod boundary;
+pub mod flow_table;
+pub mod health;
 pub mod policy;
+mod relay;
+mod session;
+mod slab;
 mod snapshot;
+mod stats;
 mod time;
+mod timers;
 
-pub use snapshot::*;
+pub use balancer::{Balancer, BalancerConfig};
+pub use snapshot::{
+    Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Listener,
+    Load, OnEndpointDown, PrefixLengths, SharedCount, Snapshot, Timeouts,
+};
+pub use stats::{
+    CloseReason, ClusterStats, DropReason, FlowRecord, ListenerStats, ShedReason, Stats,
+};
 pub use time::Instant;

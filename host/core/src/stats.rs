@@ -1,0 +1,205 @@
+//! What a worker counts: plain integers, written by one thread, copied when somebody asks.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use core::net::SocketAddr;
+
+use crate::boundary::{ListenerId, Side};
+use crate::policy::Source;
+use crate::snapshot::{ClusterId, EndpointId};
+use crate::time::Instant;
+
+/// Everything one worker has counted since it started.
+#[derive(Debug, Clone)]
+pub struct Stats {
+    /// By [`ListenerId`].
+    pub listeners: Box<[ListenerStats]>,
+    /// By [`ClusterId`].
+    pub clusters: Box<[ClusterStats]>,
+    /// Sessions that hold a slot now.
+    pub sessions_active: u32,
+    /// Kept decisions in the flow table now.
+    pub flow_table_entries: u32,
+}
+
+impl Stats {
+    pub(crate) fn new(listeners: usize, clusters: usize) -> Self {
+        Self {
+            listeners: vec![ListenerStats::default(); listeners].into_boxed_slice(),
+            clusters: vec![ClusterStats::default(); clusters].into_boxed_slice(),
+            sessions_active: 0,
+            flow_table_entries: 0,
+        }
+    }
+
+    pub(crate) fn listener(&mut self, id: ListenerId) -> &mut ListenerStats {
+        &mut self.listeners[id.index()]
+    }
+
+    pub(crate) fn cluster(&mut self, id: ClusterId) -> &mut ClusterStats {
+        &mut self.clusters[id.index()]
+    }
+}
+
+/// What a worker counts per listener.
+#[derive(Debug, Clone, Default)]
+pub struct ListenerStats {
+    /// Flows admitted. Each has at least one decision, or none for want of an endpoint.
+    pub flows_total: u64,
+    /// Flows admitted and not ended.
+    pub flows_active: u64,
+    /// Times a flow was decided again because connecting failed.
+    pub connect_retries_total: u64,
+    /// Bytes delivered towards each [`Side`], by [`Side::index`].
+    pub bytes_total: [u64; 2],
+    /// Ended flows, by [`CloseReason::index`].
+    pub closes_total: [u64; CloseReason::ALL.len()],
+    /// Refused flows, by [`ShedReason::index`].
+    pub sheds_total: [u64; ShedReason::ALL.len()],
+    /// Things accepted and lost, by [`DropReason::index`].
+    pub drops_total: [u64; DropReason::ALL.len()],
+}
+
+impl ListenerStats {
+    pub(crate) fn on_delivered(&mut self, towards: Side, bytes: u32) {
+        self.bytes_total[towards.index()] += u64::from(bytes);
+    }
+
+    pub(crate) fn on_shed(&mut self, reason: ShedReason) {
+        self.sheds_total[reason.index()] += 1;
+    }
+
+    pub(crate) fn on_drop(&mut self, reason: DropReason) {
+        self.drops_total[reason.index()] += 1;
+    }
+
+    pub(crate) fn on_flow_started(&mut self) {
+        self.flows_total += 1;
+        self.flows_active += 1;
+    }
+
+    pub(crate) fn on_flow_ended(&mut self, reason: CloseReason) {
+        self.flows_active -= 1;
+        self.closes_total[reason.index()] += 1;
+    }
+}
+
+/// What a worker counts per cluster.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterStats {
+    /// Decisions, by [`Source::index`]. Their sum is the cluster's flows plus its retries.
+    pub decisions_total: [u64; Source::ALL.len()],
+    /// 1 for the policy the worker started with, one more for each swap.
+    pub policy_generation: u64,
+}
+
+/// Makes an enum of named reasons dense and printable.
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident { $($(#[$why:meta])* $variant:ident => $label:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$why])* $variant,)+ }
+
+        impl $name {
+            /// All reasons, in the order of their [`index`](Self::index).
+            pub const ALL: [Self; [$($label),+].len()] = [$(Self::$variant),+];
+
+            /// Dense, from 0.
+            #[must_use]
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+
+            /// The value of the metric's `reason` label.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why a flow ended.
+    CloseReason {
+        /// Both directions finished in order.
+        Finished => "finished",
+        /// The client reset the connection, or it broke.
+        DownstreamReset => "downstream-reset",
+        /// The endpoint reset the connection, or it broke.
+        UpstreamReset => "upstream-reset",
+        /// No endpoint could be reached in as many attempts as the listener allows.
+        ConnectFailed => "connect-failed",
+        /// The last attempt to connect took too long.
+        ConnectTimeout => "connect-timeout",
+        /// This process had no descriptor or port left for the endpoint's side.
+        Descriptors => "descriptors",
+        /// The cluster had no endpoint to offer.
+        NoEndpoint => "no-endpoint",
+        /// No byte moved for too long.
+        IdleTimeout => "idle-timeout",
+        /// One direction had ended and no byte moved in the other for too long.
+        HalfClosedTimeout => "half-closed-timeout",
+        /// The process ended before the flow did.
+        DrainTimeout => "drain-timeout",
+        /// The endpoint went down or was removed, and the listener resets such flows.
+        EndpointDown => "endpoint-down",
+        /// The policy's verdict was to reset it.
+        DeniedReset => "denied-reset",
+        /// The policy's verdict was to drop it.
+        DeniedDrop => "denied-drop",
+    }
+}
+
+reasons! {
+    /// Why a new flow was refused before anything was allocated for it.
+    ShedReason {
+        /// The listener has as many flows as it may.
+        FlowsMax => "flows-max",
+        /// The worker has no free session.
+        Sessions => "sessions",
+        /// The worker is short of buffers, and keeps the rest for established flows.
+        Buffers => "buffers",
+        /// The process has no descriptor left to accept with; the client waits in the backlog.
+        Descriptors => "descriptors",
+    }
+}
+
+reasons! {
+    /// Why something accepted was lost.
+    DropReason {
+        /// A decision was to be kept, and the flow table had no room that could be freed.
+        FlowTableFull => "flow-table-full",
+    }
+}
+
+/// One ended flow, for the access log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowRecord {
+    /// Where it came in.
+    pub listener: ListenerId,
+    /// Who served it.
+    pub cluster: ClusterId,
+    /// The client.
+    pub client: SocketAddr,
+    /// The endpoint it was bound to last, if any.
+    pub endpoint: Option<(EndpointId, SocketAddr)>,
+    /// The generation of the policy that decided on it.
+    pub policy_generation: u64,
+    /// Who made the last decision, if there was one.
+    pub source: Option<Source>,
+    /// Attempts to connect.
+    pub attempts: u32,
+    /// The policy's mark.
+    pub tag: u32,
+    /// When it was accepted.
+    pub started: Instant,
+    /// When the endpoint was connected.
+    pub connected: Option<Instant>,
+    /// When it ended.
+    pub ended: Instant,
+    /// Bytes delivered towards each [`Side`], by [`Side::index`].
+    pub bytes: [u64; 2],
+    /// Why it ended.
+    pub reason: CloseReason,
+}
