@@ -1,14 +1,29 @@
-//! The balancer.
+//! The balancer: completions in, ops out.
+//!
+//! One per worker. It owns every session, timer and kept decision of its worker, and is the only
+//! place that knows all of them; what a session or a relay does by itself stands in their files.
+//! Read [`handle`](Balancer::handle) as the table of contents.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::{Drain, Vec};
+use core::net::SocketAddr;
 
-use crate::boundary::{Completion, Ops, PoolSizes};
+use crate::affinity::Affinity;
+use crate::allocation::{Allocator, Denied, Request};
+use crate::boundary::{
+    Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Op, Ops, Pool,
+    PoolSizes, ReceiveEnd, SendEnd, Side,
+};
+use crate::chain::Chains;
 use crate::policy::Policy;
-use crate::snapshot::{ClusterId, Snapshot};
-use crate::stats::{FlowRecord, Stats};
+use crate::relay::Step;
+use crate::session::{Allocation, RecordFacts, Session, State, Tried};
+use crate::slab::Slab;
+use crate::snapshot::{ClusterId, OnEndpointDown, Snapshot};
+use crate::stats::{CloseReason, FlowRecord, ShedReason, Stats};
 use crate::time::Instant;
+use crate::timers::Timers;
 
 /// Sizes and secrets, fixed for a worker's life.
 #[derive(Debug, Clone)]
@@ -30,48 +45,134 @@ pub struct BalancerConfig {
 /// Decides what happens to every flow of one worker.
 pub struct Balancer {
     snapshot: Arc<Snapshot>,
-    policies: Vec<Box<dyn Policy>>,
-    records: Vec<FlowRecord>,
+    allocator: Allocator,
+    sessions: Slab<Session>,
+    timers: Timers,
+    chains: Chains,
     stats: Stats,
+    records: Option<Vec<FlowRecord>>,
+    listeners_open: usize,
+    sweep: Sweep,
+}
+
+/// A walk over all sessions after the world has changed, a few at a time.
+#[derive(Debug, Default)]
+struct Sweep {
+    /// The next slot to look at.
+    next: Option<u32>,
+    /// Whether the end of the drain has been acted on.
+    drain_ended: bool,
 }
 
 impl Balancer {
     /// Room that [`Ops`] must have before each call of [`handle`](Self::handle): the most ops one
     /// completion can lead to.
     pub const OPS_PER_COMPLETION_MAX: usize = 256;
+    /// Timers looked at in one turn, and sessions swept.
+    const STEPS_PER_TURN: u32 = 512;
+    /// More flows than one turn can end.
+    const RECORDS_PER_TURN: usize = 4_096;
 
-    /// Starts with a world and one policy per cluster, by [`ClusterId`].
+    /// Starts with a world and one policy per cluster, by [`ClusterId`]. Allocates everything the
+    /// worker will ever need.
     #[must_use]
     pub fn new(
         config: &BalancerConfig,
         snapshot: Arc<Snapshot>,
         policies: Vec<Box<dyn Policy>>,
     ) -> Self {
-        let _ = config;
-        let stats = Stats::new(snapshot.listeners.len(), snapshot.clusters.len());
-        Self { snapshot, policies, records: Vec::new(), stats }
+        assert_eq!(policies.len(), snapshot.clusters.len(), "one policy per cluster");
+        let affinity = Affinity::new(config.flow_table_entries_max, config.hash_key);
+        Self {
+            stats: Stats::new(snapshot.listeners.len(), snapshot.clusters.len()),
+            listeners_open: snapshot.listeners.len(),
+            snapshot,
+            allocator: Allocator::new(policies, affinity, config.seed),
+            sessions: Slab::with_capacity(config.sessions_max),
+            timers: Timers::with_capacity(config.sessions_max),
+            chains: Chains::new(config.pools),
+            records: config.record_flows.then(|| Vec::with_capacity(Self::RECORDS_PER_TURN)),
+            sweep: Sweep::default(),
+        }
     }
 
     /// Something happened.
-    pub fn handle(&mut self, _now: Instant, _completion: Completion, _ops: &mut Ops) {}
+    pub fn handle(&mut self, now: Instant, completion: Completion, ops: &mut Ops) {
+        match completion {
+            Completion::Accepted { listener, socket, client } => {
+                self.on_accepted(now, Arrival { listener, socket, client }, ops);
+            }
+            Completion::AcceptStalled { listener } => {
+                self.stats.listener(listener).on_shed(ShedReason::Descriptors);
+            }
+            Completion::AcceptEnded { .. } => self.listeners_open -= 1,
+            Completion::Connected { link } => self.on_connected(now, link, ops),
+            Completion::ConnectFailed { link, cause } => {
+                self.on_connect_failed(now, link, cause, ops);
+            }
+            Completion::Received { link, buffer } => self.on_received(now, link, buffer, ops),
+            Completion::ReceiveEnded { link, end } => self.on_receive_ended(now, link, end, ops),
+            Completion::Sent { link, bytes, end } => {
+                self.on_sent(now, link, Delivery { bytes, end }, ops);
+            }
+            Completion::ShutDown { link } => {
+                self.sessions[link.slot()].relay_from(link.side().other()).on_shut_down();
+            }
+            Completion::Closed { link } => self.on_closed(now, link, ops),
+        }
+    }
 
-    /// Time passed: deals with the deadlines that are over.
-    pub fn handle_timeout(&mut self, _now: Instant, _ops: &mut Ops) {}
+    /// Time passed: deals with the deadlines that are over. Bounded work; what is left is due at
+    /// once ([`next_timeout`](Self::next_timeout)).
+    pub fn handle_timeout(&mut self, now: Instant, ops: &mut Ops) {
+        let mut steps = Self::STEPS_PER_TURN;
+        while ops.room() >= Self::OPS_PER_COMPLETION_MAX {
+            let Some(slot) = self.timers.pop_due(now, &mut steps) else { break };
+            self.on_timer(now, slot, ops);
+        }
+        if self.drain_is_over(now) && !self.sweep.drain_ended {
+            self.sweep = Sweep { next: Some(0), drain_ended: true };
+        }
+        self.sweep_some(now, ops);
+    }
 
     /// The control plane spoke. Returns the old world, to be dropped elsewhere.
-    pub fn apply(&mut self, _now: Instant, snapshot: Arc<Snapshot>, _ops: &mut Ops) -> Arc<Snapshot> {
-        core::mem::replace(&mut self.snapshot, snapshot)
+    pub fn apply(
+        &mut self,
+        _now: Instant,
+        snapshot: Arc<Snapshot>,
+        ops: &mut Ops,
+    ) -> Arc<Snapshot> {
+        let old = core::mem::replace(&mut self.snapshot, snapshot);
+        if self.snapshot.drain_until.is_some() && old.drain_until.is_none() {
+            for listener in 0..self.snapshot.listeners.len() {
+                ops.push(Op::StopAccepting { listener: ListenerId(listener as u16) });
+            }
+        }
+        let listeners = &self.snapshot.listeners;
+        if listeners.iter().any(|listener| listener.on_endpoint_down == OnEndpointDown::Reset) {
+            self.sweep.next = Some(0);
+        }
+        old
     }
 
     /// Exchanges a cluster's policy. Returns the old one, to be dropped elsewhere.
     pub fn swap_policy(&mut self, cluster: ClusterId, policy: Box<dyn Policy>) -> Box<dyn Policy> {
-        core::mem::replace(&mut self.policies[cluster.index()], policy)
+        self.stats.cluster(cluster).policy_generation += 1;
+        self.allocator.swap(cluster, policy)
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is due next, if at all.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        None
+        if self.sweep.next.is_some() {
+            return Some(Instant::ZERO);
+        }
+        let drain_end = self.snapshot.drain_until.filter(|_| !self.sweep.drain_ended);
+        match (self.timers.next(), drain_end) {
+            (Some(timer), Some(drain_end)) => Some(timer.min(drain_end)),
+            (timer, drain_end) => timer.or(drain_end),
+        }
     }
 
     /// What has been counted.
@@ -83,11 +184,320 @@ impl Balancer {
     /// Whether a drain is over: every listener and every session has ended.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        false
+        self.listeners_open == 0 && self.sessions.len() == 0
     }
 
     /// Takes the flows that have ended since the last call; empty unless they are recorded.
-    pub fn take_records(&mut self) -> Drain<'_, FlowRecord> {
-        self.records.drain(..)
+    pub fn take_records(&mut self) -> impl Iterator<Item = FlowRecord> + '_ {
+        self.records
+            .as_mut()
+            .map(|records| -> Drain<'_, _> { records.drain(..) })
+            .into_iter()
+            .flatten()
+    }
+
+    fn on_accepted(&mut self, now: Instant, arrival: Arrival, ops: &mut Ops) {
+        let Arrival { listener: id, socket, client } = arrival;
+        if let Err(reason) = self.admit(now, id) {
+            self.stats.listener(id).on_shed(reason);
+            ops.push(Op::Refuse { socket, goodbye: Goodbye::Reset });
+            return;
+        }
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        self.stats.listener(id).on_flow_started();
+        let request = Request { now, listener: id, client, tried: &Tried::default() };
+        match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
+            Ok(allocation) => {
+                let address = allocation.endpoint.address;
+                allocation.endpoint.load.on_flow_started();
+                let slot = self.sessions.insert(Session::new(now, id, client, allocation));
+                self.stats.sessions_active = self.sessions.len();
+                ops.push(Op::Adopt { link: Link::new(slot, Side::Downstream), socket });
+                ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });
+                self.set_timer(slot);
+            }
+            Err(denied) => self.refuse(now, Arrival { listener: id, socket, client }, denied, ops),
+        }
+    }
+
+    /// Whether there is room for one more flow. Takes its place in the listener's count if so.
+    fn admit(&self, now: Instant, id: ListenerId) -> Result<(), ShedReason> {
+        let listener = &self.snapshot.listeners[id.index()];
+        if self.chains.is_short(Pool::Small) {
+            return Err(ShedReason::Buffers);
+        }
+        if self.sessions.next_free().is_none() {
+            return Err(ShedReason::Sessions);
+        }
+        if self.drain_is_over(now) {
+            return Err(ShedReason::Draining);
+        }
+        if listener.flows_active.try_increment(listener.flows_max) {
+            Ok(())
+        } else {
+            Err(ShedReason::FlowsMax)
+        }
+    }
+
+    /// Ends a flow that was admitted and then denied: it never gets a session.
+    fn refuse(&mut self, now: Instant, arrival: Arrival, denied: Denied, ops: &mut Ops) {
+        let Arrival { listener: id, socket, client } = arrival;
+        let listener = &self.snapshot.listeners[id.index()];
+        let goodbye = match denied.reason {
+            CloseReason::DeniedDrop => Goodbye::Fin,
+            _ => Goodbye::Reset,
+        };
+        ops.push(Op::Refuse { socket, goodbye });
+        listener.flows_active.decrement();
+        self.stats.listener(id).on_flow_ended(denied.reason);
+        if let Some(records) = &mut self.records {
+            records.push(FlowRecord {
+                listener: id,
+                cluster: listener.cluster,
+                client,
+                endpoint: None,
+                policy_generation: denied.policy_generation,
+                source: denied.source,
+                attempts: 0,
+                tag: denied.tag,
+                started: now,
+                connected: None,
+                ended: now,
+                bytes: [0; 2],
+                reason: denied.reason,
+            });
+        }
+    }
+
+    fn on_connected(&mut self, now: Instant, link: Link, ops: &mut Ops) {
+        let session = &mut self.sessions[link.slot()];
+        if session.state != State::Connecting {
+            return;
+        }
+        session.allocation.endpoint.load.on_connected();
+        session.establish(now, &mut Step { slot: link.slot(), chains: &mut self.chains, ops });
+        self.set_timer(link.slot());
+    }
+
+    fn on_connect_failed(
+        &mut self,
+        now: Instant,
+        link: Link,
+        cause: ConnectFailure,
+        ops: &mut Ops,
+    ) {
+        let session = &mut self.sessions[link.slot()];
+        if session.state != State::Connecting {
+            return;
+        }
+        session.state = State::Unbound;
+        match cause {
+            ConnectFailure::Unreachable => {
+                self.retry(now, link.slot(), CloseReason::ConnectFailed, ops);
+            }
+            ConnectFailure::Descriptors | ConnectFailure::Cancelled => {
+                self.close(link.slot(), CloseReason::Descriptors, ops);
+            }
+        }
+    }
+
+    /// The endpoint failed the flow: it gets another, as often as the listener allows.
+    fn retry(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
+        let session = &mut self.sessions[slot];
+        session.allocation.endpoint.load.on_connect_failed();
+        session.tried.push(session.allocation.endpoint.id);
+        let attempts = session.tried.as_slice().len() as u32;
+        if attempts >= self.snapshot.listeners[session.listener.index()].connect_attempts {
+            self.close(slot, reason, ops);
+            return;
+        }
+        let Session { listener, client, tried, .. } = *session;
+        self.stats.listener(listener).connect_retries_total += 1;
+        let request = Request { now, listener, client, tried: &tried };
+        match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
+            Ok(allocation) => self.rebind(now, slot, allocation, ops),
+            Err(denied) => self.close(slot, denied.reason, ops),
+        }
+    }
+
+    fn rebind(&mut self, now: Instant, slot: u32, allocation: Allocation, ops: &mut Ops) {
+        let session = &mut self.sessions[slot];
+        session.allocation.endpoint.load.on_flow_ended();
+        allocation.endpoint.load.on_flow_started();
+        let address = allocation.endpoint.address;
+        session.rebind(now, allocation);
+        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });
+        self.set_timer(slot);
+    }
+
+    fn on_received(&mut self, now: Instant, link: Link, buffer: Buffer, ops: &mut Ops) {
+        let session = &mut self.sessions[link.slot()];
+        if session.state != State::Established {
+            ops.push(Op::Recycle { buffer });
+            return;
+        }
+        session.on_progress(now);
+        let mut step = Step { slot: link.slot(), chains: &mut self.chains, ops };
+        session.relay_from(link.side()).on_received(buffer, &mut step);
+    }
+
+    fn on_receive_ended(&mut self, now: Instant, link: Link, end: ReceiveEnd, ops: &mut Ops) {
+        let session = &mut self.sessions[link.slot()];
+        if session.state != State::Established {
+            return;
+        }
+        if end == ReceiveEnd::Reset {
+            self.close(link.slot(), reset_by(link.side()), ops);
+            return;
+        }
+        let mut step = Step { slot: link.slot(), chains: &mut self.chains, ops };
+        session.relay_from(link.side()).on_receive_ended(end, &mut step);
+        if end == ReceiveEnd::EndOfStream {
+            session.on_progress(now);
+            session.settle(&mut step);
+            self.set_timer(link.slot());
+        }
+    }
+
+    fn on_sent(&mut self, now: Instant, link: Link, delivery: Delivery, ops: &mut Ops) {
+        let session = &mut self.sessions[link.slot()];
+        self.stats.listener(session.listener).on_delivered(link.side(), delivery.bytes);
+        let relay = session.relay_from(link.side().other());
+        relay.on_delivered(delivery.bytes);
+        if session.state != State::Established {
+            return;
+        }
+        if delivery.end == SendEnd::Broken {
+            self.close(link.slot(), reset_by(link.side()), ops);
+            return;
+        }
+        session.on_progress(now);
+        let mut step = Step { slot: link.slot(), chains: &mut self.chains, ops };
+        let relay = session.relay_from(link.side().other());
+        relay.on_sent(&mut step);
+        if relay.is_drained() {
+            session.settle(&mut step);
+        }
+    }
+
+    fn on_closed(&mut self, now: Instant, link: Link, ops: &mut Ops) {
+        let session = &mut self.sessions[link.slot()];
+        if session.state == State::Abandoning {
+            session.state = State::Unbound;
+            self.retry(now, link.slot(), CloseReason::ConnectTimeout, ops);
+        } else if let Some(reason) = session.on_closed() {
+            self.end(now, link.slot(), reason);
+        }
+    }
+
+    fn on_timer(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
+        let session = &mut self.sessions[slot];
+        let timeouts = &self.snapshot.listeners[session.listener.index()].timeouts;
+        match session.deadline(timeouts) {
+            None => {}
+            Some((deadline, _)) if deadline > now => self.timers.set(slot, deadline),
+            Some((_, CloseReason::ConnectTimeout)) => {
+                session.abandon(&mut Step { slot, chains: &mut self.chains, ops });
+            }
+            Some((_, reason)) => self.close(slot, reason, ops),
+        }
+    }
+
+    fn set_timer(&mut self, slot: u32) {
+        let session = &self.sessions[slot];
+        let timeouts = &self.snapshot.listeners[session.listener.index()].timeouts;
+        match session.deadline(timeouts) {
+            Some((deadline, _)) => self.timers.set(slot, deadline),
+            None => self.timers.cancel(slot),
+        }
+    }
+
+    fn close(&mut self, slot: u32, reason: CloseReason, ops: &mut Ops) {
+        self.timers.cancel(slot);
+        self.sessions[slot].close(reason, &mut Step { slot, chains: &mut self.chains, ops });
+    }
+
+    /// Nothing of the session is in flight any more: its slot is free.
+    fn end(&mut self, now: Instant, slot: u32, reason: CloseReason) {
+        let Some(session) = self.sessions.remove(slot) else { return };
+        self.stats.sessions_active = self.sessions.len();
+        self.timers.cancel(slot);
+        let listener = &self.snapshot.listeners[session.listener.index()];
+        listener.flows_active.decrement();
+        session.allocation.endpoint.load.on_flow_ended();
+        self.stats.listener(session.listener).on_flow_ended(reason);
+        if let Some(records) = &mut self.records {
+            records.push(session.record(now, &RecordFacts { cluster: listener.cluster, reason }));
+        }
+    }
+
+    fn sweep_some(&mut self, now: Instant, ops: &mut Ops) {
+        for _ in 0..Self::STEPS_PER_TURN {
+            let Some(slot) = self.sweep.next else { return };
+            if ops.room() < Self::OPS_PER_COMPLETION_MAX {
+                return;
+            }
+            if let Some(reason) = self.verdict_of_sweep(now, slot) {
+                self.close(slot, reason, ops);
+            }
+            self.sweep.next = Some(slot + 1).filter(|&next| next < self.sessions.slots_end());
+        }
+    }
+
+    /// Why the changed world does not let this session go on, if so.
+    fn verdict_of_sweep(&self, now: Instant, slot: u32) -> Option<CloseReason> {
+        let session = self.sessions.get(slot)?;
+        if matches!(session.state, State::Closing { .. }) {
+            return None;
+        }
+        if self.drain_is_over(now) {
+            return Some(CloseReason::DrainTimeout);
+        }
+        let listener = &self.snapshot.listeners[session.listener.index()];
+        let cluster = &self.snapshot.clusters[listener.cluster.index()];
+        let id = session.allocation.endpoint.id;
+        let serves = cluster.endpoint(id).is_some_and(|state| state.up)
+            || cluster.candidates.find(id).is_some();
+        let resets = listener.on_endpoint_down == OnEndpointDown::Reset;
+        (resets && !serves).then_some(CloseReason::EndpointDown)
+    }
+
+    fn drain_is_over(&self, now: Instant) -> bool {
+        self.snapshot.drain_until.is_some_and(|end| end <= now)
+    }
+
+    /// Asserts what must hold between any two calls. For tests and simulators: it walks everything.
+    ///
+    /// # Panics
+    /// If the balancer has a bug.
+    pub fn check_invariants(&self) {
+        let active: u64 = self.stats.listeners.iter().map(|listener| listener.flows_active).sum();
+        assert_eq!(active, u64::from(self.sessions.len()), "each active flow has a session");
+        for (slot, session) in self.sessions.iter() {
+            session.check_invariants();
+            let waits = matches!(session.state, State::Connecting | State::Established);
+            assert_eq!(self.timers.is_set(slot), waits, "what can last for ever has a deadline");
+        }
+    }
+}
+
+/// A client that has connected.
+struct Arrival {
+    listener: ListenerId,
+    socket: Accepted,
+    client: SocketAddr,
+}
+
+/// How a run of sends went.
+#[derive(Clone, Copy)]
+struct Delivery {
+    bytes: u32,
+    end: SendEnd,
+}
+
+const fn reset_by(side: Side) -> CloseReason {
+    match side {
+        Side::Downstream => CloseReason::DownstreamReset,
+        Side::Upstream => CloseReason::UpstreamReset,
     }
 }

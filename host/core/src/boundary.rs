@@ -11,7 +11,8 @@
 //!    [`Completion::ReceiveEnded`]. It ends when its credit is used up, when it is paused, at the
 //!    end of the stream or by an error. Only then may the core subscribe to that link again.
 //! 3. [`Completion::Closed`] is the last completion of a link; everything still in flight on the
-//!    link has completed before it. A failed connect leaves nothing behind and needs no close.
+//!    link has completed before it. A failed connect leaves nothing behind and needs no close; a
+//!    close that crosses with its failure still yields `Closed`.
 //! 4. A [`Buffer`] has exactly one holder. It arrives in a `Received`, and leaves in a `Send` or a
 //!    `Recycle`.
 

@@ -10,8 +10,11 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod affinity;
+mod allocation;
 mod balancer;
 pub mod boundary;
+mod chain;
 pub mod flow_table;
 pub mod health;
 pub mod policy;

@@ -3,7 +3,9 @@
 //! A policy is asked once, when a flow is born, and answers at once. Native policies and Wasm
 //! plugins implement the same trait, so the balancer has no state for "waiting for a decision".
 
+mod least_flows;
 pub mod maglev;
+mod round_robin;
 
 use alloc::sync::Arc;
 use core::net::SocketAddr;
@@ -12,6 +14,10 @@ use core::time::Duration;
 use crate::boundary::ListenerId;
 use crate::snapshot::{Candidates, EndpointId};
 use crate::time::Instant;
+
+pub use least_flows::LeastFlows;
+pub use maglev::Maglev;
+pub use round_robin::RoundRobin;
 
 /// Everything a policy may know about the flow it decides on.
 #[derive(Debug, Clone, Copy)]
@@ -167,5 +173,51 @@ impl Source {
             Self::Native => "native",
             Self::Fallback => "fallback",
         }
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    use super::*;
+    use crate::snapshot::{Endpoint, Generation};
+    use alloc::vec::Vec;
+    use core::net::Ipv4Addr;
+
+    pub(super) fn candidates(generation: u64, weights: &[u32]) -> Arc<Candidates> {
+        let endpoint = |(n, &weight): (u32, &u32)| Endpoint {
+            id: EndpointId(n),
+            address: (Ipv4Addr::new(10, 0, 0, n as u8), 80).into(),
+            weight,
+            load: Arc::default(),
+        };
+        Arc::new(Candidates {
+            generation: Generation(generation),
+            endpoints: (0..).zip(weights).map(endpoint).collect(),
+            table: None,
+        })
+    }
+
+    pub(super) fn flow(attempt: u32, tried: &[EndpointId]) -> Flow<'_> {
+        Flow {
+            client: (Ipv4Addr::new(192, 0, 2, 1), 1234).into(),
+            local: (Ipv4Addr::new(192, 0, 2, 2), 80).into(),
+            listener: ListenerId(0),
+            attempt,
+            tried,
+            now: Instant::ZERO,
+            random: 1,
+        }
+    }
+
+    pub(super) fn choices(
+        policy: &mut dyn Policy,
+        among: &Arc<Candidates>,
+        count: usize,
+    ) -> Vec<u32> {
+        let choice = |_| match policy.decide(&flow(0, &[]), among).decision.verdict {
+            Verdict::Forward(EndpointIndex(index)) => index,
+            other => panic!("{other:?}"),
+        };
+        (0..count).map(choice).collect()
     }
 }

@@ -1,1 +1,252 @@
-//! x
+//! One direction of a session: bytes from a source link to a destination link.
+//!
+//! ```text
+//!             Received            run of Sends
+//!   source ───────────▶  queue  ───────────────▶ destination
+//!      ▲                   │                          │
+//!      └── Receive{credit}─┘ when little waits        └─ Shutdown, when the source has ended
+//!                                                        and nothing waits
+//! ```
+//!
+//! The credit is the back-pressure: no more of it is granted while much waits in the queue, so a
+//! destination that stalls costs a bounded number of bytes and then stops the source. It also paces
+//! the choice of buffers: each new subscription picks its pool by what the one before it saw.
+
+use crate::boundary::{Buffer, Link, Op, Ops, Pool, ReceiveEnd, Side};
+use crate::chain::{Chains, Queue};
+
+/// Buffers in one run of sends at most.
+const RUN_MAX: u32 = 64;
+/// Buffers waiting before a subscription is paused: a peer that sends single bytes fills buffers
+/// faster than it uses up credit.
+const WAITING_MAX: u32 = 16;
+
+/// What the kernel is doing for the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inbound {
+    /// Nothing: no credit is granted.
+    Paused,
+    /// A subscription is running.
+    Subscribed,
+    /// A subscription has been told to end.
+    Pausing,
+    /// The source will send no more.
+    Ended,
+}
+
+/// What the kernel is doing for the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outbound {
+    /// Nothing.
+    Idle,
+    /// A run of sends.
+    Sending,
+    /// A shutdown.
+    ShuttingDown,
+    /// Nothing, for good: the destination knows that the stream has ended.
+    Done,
+}
+
+/// What the relay's session lends it for one step.
+pub(crate) struct Step<'a> {
+    pub(crate) slot: u32,
+    pub(crate) chains: &'a mut Chains,
+    pub(crate) ops: &'a mut Ops,
+}
+
+/// One direction.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    from: Side,
+    inbound: Inbound,
+    outbound: Outbound,
+    queue: Queue,
+    /// Bytes the destination's kernel has taken.
+    delivered: u64,
+    gauge: Gauge,
+}
+
+impl Relay {
+    pub(crate) fn new(from: Side) -> Self {
+        Self {
+            from,
+            inbound: Inbound::Paused,
+            outbound: Outbound::Idle,
+            queue: Queue::EMPTY,
+            delivered: 0,
+            gauge: Gauge::new(Pool::Small),
+        }
+    }
+
+    /// Both ends are connected: asks for the first bytes.
+    pub(crate) fn start(&mut self, step: &mut Step<'_>) {
+        self.subscribe(step);
+    }
+
+    pub(crate) fn on_received(&mut self, buffer: Buffer, step: &mut Step<'_>) {
+        self.gauge.on_received(&buffer);
+        step.chains.push(&mut self.queue, buffer);
+        if self.outbound == Outbound::Idle {
+            self.send(step);
+        } else if self.inbound == Inbound::Subscribed && self.queue.buffers() >= WAITING_MAX {
+            self.inbound = Inbound::Pausing;
+            step.ops.push(Op::Pause { link: self.source(step) });
+        }
+    }
+
+    /// The subscription is over and the stream is whole so far.
+    pub(crate) fn on_receive_ended(&mut self, end: ReceiveEnd, step: &mut Step<'_>) {
+        self.inbound = match end {
+            ReceiveEnd::EndOfStream => Inbound::Ended,
+            _ => Inbound::Paused,
+        };
+        self.proceed(step);
+    }
+
+    /// Counts bytes that the destination's kernel took.
+    pub(crate) fn on_delivered(&mut self, bytes: u32) {
+        self.delivered += u64::from(bytes);
+    }
+
+    /// The run of sends is over and was whole.
+    pub(crate) fn on_sent(&mut self, step: &mut Step<'_>) {
+        self.outbound = Outbound::Idle;
+        if !self.queue.is_empty() {
+            self.send(step);
+        }
+        self.proceed(step);
+    }
+
+    pub(crate) fn on_shut_down(&mut self) {
+        self.outbound = Outbound::Done;
+    }
+
+    /// Gives back what waits; the destination will never get it.
+    pub(crate) fn discard(&mut self, step: &mut Step<'_>) {
+        while let Some(buffer) = step.chains.pop(&mut self.queue) {
+            step.ops.push(Op::Recycle { buffer });
+        }
+    }
+
+    /// Whether the source has ended and everything it sent has been delivered.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.inbound == Inbound::Ended
+            && self.queue.is_empty()
+            && self.outbound != Outbound::Sending
+    }
+
+    /// Whether bytes are on their way that the destination has not got.
+    pub(crate) fn is_loaded(&self) -> bool {
+        !self.queue.is_empty() || self.outbound == Outbound::Sending
+    }
+
+    /// Whether the source has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.inbound == Inbound::Ended
+    }
+
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// Tells the destination that the stream has ended, once it has everything.
+    pub(crate) fn finish(&mut self, step: &mut Step<'_>) {
+        if self.is_drained() && self.outbound == Outbound::Idle {
+            self.outbound = Outbound::ShuttingDown;
+            step.ops.push(Op::Shutdown { link: self.destination(step) });
+        }
+    }
+
+    fn proceed(&mut self, step: &mut Step<'_>) {
+        let little_waits = self.queue.bytes() <= self.gauge.pool.window_bytes() / 2
+            && self.queue.buffers() <= WAITING_MAX / 2;
+        if self.inbound == Inbound::Paused && little_waits {
+            self.subscribe(step);
+        }
+    }
+
+    fn subscribe(&mut self, step: &mut Step<'_>) {
+        let mut pool = self.gauge.next_pool();
+        if pool == Pool::Bulk && step.chains.is_short(Pool::Bulk) {
+            pool = Pool::Small;
+        }
+        let credit = if step.chains.is_short(pool) {
+            pool.buffer_bytes()
+        } else {
+            pool.window_bytes().saturating_sub(self.queue.bytes()).max(pool.buffer_bytes())
+        };
+        self.gauge = Gauge::new(pool);
+        self.inbound = Inbound::Subscribed;
+        step.ops.push(Op::Receive { link: self.source(step), pool, credit });
+    }
+
+    fn send(&mut self, step: &mut Step<'_>) {
+        let link = self.destination(step);
+        self.outbound = Outbound::Sending;
+        for sent in 1..=RUN_MAX {
+            let Some(buffer) = step.chains.pop(&mut self.queue) else { break };
+            let more = sent < RUN_MAX && !self.queue.is_empty();
+            step.ops.push(Op::Send { link, buffer, more });
+        }
+    }
+
+    fn source(&self, step: &Step<'_>) -> Link {
+        Link::new(step.slot, self.from)
+    }
+
+    fn destination(&self, step: &Step<'_>) -> Link {
+        Link::new(step.slot, self.from.other())
+    }
+
+    /// The state that the kernel's side must agree with.
+    pub(crate) fn check_invariants(&self) {
+        let idle = matches!(self.outbound, Outbound::Idle | Outbound::Sending);
+        assert!(idle || self.is_drained(), "an end is announced after everything before it");
+        assert!(self.outbound != Outbound::Idle || self.queue.is_empty(), "what waits is sent");
+    }
+}
+
+impl Pool {
+    /// Bytes that may be on their way in one direction that uses this pool.
+    const fn window_bytes(self) -> u32 {
+        match self {
+            Self::Small => 4 * self.buffer_bytes(),
+            Self::Bulk => 8 * self.buffer_bytes(),
+        }
+    }
+}
+
+/// What a subscription saw, and so which pool the next one should use.
+///
+/// A direction that fills more than half of its small buffers moves to bulk ones, and stays while
+/// it puts at least two small buffers' worth into each. The gap between the two rules keeps a
+/// direction from going back and forth.
+#[derive(Debug)]
+struct Gauge {
+    pool: Pool,
+    buffers: u32,
+    filled: u32,
+    bytes: u32,
+}
+
+impl Gauge {
+    const fn new(pool: Pool) -> Self {
+        Self { pool, buffers: 0, filled: 0, bytes: 0 }
+    }
+
+    fn on_received(&mut self, buffer: &Buffer) {
+        self.buffers += 1;
+        self.bytes = self.bytes.saturating_add(buffer.len());
+        self.filled += u32::from(buffer.len() == buffer.pool().buffer_bytes());
+    }
+
+    fn next_pool(&self) -> Pool {
+        let stays_bulk =
+            self.pool == Pool::Bulk && self.bytes / 2 >= self.buffers * Pool::Small.buffer_bytes();
+        let turns_bulk = self.pool == Pool::Small && self.filled * 2 > self.buffers;
+        if stays_bulk || turns_bulk { Pool::Bulk } else { Pool::Small }
+    }
+}
+
+#[cfg(test)]
+mod tests;

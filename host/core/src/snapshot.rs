@@ -11,7 +11,6 @@ use core::net::SocketAddr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
 
-use crate::boundary::ListenerId;
 use crate::policy::{EndpointIndex, maglev};
 use crate::time::Instant;
 
@@ -29,7 +28,7 @@ impl ClusterId {
 
 /// Names an endpoint of one cluster for as long as it is configured: never reused, whatever
 /// generation it is seen in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct EndpointId(pub u32);
 
 /// Counts published worlds.

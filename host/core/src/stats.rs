@@ -26,7 +26,7 @@ impl Stats {
     pub(crate) fn new(listeners: usize, clusters: usize) -> Self {
         Self {
             listeners: vec![ListenerStats::default(); listeners].into_boxed_slice(),
-            clusters: vec![ClusterStats::default(); clusters].into_boxed_slice(),
+            clusters: vec![ClusterStats::NEW; clusters].into_boxed_slice(),
             sessions_active: 0,
             flow_table_entries: 0,
         }
@@ -85,12 +85,16 @@ impl ListenerStats {
 }
 
 /// What a worker counts per cluster.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ClusterStats {
     /// Decisions, by [`Source::index`]. Their sum is the cluster's flows plus its retries.
     pub decisions_total: [u64; Source::ALL.len()],
     /// 1 for the policy the worker started with, one more for each swap.
     pub policy_generation: u64,
+}
+
+impl ClusterStats {
+    const NEW: Self = Self { decisions_total: [0; Source::ALL.len()], policy_generation: 1 };
 }
 
 /// Makes an enum of named reasons dense and printable.
@@ -162,6 +166,8 @@ reasons! {
         Buffers => "buffers",
         /// The process has no descriptor left to accept with; the client waits in the backlog.
         Descriptors => "descriptors",
+        /// The process is ending and its drain is over.
+        Draining => "draining",
     }
 }
 

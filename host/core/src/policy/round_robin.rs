@@ -1,0 +1,125 @@
+//! Smooth weighted round robin, as in NGINX (`ngx_http_upstream_round_robin.c`): each choice adds
+//! every endpoint's weight to its standing, takes the one that stands highest and takes the sum
+//! of all weights off it. Weights 5, 1, 1 give a a b a c a a, not five a in a row.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::{Decided, Decision, EndpointIndex, Flow, Policy, Source};
+use crate::snapshot::{Candidates, Endpoint, EndpointId, Generation};
+
+/// Standing of one endpoint.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    id: EndpointId,
+    value: i64,
+}
+
+/// The smooth order, shared by the policies that need one.
+#[derive(Debug, Default)]
+pub(super) struct SmoothOrder {
+    generation: Option<Generation>,
+    standings: Vec<Standing>,
+}
+
+impl SmoothOrder {
+    /// Takes over a changed list; endpoints that stay keep their standing.
+    pub(super) fn follow(&mut self, among: &Candidates) {
+        if self.generation == Some(among.generation) {
+            return;
+        }
+        self.generation = Some(among.generation);
+        let old = core::mem::take(&mut self.standings);
+        let standing_of = |endpoint: &Endpoint| {
+            let known = old.iter().find(|standing| standing.id == endpoint.id);
+            known.copied().unwrap_or(Standing { id: endpoint.id, value: 0 })
+        };
+        self.standings = among.endpoints.iter().map(standing_of).collect();
+    }
+
+    /// The next in order among the endpoints that `may` be taken; the first on ties.
+    pub(super) fn next(
+        &mut self,
+        among: &Candidates,
+        may: impl Fn(&Endpoint) -> bool,
+    ) -> Option<EndpointIndex> {
+        let mut sum = 0;
+        let mut best: Option<usize> = None;
+        for (place, endpoint) in among.endpoints.iter().enumerate() {
+            if !may(endpoint) {
+                continue;
+            }
+            let weight = i64::from(endpoint.weight);
+            sum += weight;
+            self.standings[place].value += weight;
+            if best.is_none_or(|best| self.standings[place].value > self.standings[best].value) {
+                best = Some(place);
+            }
+        }
+        self.standings[best?].value -= sum;
+        best.map(|place| EndpointIndex(place as u32))
+    }
+}
+
+/// Endpoints in turn, by weight.
+#[derive(Debug, Default)]
+pub struct RoundRobin {
+    order: SmoothOrder,
+}
+
+impl RoundRobin {
+    /// Starts with the first endpoint.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Policy for RoundRobin {
+    fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
+        self.order.follow(among);
+        let untried = self.order.next(among, |endpoint| !flow.has_tried(endpoint.id));
+        let next = untried.or_else(|| self.order.next(among, |_| true));
+        let decision = Decision::forward(next.unwrap_or(EndpointIndex(0)));
+        Decided { decision, source: Source::Native }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::testing::{candidates, choices, flow};
+
+    #[test]
+    fn weights_5_1_1_give_the_order_of_nginx() {
+        let among = candidates(1, &[5, 1, 1]);
+        let mut policy = RoundRobin::new();
+        assert_eq!(choices(&mut policy, &among, 14), [0, 0, 1, 0, 2, 0, 0, 0, 0, 1, 0, 2, 0, 0]);
+    }
+
+    #[test]
+    fn a_changed_list_does_not_start_the_order_again() {
+        let mut policy = RoundRobin::new();
+        assert_eq!(choices(&mut policy, &candidates(1, &[1, 1, 1]), 1), [0]);
+        assert_eq!(choices(&mut policy, &candidates(2, &[1, 1, 1]), 2), [1, 2]);
+    }
+
+    #[test]
+    fn a_retry_goes_to_an_endpoint_that_has_not_failed() {
+        let among = candidates(1, &[5, 1]);
+        let mut policy = RoundRobin::new();
+        let tried = [EndpointId(0)];
+        for _ in 0..10 {
+            let decided = policy.decide(&flow(1, &tried), &among);
+            assert_eq!(decided.decision, Decision::forward(EndpointIndex(1)));
+        }
+    }
+
+    #[test]
+    fn with_every_endpoint_tried_one_is_tried_again() {
+        let among = candidates(1, &[1, 1]);
+        let tried = [EndpointId(0), EndpointId(1)];
+        let decided = RoundRobin::new().decide(&flow(2, &tried), &among);
+        assert_eq!(decided.decision, Decision::forward(EndpointIndex(0)));
+    }
+}

@@ -1,0 +1,228 @@
+//! Kept decisions: the same client, the same answer, without asking again.
+//!
+//! What is kept names the endpoint by its lasting id, not by its place in the list a policy saw, so
+//! that an entry stays true over generations and is given up when its endpoint is.
+
+use core::net::{IpAddr, Ipv6Addr};
+use core::time::Duration;
+
+use crate::flow_table::{FlowTable, Full};
+use crate::policy::{Decision, Method, Verdict};
+use crate::snapshot::{Candidates, ClusterId, Endpoint, EndpointId, Listener, PrefixLengths};
+use crate::time::Instant;
+
+/// Who a decision of client scope is kept for: one cluster's clients of one address prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+struct ClientKey {
+    /// The masked address, IPv4 mapped into IPv6, in two halves.
+    prefix: [u64; 2],
+    cluster: u16,
+}
+
+impl ClientKey {
+    fn new(client: IpAddr, lengths: PrefixLengths, cluster: ClusterId) -> Self {
+        let (bits, length) = match client {
+            IpAddr::V4(v4) => (v4.to_ipv6_mapped(), 96 + u32::from(lengths.v4.min(32))),
+            IpAddr::V6(v6) => (v6, u32::from(lengths.v6.min(128))),
+        };
+        let bits = Ipv6Addr::to_bits(bits) & u128::MAX.checked_shl(128 - length).unwrap_or(0);
+        Self { prefix: [(bits >> 64) as u64, bits as u64], cluster: cluster.0 }
+    }
+}
+
+/// A verdict that names its endpoint for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeptVerdict {
+    Forward(EndpointId),
+    Reset,
+    Drop,
+}
+
+/// What is kept of a decision.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    verdict: KeptVerdict,
+    method: CompactMethod,
+    /// The generation of the policy that decided.
+    policy_generation: u32,
+    /// Zero for an entry with a fixed end.
+    sliding_ttl_ms: u32,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            verdict: KeptVerdict::Drop,
+            method: CompactMethod::default(),
+            policy_generation: 0,
+            sliding_ttl_ms: 0,
+        }
+    }
+}
+
+/// A [`Method`] in 16 bytes, so that an entry fits into one cache line.
+#[derive(Debug, Clone, Copy, Default)]
+struct CompactMethod {
+    idle_timeout_ms: u32,
+    throttle_kib_s: u32,
+    tag: u32,
+    announce: bool,
+}
+
+impl From<Method> for CompactMethod {
+    fn from(method: Method) -> Self {
+        Self {
+            idle_timeout_ms: method.idle_timeout.map_or(0, millis),
+            throttle_kib_s: method.throttle_kib_s.unwrap_or(0),
+            tag: method.tag,
+            announce: method.announce,
+        }
+    }
+}
+
+impl From<CompactMethod> for Method {
+    fn from(compact: CompactMethod) -> Self {
+        let idle = Duration::from_millis(compact.idle_timeout_ms.into());
+        Self {
+            idle_timeout: (!idle.is_zero()).then_some(idle),
+            throttle_kib_s: (compact.throttle_kib_s != 0).then_some(compact.throttle_kib_s),
+            announce: compact.announce,
+            tag: compact.tag,
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// A kept decision that still holds.
+#[derive(Debug)]
+pub(crate) struct Found<'a> {
+    pub(crate) target: Option<&'a Endpoint>,
+    pub(crate) verdict: KeptVerdict,
+    pub(crate) method: Method,
+    pub(crate) policy_generation: u64,
+}
+
+/// The kept decisions of one worker.
+#[derive(Debug)]
+pub(crate) struct Affinity {
+    table: FlowTable<ClientKey, Kept>,
+}
+
+impl Affinity {
+    pub(crate) fn new(entries_max: u32, hash_key: [u64; 2]) -> Self {
+        Self { table: FlowTable::new(entries_max as usize, hash_key) }
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.table.len() as u32
+    }
+
+    /// The decision kept for this client, if it is alive and its endpoint may be given flows.
+    #[inline]
+    pub(crate) fn find<'a>(
+        &mut self,
+        now: Instant,
+        listener: &Listener,
+        client: IpAddr,
+        among: &'a Candidates,
+    ) -> Option<Found<'a>> {
+        if self.table.is_empty() {
+            return None;
+        }
+        let key = ClientKey::new(client, listener.client_prefix, listener.cluster);
+        let kept = *self.table.get(now, &key)?;
+        let target = match kept.verdict {
+            KeptVerdict::Forward(id) => Some(among.find(id)?),
+            KeptVerdict::Reset | KeptVerdict::Drop => None,
+        };
+        if kept.sliding_ttl_ms != 0 {
+            self.table.extend(&key, now + Duration::from_millis(kept.sliding_ttl_ms.into()));
+        }
+        Some(Found {
+            target,
+            verdict: kept.verdict,
+            method: kept.method.into(),
+            policy_generation: kept.policy_generation.into(),
+        })
+    }
+
+    /// Keeps a decision for this client, in place of an earlier one.
+    pub(crate) fn keep(
+        &mut self,
+        now: Instant,
+        listener: &Listener,
+        client: IpAddr,
+        entry: &NewEntry<'_>,
+    ) -> Result<(), Full> {
+        let decision = entry.decision;
+        let ttl = if decision.ttl.is_zero() { listener.timeouts.idle } else { decision.ttl };
+        let verdict = match (decision.verdict, entry.target) {
+            (Verdict::Forward(_), Some(endpoint)) => KeptVerdict::Forward(endpoint.id),
+            (Verdict::Reset, _) => KeptVerdict::Reset,
+            (Verdict::Drop, _) => KeptVerdict::Drop,
+            (Verdict::Forward(_), None) => return Ok(()),
+        };
+        let kept = Kept {
+            verdict,
+            method: decision.method.into(),
+            policy_generation: u32::try_from(entry.policy_generation).unwrap_or(u32::MAX),
+            sliding_ttl_ms: if decision.sliding { millis(ttl).max(1) } else { 0 },
+        };
+        let key = ClientKey::new(client, listener.client_prefix, listener.cluster);
+        self.table.insert(now, key, kept, now + ttl)
+    }
+}
+
+/// A decision to be kept.
+#[derive(Debug)]
+pub(crate) struct NewEntry<'a> {
+    pub(crate) decision: &'a Decision,
+    pub(crate) target: Option<&'a Endpoint>,
+    pub(crate) policy_generation: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(address: &str, v4: u8, v6: u8) -> ClientKey {
+        ClientKey::new(address.parse().unwrap(), PrefixLengths { v4, v6 }, ClusterId(0))
+    }
+
+    #[test]
+    fn an_entry_fits_into_a_cache_line() {
+        let affinity = Affinity::new(1_200_000, [0, 0]);
+        assert!(affinity.table.memory_bytes() <= 100_000 * 15 * (64 + 2));
+    }
+
+    #[test]
+    fn clients_of_one_prefix_are_one_client() {
+        assert_eq!(key("10.1.2.3", 24, 64), key("10.1.2.200", 24, 64));
+        assert_ne!(key("10.1.2.3", 24, 64), key("10.1.3.3", 24, 64));
+        assert_ne!(key("10.1.2.3", 32, 64), key("10.1.2.4", 32, 64));
+        assert_eq!(key("2001:db8::1", 32, 64), key("2001:db8::ffff:1", 32, 64));
+        assert_ne!(key("2001:db8::1", 32, 128), key("2001:db8::2", 32, 128));
+        assert_eq!(key("1.2.3.4", 0, 0), key("9.9.9.9", 0, 0));
+        assert_eq!(key("::1", 0, 0), key("ffff::", 0, 0));
+    }
+
+    #[test]
+    fn an_ipv4_client_is_never_taken_for_an_ipv6_one() {
+        assert_ne!(key("1.2.3.4", 0, 96), key("::", 0, 96));
+    }
+
+    #[test]
+    fn a_method_survives_being_kept() {
+        let method = Method {
+            idle_timeout: Some(Duration::from_millis(1_500)),
+            throttle_kib_s: Some(64),
+            announce: true,
+            tag: 9,
+        };
+        assert_eq!(Method::from(CompactMethod::from(method)), method);
+        assert_eq!(Method::from(CompactMethod::from(Method::DEFAULT)), Method::DEFAULT);
+    }
+}

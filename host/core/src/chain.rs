@@ -1,0 +1,146 @@
+//! Queues of buffers without allocation.
+//!
+//! A buffer has one holder, so one link per buffer is enough for any number of queues: the links
+//! of all buffers stand in one array sized at start.
+
+use alloc::vec::Vec;
+
+use crate::boundary::{Buffer, Pool, PoolSizes};
+
+const NONE: u32 = u32::MAX;
+
+/// Buffers received and not yet sent, oldest first.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    head: u32,
+    tail: u32,
+    buffers: u32,
+    bytes: u32,
+}
+
+impl Queue {
+    pub(crate) const EMPTY: Self = Self { head: NONE, tail: NONE, buffers: 0, bytes: 0 };
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buffers == 0
+    }
+
+    pub(crate) fn buffers(&self) -> u32 {
+        self.buffers
+    }
+
+    pub(crate) fn bytes(&self) -> u32 {
+        self.bytes
+    }
+}
+
+#[derive(Debug)]
+struct Node {
+    buffer: Option<Buffer>,
+    next: u32,
+}
+
+/// The links of all buffers, and how many of them the core holds.
+#[derive(Debug)]
+pub(crate) struct Chains {
+    nodes: Vec<Node>,
+    sizes: PoolSizes,
+    held: [u32; 2],
+}
+
+impl Chains {
+    pub(crate) fn new(sizes: PoolSizes) -> Self {
+        let mut nodes = Vec::new();
+        nodes
+            .resize_with((sizes.small + sizes.bulk) as usize, || Node { buffer: None, next: NONE });
+        Self { nodes, sizes, held: [0; 2] }
+    }
+
+    pub(crate) fn push(&mut self, queue: &mut Queue, buffer: Buffer) {
+        let place = self.place_of(&buffer);
+        self.held[buffer.pool().index()] += 1;
+        queue.buffers += 1;
+        queue.bytes += buffer.len();
+        let node = &mut self.nodes[place as usize];
+        assert!(node.buffer.is_none(), "a buffer has one holder");
+        *node = Node { buffer: Some(buffer), next: NONE };
+        if queue.tail == NONE {
+            queue.head = place;
+        } else {
+            self.nodes[queue.tail as usize].next = place;
+        }
+        queue.tail = place;
+    }
+
+    pub(crate) fn pop(&mut self, queue: &mut Queue) -> Option<Buffer> {
+        let node = self.nodes.get_mut(queue.head as usize)?;
+        let buffer = node.buffer.take()?;
+        queue.head = node.next;
+        if queue.head == NONE {
+            queue.tail = NONE;
+        }
+        queue.buffers -= 1;
+        queue.bytes -= buffer.len();
+        self.held[buffer.pool().index()] -= 1;
+        Some(buffer)
+    }
+
+    /// Buffers in queues.
+    pub(crate) fn held(&self, pool: Pool) -> u32 {
+        self.held[pool.index()]
+    }
+
+    /// Whether so many buffers wait in queues that what is left must be kept for flows that have
+    /// none: seven eighths of a pool.
+    pub(crate) fn is_short(&self, pool: Pool) -> bool {
+        let size = self.sizes.of(pool);
+        self.held(pool) >= size - size / 8
+    }
+
+    fn place_of(&self, buffer: &Buffer) -> u32 {
+        match buffer.pool() {
+            Pool::Small => buffer.index(),
+            Pool::Bulk => self.sizes.small + buffer.index(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: PoolSizes = PoolSizes { small: 8, bulk: 2 };
+
+    #[test]
+    fn buffers_leave_each_queue_in_the_order_they_came() {
+        let (mut chains, mut a, mut b) = (Chains::new(SIZES), Queue::EMPTY, Queue::EMPTY);
+        chains.push(&mut a, Buffer::new(Pool::Small, 3, 30));
+        chains.push(&mut b, Buffer::new(Pool::Small, 1, 10));
+        chains.push(&mut a, Buffer::new(Pool::Bulk, 0, 5));
+        chains.push(&mut a, Buffer::new(Pool::Small, 0, 7));
+        assert_eq!((a.buffers(), a.bytes()), (3, 42));
+        let order: Vec<_> =
+            core::iter::from_fn(|| chains.pop(&mut a)).map(|buffer| buffer.len()).collect();
+        assert_eq!(order, [30, 5, 7]);
+        assert!(a.is_empty());
+        assert_eq!(chains.pop(&mut b), Some(Buffer::new(Pool::Small, 1, 10)));
+        assert_eq!((chains.held(Pool::Small), chains.held(Pool::Bulk)), (0, 0));
+    }
+
+    #[test]
+    fn a_pool_is_short_when_seven_eighths_wait() {
+        let (mut chains, mut queue) = (Chains::new(SIZES), Queue::EMPTY);
+        (0..6).for_each(|index| chains.push(&mut queue, Buffer::new(Pool::Small, index, 1)));
+        assert!(!chains.is_short(Pool::Small));
+        chains.push(&mut queue, Buffer::new(Pool::Small, 6, 1));
+        assert!(chains.is_short(Pool::Small));
+    }
+
+    #[test]
+    #[should_panic(expected = "a buffer has one holder")]
+    fn a_buffer_that_comes_twice_is_noticed() {
+        let (mut chains, mut queue) = (Chains::new(SIZES), Queue::EMPTY);
+        chains.push(&mut queue, Buffer::new(Pool::Small, 3, 30));
+        chains.push(&mut queue, Buffer::new(Pool::Small, 3, 30));
+    }
+}
