@@ -1,1 +1,44 @@
-//! Placeholder until the first commit of this crate.
+//! Performs: `io_uring` and sockets for the Pointsman load balancer.
+//!
+//! The balancer decides and this crate acts: it turns [`Op`]s into kernel requests and kernel
+//! events into [`Completion`]s, and knows nothing of clusters, policies or flows. A worker's turn
+//! is three calls on one [`Ring`], of which only the middle one enters the kernel:
+//!
+//! ```text
+//!   ops ──▶ submit ──▶ wait ──▶ reap ──▶ completions
+//!           (fill      (one     (drain
+//!            the SQ)    enter)   the CQ)
+//! ```
+//!
+//! Why a crate of its own: everything that can corrupt memory is here, in three files. The rule
+//! that keeps it safe is one sentence: *no buffer and no socket is released while the kernel may
+//! still use it.* Buffers live in mappings that outlive the ring ([`buffers`]); a link's socket is
+//! closed only when nothing of it is in flight ([`socket`]); and dropping a ring cancels
+//! everything, waits, and leaks the mappings on purpose should the kernel not answer ([`ring`]).
+//!
+//! [`Op`]: pointsman_core::boundary::Op
+//! [`Completion`]: pointsman_core::boundary::Completion
+//! [`buffers`]: mod@buffers
+//! [`socket`]: mod@socket
+//! [`ring`]: mod@ring
+#![deny(unsafe_code)]
+#![allow(rustdoc::private_intra_doc_links)]
+
+mod buffers;
+mod error;
+mod listener;
+mod perform;
+mod probe;
+mod reap;
+mod ring;
+mod socket;
+mod sys;
+mod token;
+mod wake;
+
+pub use error::RingError;
+pub use perform::{Ring, RingConfig};
+pub use probe::{Probe, RingFeatures, probe};
+pub use reap::Reap;
+pub use sys::{Clock, DescriptorLimit, bind_tcp, descriptor_limit, raise_descriptor_limit};
+pub use wake::Waker;

@@ -1,0 +1,324 @@
+//! The memory that connections receive into, and the kernel's view of it.
+//!
+//! Each pool is one mapping of equal buffers. The kernel sees only a *window* of them, in a ring
+//! of provided buffers; the rest wait on a stack, last in, first out. So the memory that is ever
+//! touched follows the load and not the configuration, and what comes next is still in the cache.
+//!
+//! ```text
+//!        taken (a completion names it)          put back
+//!   ┌─────────────◀─ window (kernel) ◀─ provide ─ stack ◀──┐
+//!   └─▶ the core holds it ─▶ a run of sends ───────────────┘
+//! ```
+//!
+//! Rust code never looks into a buffer, so the kernel may write to it at any time; what must hold
+//! is that its memory stays mapped. The mappings are dropped by the ring's owner, after the kernel
+//! has given everything back.
+//!
+//! Buffers of one run of sends are chained through a table with one place per buffer: a run costs
+//! no memory of its own, however long it is.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::types::BufRingEntry;
+use io_uring::{IoUring, Submitter};
+use pointsman_core::boundary::{Buffer, Pool, PoolSizes};
+
+use crate::RingError;
+use crate::sys::Mapping;
+
+/// Buffers of a pool are numbered in 16 bits.
+const POOL_MAX: u32 = 1 << 16;
+
+/// How many buffers of each pool the kernel sees.
+const WINDOWS: PoolSizes = PoolSizes { small: 512, bulk: 64 };
+
+/// Names a buffer of either pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BufferId(u32);
+
+impl BufferId {
+    /// No buffer: the end of a chain.
+    pub(crate) const NONE: Self = Self(u32::MAX);
+}
+
+/// Both pools, and the table that chains their buffers into runs.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    pools: [Memory; 2],
+    /// The length of each buffer's content, and the buffer that follows it in its run. Arrays, so
+    /// that the table comes zeroed from the kernel and untouched.
+    chain: Vec<[u32; 2]>,
+}
+
+impl Buffers {
+    /// Maps both pools; provides nothing yet.
+    pub(crate) fn new(sizes: &PoolSizes) -> Result<Self, RingError> {
+        let small = Memory::new(Pool::Small, sizes.small)?;
+        let bulk = Memory::new(Pool::Bulk, sizes.bulk)?;
+        let chain = vec![[0; 2]; (sizes.small + sizes.bulk) as usize];
+        Ok(Self { pools: [small, bulk], chain })
+    }
+
+    /// Shows both windows to a ring. The caller keeps these buffers mapped until the ring has
+    /// nothing in flight.
+    pub(crate) fn register(&self, ring: &IoUring) -> io::Result<()> {
+        for memory in &self.pools {
+            memory.register(&ring.submitter())?;
+        }
+        Ok(())
+    }
+
+    /// Fills both windows up again.
+    pub(crate) fn provide(&mut self) {
+        for memory in &mut self.pools {
+            if memory.visible < memory.window {
+                memory.provide();
+            }
+        }
+    }
+
+    /// Takes the buffer the kernel has put `len` bytes into.
+    pub(crate) fn taken(&mut self, pool: Pool, number: u16, len: u32) -> Buffer {
+        let memory = &mut self.pools[pool.index()];
+        memory.visible -= 1;
+        Buffer::new(pool, u32::from(number), len)
+    }
+
+    /// Takes a buffer back; nobody needs its bytes.
+    pub(crate) fn put(&mut self, buffer: &Buffer) {
+        self.pools[buffer.pool().index()].put(buffer.index());
+    }
+
+    /// How many buffers of a pool are free, whether the kernel sees them or not.
+    pub(crate) fn free(&self, pool: Pool) -> u32 {
+        let memory = &self.pools[pool.index()];
+        memory.visible + memory.returned.len() as u32 + (memory.count - memory.fresh)
+    }
+
+    /// How many buffers of a pool the kernel may still take.
+    pub(crate) fn visible(&self, pool: Pool) -> u32 {
+        self.pools[pool.index()].visible
+    }
+
+    /// Starts a chain of one.
+    pub(crate) fn chain(&mut self, buffer: &Buffer) -> BufferId {
+        let memory = &self.pools[buffer.pool().index()];
+        assert!(
+            buffer.index() < memory.count && buffer.len() <= buffer.pool().buffer_bytes(),
+            "a buffer comes from this ring"
+        );
+        let id = match buffer.pool() {
+            Pool::Small => buffer.index(),
+            Pool::Bulk => self.pools[0].count + buffer.index(),
+        };
+        self.chain[id as usize] = [buffer.len(), BufferId::NONE.0];
+        BufferId(id)
+    }
+
+    /// Makes `next` follow `tail`.
+    pub(crate) fn append(&mut self, tail: BufferId, next: BufferId) {
+        self.chain[tail.0 as usize][1] = next.0;
+    }
+
+    /// Puts a whole chain back.
+    pub(crate) fn put_chain(&mut self, head: BufferId) {
+        let mut id = head;
+        while id != BufferId::NONE {
+            let next = BufferId(self.chain[id.0 as usize][1]);
+            let (pool, index) = self.locate(id);
+            self.pools[pool.index()].put(index);
+            id = next;
+        }
+    }
+
+    /// The bytes of a chain, buffer by buffer.
+    pub(crate) fn chunks(&self, head: BufferId) -> impl Iterator<Item = libc::iovec> + '_ {
+        let mut id = head;
+        std::iter::from_fn(move || {
+            let [len, next] = *self.chain.get(id.0 as usize)?;
+            let (pool, index) = self.locate(id);
+            let base = self.pools[pool.index()].start(index);
+            id = BufferId(next);
+            Some(libc::iovec { iov_base: base.cast(), iov_len: len as usize })
+        })
+    }
+
+    fn locate(&self, id: BufferId) -> (Pool, u32) {
+        match id.0.checked_sub(self.pools[0].count) {
+            None => (Pool::Small, id.0),
+            Some(index) => (Pool::Bulk, index),
+        }
+    }
+}
+
+/// One pool.
+#[derive(Debug)]
+struct Memory {
+    pool: Pool,
+    count: u32,
+    /// The buffers themselves.
+    bytes: Mapping,
+    /// The kernel's ring of provided buffers.
+    ring: Mapping,
+    /// How many entries that ring has, less one.
+    mask: u16,
+    /// Where the next buffer goes in it.
+    tail: u16,
+    /// How many buffers the kernel should see.
+    window: u32,
+    /// How many it does see, counting those whose completion is not reaped yet.
+    visible: u32,
+    /// Buffers that have been used and are free.
+    returned: Vec<u16>,
+    /// The first buffer that has never been used.
+    fresh: u32,
+}
+
+impl Memory {
+    fn new(pool: Pool, count: u32) -> Result<Self, RingError> {
+        if count == 0 || count > POOL_MAX {
+            return Err(RingError::PoolSize { pool, count });
+        }
+        let window = count.min(WINDOWS.of(pool));
+        let entries = window.next_power_of_two();
+        let map = |bytes| Mapping::new(bytes).map_err(RingError::os("map the receive buffers"));
+        Ok(Self {
+            pool,
+            count,
+            bytes: map(count as usize * pool.buffer_bytes() as usize)?,
+            ring: map(entries as usize * size_of::<BufRingEntry>())?,
+            mask: (entries - 1) as u16,
+            tail: 0,
+            window,
+            visible: 0,
+            returned: Vec::with_capacity(count as usize),
+            fresh: 0,
+        })
+    }
+
+    fn register(&self, submitter: &Submitter<'_>) -> io::Result<()> {
+        let (address, group) = (self.ring.start().as_ptr() as u64, self.pool.index() as u16);
+        // SAFETY: the mapping holds `mask + 1` zeroed entries, page-aligned, and the ring's owner
+        // keeps it mapped for as long as the ring lives.
+        unsafe { submitter.register_buf_ring_with_flags(address, self.mask + 1, group, 0) }
+    }
+
+    fn provide(&mut self) {
+        while self.visible < self.window {
+            let Some(index) = self.take() else { break };
+            let place = usize::from(self.tail & self.mask);
+            // SAFETY: `place` is below the number of entries in the mapping. Only this thread
+            // writes to them, and the kernel reads this one only after the tail has passed it.
+            let entry =
+                unsafe { &mut *self.ring.start().cast::<BufRingEntry>().add(place).as_ptr() };
+            entry.set_addr(self.start(u32::from(index)) as u64);
+            entry.set_len(self.pool.buffer_bytes());
+            entry.set_bid(index);
+            self.tail = self.tail.wrapping_add(1);
+            self.visible += 1;
+        }
+        self.kernel_tail().store(self.tail, Ordering::Release);
+    }
+
+    /// The tail as the kernel reads it, in the unused part of the first entry.
+    fn kernel_tail(&self) -> &AtomicU16 {
+        // SAFETY: the mapping begins with an entry; its tail field is 2-aligned, lives as long as
+        // the mapping and is only ever written through this reference.
+        unsafe {
+            let base = self.ring.start().cast::<BufRingEntry>().as_ptr();
+            AtomicU16::from_ptr(BufRingEntry::tail(base).cast_mut())
+        }
+    }
+
+    fn take(&mut self) -> Option<u16> {
+        if let Some(index) = self.returned.pop() {
+            return Some(index);
+        }
+        if self.fresh == self.count {
+            return None;
+        }
+        self.fresh += 1;
+        Some((self.fresh - 1) as u16)
+    }
+
+    fn put(&mut self, index: u32) {
+        assert!(index < self.fresh, "a buffer comes from this ring");
+        debug_assert!(self.returned.len() < self.fresh as usize, "a buffer is put back once");
+        self.returned.push(index as u16);
+    }
+
+    /// Where a buffer begins.
+    fn start(&self, index: u32) -> *mut u8 {
+        debug_assert!(index < self.count);
+        let offset = index as usize * self.pool.buffer_bytes() as usize;
+        debug_assert!(offset < self.bytes.bytes());
+        self.bytes.start().as_ptr().wrapping_add(offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buffers(small: u32, bulk: u32) -> Buffers {
+        Buffers::new(&PoolSizes { small, bulk }).expect("map")
+    }
+
+    #[test]
+    fn the_window_is_small_and_every_buffer_is_free_at_first() {
+        let mut buffers = buffers(4096, 1);
+        buffers.provide();
+        assert_eq!(buffers.visible(Pool::Small), WINDOWS.small);
+        assert_eq!(buffers.free(Pool::Small), 4096);
+        assert_eq!(buffers.visible(Pool::Bulk), 1);
+    }
+
+    #[test]
+    fn what_is_put_back_last_is_provided_first() {
+        let mut buffers = buffers(4096, 1);
+        buffers.provide();
+        let first = buffers.taken(Pool::Small, 0, 1);
+        let second = buffers.taken(Pool::Small, 1, 1);
+        buffers.put(&first);
+        buffers.put(&second);
+        assert_eq!(buffers.pools[0].take(), Some(1));
+        assert_eq!(buffers.pools[0].take(), Some(0));
+        assert_eq!(buffers.pools[0].take(), Some(WINDOWS.small as u16));
+    }
+
+    #[test]
+    fn a_chain_spans_both_pools_in_order() {
+        let mut buffers = buffers(2, 2);
+        buffers.provide();
+        let small = buffers.taken(Pool::Small, 1, 10);
+        let bulk = buffers.taken(Pool::Bulk, 0, 20);
+        let head = buffers.chain(&small);
+        let tail = buffers.chain(&bulk);
+        buffers.append(head, tail);
+        let lengths: Vec<_> = buffers.chunks(head).map(|chunk| chunk.iov_len).collect();
+        assert_eq!(lengths, [10, 20]);
+        buffers.put_chain(head);
+        assert_eq!((buffers.free(Pool::Small), buffers.free(Pool::Bulk)), (2, 2));
+    }
+
+    #[test]
+    fn a_pool_that_is_used_up_provides_nothing() {
+        let mut buffers = buffers(1, 1);
+        buffers.provide();
+        let only = buffers.taken(Pool::Small, 0, 1);
+        buffers.provide();
+        assert_eq!((buffers.visible(Pool::Small), buffers.free(Pool::Small)), (0, 0));
+        buffers.put(&only);
+        buffers.provide();
+        assert_eq!(buffers.visible(Pool::Small), 1);
+    }
+
+    #[test]
+    fn a_pool_beyond_sixteen_bits_is_refused() {
+        assert!(Buffers::new(&PoolSizes { small: POOL_MAX + 1, bulk: 1 }).is_err());
+        assert!(Buffers::new(&PoolSizes { small: 0, bulk: 1 }).is_err());
+        assert!(Buffers::new(&PoolSizes { small: POOL_MAX, bulk: 1 }).is_ok());
+    }
+}

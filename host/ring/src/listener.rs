@@ -1,0 +1,250 @@
+//! Listening sockets: accepting, running out of descriptors, and the orderly end.
+//!
+//! ```text
+//!                 want of descriptors
+//!   ┌─▶ accepting ──────────────────▶ resting ──┐
+//!   └──────────────── later ────────────────────┘
+//!          │ stop                       │ stop
+//!          ▼                            ▼
+//!      stopping ──── cancelled ───▶ draining ── backlog empty ──▶ ended
+//! ```
+//!
+//! A multishot accept ends when this process is out of descriptors. The kernel has not touched the
+//! client then: it waits in the backlog, and the listener tries again a little later, so running
+//! out of descriptors delays clients and loses none.
+//!
+//! Closing a listening socket resets whoever is in its backlog, though these clients believe they
+//! are connected. So a listener that stops first takes them all out, one accept at a time.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use pointsman_core::Instant;
+use pointsman_core::boundary::{Accepted, Completion, ListenerId};
+
+use crate::Ring;
+use crate::ring::Event;
+use crate::sys::{self, Clock};
+use crate::token::Token;
+
+const REST_MIN: Duration = Duration::from_millis(10);
+const REST_MAX: Duration = Duration::from_millis(100);
+
+/// All listeners of one ring.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    slots: Vec<Option<Listener>>,
+    /// Whether any listener is doing anything but accepting: the only thing a turn looks at.
+    restless: bool,
+}
+
+#[derive(Debug)]
+struct Listener {
+    socket: TcpListener,
+    state: State,
+    /// Whether it accepts for the last time.
+    ending: bool,
+    /// How long it rests next; the shortest rest, if it is not short of descriptors.
+    rest: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The kernel has its multishot accept.
+    Armed,
+    /// It tries again at this time.
+    Resting { until: Instant },
+    /// It takes out of its backlog what is there.
+    Draining,
+}
+
+impl Listeners {
+    pub(crate) fn new(listeners_max: u16) -> Self {
+        let slots = std::iter::repeat_with(|| None).take(usize::from(listeners_max)).collect();
+        Self { slots, restless: false }
+    }
+
+    /// Takes a listening socket in; its accept must be armed.
+    pub(crate) fn add(&mut self, id: ListenerId, socket: OwnedFd) -> io::Result<()> {
+        match self.slots.get_mut(id.index()) {
+            Some(slot @ None) => {
+                let socket = TcpListener::from(socket);
+                *slot =
+                    Some(Listener { socket, state: State::Armed, ending: false, rest: REST_MIN });
+                Ok(())
+            }
+            Some(Some(_)) => Err(io::Error::from_raw_os_error(libc::EEXIST)),
+            None => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+        }
+    }
+
+    /// Whether there is a backlog to take from without the kernel telling.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.restless && self.iter().any(|listener| listener.state == State::Draining)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Listener> {
+        self.slots.iter().flatten()
+    }
+
+    fn get(&mut self, id: ListenerId) -> Option<&mut Listener> {
+        self.slots.get_mut(id.index())?.as_mut()
+    }
+
+    fn ids(&self) -> impl Iterator<Item = ListenerId> + use<> {
+        (0..self.slots.len() as u16).map(ListenerId)
+    }
+
+    /// The earliest time at which a resting listener tries again.
+    fn next_retry(&self) -> Option<Instant> {
+        self.iter().filter_map(Listener::retry).min()
+    }
+
+    fn settle(&mut self) {
+        let restless = self.iter().any(|listener| listener.state != State::Armed);
+        self.restless = restless;
+    }
+}
+
+impl Listener {
+    fn retry(&self) -> Option<Instant> {
+        match self.state {
+            State::Resting { until } => Some(until),
+            State::Armed | State::Draining => None,
+        }
+    }
+
+    /// Rests; true if it was not short of descriptors before.
+    fn rest(&mut self, now: Instant) -> bool {
+        let first = self.rest == REST_MIN;
+        self.state = State::Resting { until: now + self.rest };
+        self.rest = (self.rest * 2).min(REST_MAX);
+        first
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Ring {
+    pub(crate) fn on_accept(&mut self, id: ListenerId, event: Event) -> Option<Completion> {
+        let stalled = if event.more() { None } else { self.on_accept_end(id, event.result) };
+        if event.result < 0 {
+            return stalled;
+        }
+        if let Some(listener) = self.listeners.get(id) {
+            listener.rest = REST_MIN;
+        }
+        let stream = sys::take_over(event.result);
+        let client = stream.peer_addr().ok()?;
+        Some(accepted(id, stream, client))
+    }
+
+    /// Goes on after a multishot accept has ended.
+    fn on_accept_end(&mut self, id: ListenerId, result: i32) -> Option<Completion> {
+        let listener = self.listeners.get(id)?;
+        if listener.ending {
+            listener.state = State::Draining;
+            self.listeners.restless = true;
+        } else if result >= 0 || matches!(-result, libc::ECONNABORTED | libc::EINTR) {
+            let descriptor = listener.descriptor();
+            self.uring.accept(Token::Accept(id), descriptor);
+        } else {
+            return self.rest(id, -result);
+        }
+        None
+    }
+
+    fn rest(&mut self, id: ListenerId, errno: i32) -> Option<Completion> {
+        self.listeners.restless = true;
+        let first = self.listeners.get(id)?.rest(Clock.now());
+        let short = matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM);
+        (first && short).then_some(Completion::AcceptStalled { listener: id })
+    }
+
+    /// Lets listeners that have rested try again; says when the next turn must come.
+    pub(crate) fn retry_listeners(&mut self, deadline: Option<Instant>) -> Option<Instant> {
+        if !self.listeners.restless {
+            return deadline;
+        }
+        let now = Clock.now();
+        for id in self.listeners.ids() {
+            let Some(listener) = self.listeners.get(id) else { continue };
+            if listener.retry().is_none_or(|until| now < until) {
+                continue;
+            }
+            if listener.ending {
+                listener.state = State::Draining;
+            } else {
+                listener.state = State::Armed;
+                let descriptor = listener.descriptor();
+                self.uring.accept(Token::Accept(id), descriptor);
+            }
+        }
+        self.listeners.settle();
+        self.listeners.next_retry().into_iter().chain(deadline).min()
+    }
+
+    pub(crate) fn stop_accepting(&mut self, id: ListenerId) {
+        let Some(listener) = self.listeners.get(id) else {
+            self.pending.push_back(Completion::AcceptEnded { listener: id });
+            return;
+        };
+        if std::mem::replace(&mut listener.ending, true) {
+            return;
+        }
+        match listener.state {
+            State::Armed => self.uring.cancel(Token::Accept(id)),
+            State::Resting { .. } | State::Draining => listener.state = State::Draining,
+        }
+    }
+
+    /// Takes one client out of the backlog of a listener that ends.
+    pub(crate) fn drain_listeners(&mut self) -> Option<Completion> {
+        if !self.listeners.restless {
+            return None;
+        }
+        for id in self.listeners.ids() {
+            let completion = self.drain(id);
+            if completion.is_some() {
+                return completion;
+            }
+        }
+        None
+    }
+
+    fn drain(&mut self, id: ListenerId) -> Option<Completion> {
+        loop {
+            let listener = self.listeners.get(id)?;
+            if listener.state != State::Draining {
+                return None;
+            }
+            let next =
+                listener.socket.set_nonblocking(true).and_then(|()| listener.socket.accept());
+            match next {
+                Ok((stream, client)) => return Some(accepted(id, stream, client)),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ECONNABORTED | libc::EINTR) => {}
+                    Some(errno @ (libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
+                        return self.rest(id, errno);
+                    }
+                    _ => return Some(self.end(id)),
+                },
+            }
+        }
+    }
+
+    fn end(&mut self, id: ListenerId) -> Completion {
+        self.listeners.slots[id.index()] = None;
+        self.listeners.settle();
+        Completion::AcceptEnded { listener: id }
+    }
+}
+
+fn accepted(listener: ListenerId, stream: TcpStream, client: SocketAddr) -> Completion {
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    Completion::Accepted { listener, socket: Accepted::new(stream.into_raw_fd()), client }
+}

@@ -1,0 +1,393 @@
+//! Ops in: what the balancer has decided becomes requests to the kernel.
+//!
+//! Most ops become one entry each, submitted by the next [`Ring::wait`]. What the kernel would
+//! hand to a helper thread (shutdown) or what cannot wait for anything (close, socket options) is
+//! an ordinary system call on the spot, whose completion is *synthetic*: it is queued here and
+//! comes out of the next reap like any other.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use pointsman_core::Instant;
+use pointsman_core::boundary::{
+    Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Op, Pool, PoolSizes,
+    ReceiveEnd,
+};
+
+use crate::buffers::Buffers;
+use crate::listener::Listeners;
+use crate::reap::Reap;
+use crate::ring::{Run, Uring};
+use crate::socket::{Receive, Socket};
+use crate::token::Token;
+use crate::{RingError, RingFeatures, Waker, sys};
+
+/// How large a ring is. Everything is reserved at start and touched only when used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingConfig {
+    /// Links are numbered below this: twice the sessions.
+    pub links_max: u32,
+    /// Listeners are numbered below this.
+    pub listeners_max: u16,
+    /// Receive buffers in each pool.
+    pub buffers: PoolSizes,
+}
+
+/// Performs ops and reports completions, for one worker, on that worker's thread.
+///
+/// A turn is [`submit`](Self::submit), [`wait`](Self::wait), [`reap`](Self::reap). Dropping a ring
+/// closes its sockets without ceremony; a worker that wants goodbyes says them first.
+pub struct Ring {
+    pub(crate) uring: Uring,
+    /// One per link, up to the highest link seen so far.
+    pub(crate) sockets: Vec<Socket>,
+    links_max: u32,
+    /// A run of sends whose last buffer has not come yet.
+    run: Option<(Link, Run)>,
+    /// Completions that the kernel does not report, oldest first.
+    pub(crate) pending: VecDeque<Completion>,
+    /// Per pool, the links that wait for buffers, longest first.
+    pub(crate) starved: [VecDeque<Link>; 2],
+    pub(crate) listeners: Listeners,
+    pub(crate) waker: Waker,
+}
+
+impl Ring {
+    /// Sets up a ring for the calling thread, which must be the one that uses it.
+    ///
+    /// # Errors
+    /// `io_uring` is denied, missing or too old, or memory or descriptors run out.
+    pub fn new(config: &RingConfig) -> Result<Self, RingError> {
+        let waker = Waker::new().map_err(RingError::os("make an eventfd"))?;
+        let buffers = Buffers::new(&config.buffers)?;
+        let mut uring = Uring::new(config.links_max, buffers, waker.descriptor())?;
+        uring.poll(Token::Wake, waker.descriptor());
+        let links = config.links_max as usize;
+        Ok(Self {
+            uring,
+            sockets: Vec::with_capacity(links),
+            links_max: config.links_max,
+            run: None,
+            // A link has at most a shutdown, the end of its subscription and its close to report.
+            pending: VecDeque::with_capacity(3 * links + usize::from(config.listeners_max)),
+            starved: [VecDeque::with_capacity(links), VecDeque::with_capacity(links)],
+            listeners: Listeners::new(config.listeners_max),
+            waker,
+        })
+    }
+
+    /// Takes over a listening socket and accepts from it until
+    /// [`StopAccepting`](Op::StopAccepting).
+    ///
+    /// # Errors
+    /// The listener's number is taken or too high.
+    pub fn listen(&mut self, id: ListenerId, socket: OwnedFd) -> Result<(), RingError> {
+        let descriptor = socket.as_raw_fd();
+        self.listeners.add(id, socket).map_err(RingError::os("add a listener"))?;
+        self.uring.accept(Token::Accept(id), descriptor);
+        Ok(())
+    }
+
+    /// What wakes this ring from other threads.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// What the kernel can do beyond what the ring needs.
+    #[must_use]
+    pub fn features(&self) -> RingFeatures {
+        self.uring.features().into()
+    }
+
+    /// Buffers of a pool that nobody holds.
+    #[must_use]
+    pub fn free_buffers(&self, pool: Pool) -> u32 {
+        self.uring.buffers().free(pool)
+    }
+
+    /// Performs ops, in order. They reach the kernel with the next [`wait`](Self::wait), or at
+    /// once if they are more than one turn's worth.
+    ///
+    /// # Panics
+    /// An op breaks the contract of the boundary: it names a link beyond `links_max`, a buffer
+    /// that is not this ring's, or an unconnected link.
+    pub fn submit(&mut self, ops: impl Iterator<Item = Op>) {
+        for op in ops {
+            self.perform(op);
+        }
+    }
+
+    /// Enters the kernel once: hands over what was submitted, and waits until there is a
+    /// completion, another thread wakes the ring, or the deadline has passed. Returns at once if
+    /// there is something to reap already.
+    ///
+    /// # Errors
+    /// The ring is broken, and the worker with it. Signals and time-outs are not errors.
+    pub fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        self.uring.provide();
+        self.feed_starved();
+        let deadline = self.retry_listeners(deadline);
+        let ready =
+            !self.pending.is_empty() || self.listeners.is_draining() || self.uring.has_events();
+        if ready && !self.uring.has_entries() {
+            return Ok(());
+        }
+        self.uring.enter(!ready, deadline)
+    }
+
+    /// Takes up to `limit` completions; the others stay for the next turn.
+    pub fn reap(&mut self, limit: usize) -> Reap<'_> {
+        Reap::new(self, limit)
+    }
+
+    fn perform(&mut self, op: Op) {
+        match op {
+            Op::Adopt { link, socket } => self.adopt(link, socket),
+            Op::Refuse { socket, goodbye } => {
+                sys::close(sys::take_over(socket.into_number()), goodbye);
+            }
+            Op::Connect { link, address } => self.connect(link, &address),
+            Op::Receive { link, pool, credit } => self.receive(link, pool, credit),
+            Op::Pause { link } => self.pause(link),
+            Op::Send { link, buffer, more } => self.send(link, &buffer, more),
+            Op::Recycle { buffer } => self.uring.put(&buffer),
+            Op::Shutdown { link } => self.shutdown(link),
+            Op::Close { link, goodbye } => self.close(link, goodbye),
+            Op::StopAccepting { listener } => self.stop_accepting(listener),
+        }
+    }
+
+    fn adopt(&mut self, link: Link, socket: Accepted) {
+        let stream = sys::take_over(socket.into_number());
+        self.slot(link).open(stream);
+    }
+
+    fn connect(&mut self, link: Link, address: &SocketAddr) {
+        match sys::connecting_socket(address) {
+            Ok(stream) => self.start_connect(link, stream, address),
+            Err(error) => {
+                let cause = connect_failure(error.raw_os_error().unwrap_or(0));
+                self.pending.push_back(Completion::ConnectFailed { link, cause });
+            }
+        }
+    }
+
+    fn start_connect(&mut self, link: Link, stream: TcpStream, address: &SocketAddr) {
+        let socket = self.slot(link);
+        socket.open(stream);
+        socket.connecting = true;
+        let descriptor = socket.descriptor();
+        self.uring.connect(Token::Connect(link), descriptor, address);
+    }
+
+    fn receive(&mut self, link: Link, pool: Pool, credit: u32) {
+        let socket = &mut self.sockets[link.index()];
+        debug_assert_eq!(socket.receive, Receive::Idle, "a link has one subscription");
+        socket.pool = pool;
+        socket.credit = credit;
+        if self.uring.buffers().visible(pool) == 0 {
+            self.starve(link);
+        } else {
+            self.arm(link);
+        }
+    }
+
+    fn arm(&mut self, link: Link) {
+        let socket = &mut self.sockets[link.index()];
+        socket.receive = Receive::Armed;
+        let (pool, credit) = (socket.pool, socket.credit.max(1));
+        self.uring.receive(Token::Receive(link), socket.descriptor(), pool, credit);
+    }
+
+    /// Puts a subscription off until its pool has buffers.
+    pub(crate) fn starve(&mut self, link: Link) {
+        let socket = &mut self.sockets[link.index()];
+        socket.receive = Receive::Starved;
+        if !socket.queued {
+            socket.queued = true;
+            self.starved[socket.pool.index()].push_back(link);
+        }
+    }
+
+    /// Arms again as many starved subscriptions as there are buffers to see.
+    fn feed_starved(&mut self) {
+        for pool in Pool::BOTH {
+            let mut feasts = self.uring.buffers().visible(pool);
+            while feasts > 0
+                && let Some(link) = self.starved[pool.index()].pop_front()
+            {
+                feasts -= u32::from(self.feed(link, pool));
+            }
+        }
+    }
+
+    fn feed(&mut self, link: Link, pool: Pool) -> bool {
+        let socket = &mut self.sockets[link.index()];
+        socket.queued = false;
+        if socket.receive != Receive::Starved {
+            return false;
+        }
+        if socket.pool == pool {
+            self.arm(link);
+        } else {
+            self.starve(link);
+        }
+        socket_is_armed(&self.sockets[link.index()])
+    }
+
+    fn pause(&mut self, link: Link) {
+        let socket = &mut self.sockets[link.index()];
+        match socket.receive {
+            Receive::Armed => {
+                socket.receive = Receive::Pausing;
+                self.uring.cancel(Token::Receive(link));
+            }
+            Receive::Starved => {
+                socket.receive = Receive::Idle;
+                let end = ReceiveEnd::Paused;
+                self.pending.push_back(Completion::ReceiveEnded { link, end });
+            }
+            // Its end is on the way already.
+            Receive::Idle | Receive::Pausing => {}
+        }
+    }
+
+    fn send(&mut self, link: Link, buffer: &Buffer, more: bool) {
+        let run = match self.run.take() {
+            None => self.uring.run(buffer),
+            Some((owner, mut run)) => {
+                assert_eq!(owner, link, "the sends of a run are adjacent");
+                self.uring.extend(&mut run, buffer);
+                run
+            }
+        };
+        if more {
+            self.run = Some((link, run));
+            return;
+        }
+        let socket = &mut self.sockets[link.index()];
+        debug_assert!(!socket.is_sending(), "a link has one run in flight");
+        socket.sending = run.head;
+        socket.sending_bytes = run.bytes;
+        self.uring.send(Token::Send(link), socket.descriptor(), &run);
+    }
+
+    fn shutdown(&mut self, link: Link) {
+        let socket = &self.sockets[link.index()];
+        let stream = socket.stream.as_ref().expect("a link in use has a socket");
+        // It fails only on a connection that is gone, and that has no writing half any more.
+        let _ = stream.shutdown(Shutdown::Write);
+        self.pending.push_back(Completion::ShutDown { link });
+    }
+
+    fn close(&mut self, link: Link, goodbye: Goodbye) {
+        let socket = self.slot(link);
+        if socket.stream.is_none() {
+            self.close_failed_connect(link);
+            return;
+        }
+        socket.closing = Some(goodbye);
+        let (connecting, sending) = (socket.connecting, socket.is_sending());
+        if socket.receive == Receive::Starved {
+            socket.receive = Receive::Idle;
+            let end = ReceiveEnd::Cancelled;
+            self.pending.push_back(Completion::ReceiveEnded { link, end });
+        } else if socket.is_receiving() {
+            self.uring.cancel(Token::Receive(link));
+        }
+        if connecting {
+            self.uring.cancel(Token::Connect(link));
+        }
+        if sending {
+            self.uring.cancel(Token::Send(link));
+        }
+        self.settle(link);
+    }
+
+    /// Answers a close of a link whose connect has failed, which the balancer had not reaped: to
+    /// the balancer, its close came first.
+    fn close_failed_connect(&mut self, closed: Link) {
+        for completion in &mut self.pending {
+            if let Completion::ConnectFailed { link, cause } = completion
+                && *link == closed
+            {
+                *cause = ConnectFailure::Cancelled;
+            }
+        }
+        self.pending.push_back(Completion::Closed { link: closed });
+    }
+
+    /// Closes a closing link's socket once the kernel holds nothing of it. The only place where
+    /// sockets of links are closed, but for failed connects.
+    pub(crate) fn settle(&mut self, link: Link) {
+        let socket = &mut self.sockets[link.index()];
+        let Some(goodbye) = socket.closing else { return };
+        if socket.is_in_flight() {
+            return;
+        }
+        if let Some(stream) = socket.stream.take() {
+            sys::close(stream, goodbye);
+        }
+        socket.closing = None;
+        self.pending.push_back(Completion::Closed { link });
+    }
+
+    /// A link's state, which comes into being when the link is first used.
+    fn slot(&mut self, link: Link) -> &mut Socket {
+        let index = link.index();
+        if index >= self.sockets.len() {
+            assert!(index < self.links_max as usize, "links are below links_max");
+            self.sockets.resize_with(index + 1, || Socket::FREE);
+        }
+        &mut self.sockets[index]
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        for completion in self.pending.drain(..) {
+            if let Completion::Accepted { socket, .. } = completion {
+                drop(sys::take_over(socket.into_number()));
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").field("links_max", &self.links_max).finish_non_exhaustive()
+    }
+}
+
+fn socket_is_armed(socket: &Socket) -> bool {
+    socket.receive == Receive::Armed
+}
+
+/// Whose fault a failed connect is.
+pub(crate) fn connect_failure(errno: i32) -> ConnectFailure {
+    match errno {
+        libc::EMFILE
+        | libc::ENFILE
+        | libc::ENOBUFS
+        | libc::ENOMEM
+        | libc::EAGAIN
+        | libc::EADDRNOTAVAIL => ConnectFailure::Descriptors,
+        _ => ConnectFailure::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_endpoint_is_not_blamed_for_our_want_of_descriptors() {
+        assert_eq!(connect_failure(libc::EMFILE), ConnectFailure::Descriptors);
+        assert_eq!(connect_failure(libc::EADDRNOTAVAIL), ConnectFailure::Descriptors);
+        assert_eq!(connect_failure(libc::ECONNREFUSED), ConnectFailure::Unreachable);
+        assert_eq!(connect_failure(libc::EHOSTUNREACH), ConnectFailure::Unreachable);
+    }
+}

@@ -1,0 +1,301 @@
+//! The system calls that neither `std` nor the crate `io-uring` makes, each behind a safe function.
+//!
+//! Sockets stay blocking on purpose: on a non-blocking one the kernel answers a request with
+//! `EAGAIN` instead of waiting for it inside the ring.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+
+use pointsman_core::Instant;
+use pointsman_core::boundary::Goodbye;
+
+use crate::RingError;
+
+/// The worker's clock: `CLOCK_MONOTONIC`, whose origin is the kernel's.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clock;
+
+impl Clock {
+    /// Reads the clock.
+    #[must_use]
+    pub fn now(self) -> Instant {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the kernel writes one `timespec`, which outlives the call.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+        Instant::from_nanos(
+            time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned(),
+        )
+    }
+}
+
+/// How many descriptors this process may have open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DescriptorLimit {
+    /// The limit in force.
+    pub soft: u64,
+    /// What it can be raised to without privileges.
+    pub hard: u64,
+}
+
+/// Reads the limit of open descriptors.
+///
+/// # Errors
+/// The kernel refuses to say, which a sandbox may cause.
+pub fn descriptor_limit() -> io::Result<DescriptorLimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one `rlimit`, which outlives the call.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    Ok(DescriptorLimit { soft: limit.rlim_cur, hard: limit.rlim_max })
+}
+
+/// Raises the soft limit of open descriptors to the hard one, and returns the soft limit as it
+/// was before and as it is now.
+///
+/// # Errors
+/// The limit can be neither read nor set.
+pub fn raise_descriptor_limit() -> io::Result<(u64, u64)> {
+    let before = descriptor_limit()?;
+    set_descriptor_limit(DescriptorLimit { soft: before.hard, ..before })?;
+    Ok((before.soft, before.hard))
+}
+
+fn set_descriptor_limit(limit: DescriptorLimit) -> io::Result<()> {
+    let raw = libc::rlimit { rlim_cur: limit.soft, rlim_max: limit.hard };
+    // SAFETY: the kernel reads one `rlimit`, which outlives the call.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raw) })?;
+    Ok(())
+}
+
+/// Makes a listening socket for one worker: `SO_REUSEPORT`, so that every worker has its own, and
+/// `TCP_NODELAY`, which accepted sockets inherit. An IPv6 address takes IPv4 clients too.
+///
+/// # Errors
+/// The address is taken, is not this machine's, or needs a privilege.
+pub fn bind_tcp(address: SocketAddr, backlog: i32) -> Result<OwnedFd, RingError> {
+    listening_socket(address, backlog).map_err(|source| RingError::Bind { address, source })
+}
+
+fn listening_socket(address: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
+    let socket = stream_socket(&address)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    if address.is_ipv6() {
+        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+    }
+    let raw = RawAddress::new(&address);
+    // SAFETY: the kernel reads `raw.len()` bytes of an address that outlives the call.
+    check(unsafe { libc::bind(socket.as_raw_fd(), raw.as_ptr(), raw.len()) })?;
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::listen(socket.as_raw_fd(), backlog) })?;
+    Ok(socket)
+}
+
+/// Makes a socket that can connect to `address`, with small writes sent at once.
+pub(crate) fn connecting_socket(address: &SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpStream::from(stream_socket(address)?);
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}
+
+fn stream_socket(address: &SocketAddr) -> io::Result<OwnedFd> {
+    let domain = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no memory is passed.
+    let fd = check(unsafe { libc::socket(domain, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn set_option(socket: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    set_raw_option(socket.as_raw_fd(), level, name, &value)
+}
+
+fn set_raw_option<T>(fd: RawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    let pointer = std::ptr::from_ref(value).cast();
+    // SAFETY: the kernel reads `length` bytes of `value`, which outlives the call.
+    check(unsafe { libc::setsockopt(fd, level, name, pointer, length) })?;
+    Ok(())
+}
+
+/// Takes over a descriptor that the kernel handed to this ring, from an accept's completion or by
+/// way of an [`Accepted`](pointsman_core::boundary::Accepted).
+pub(crate) fn take_over(number: RawFd) -> TcpStream {
+    assert!(number >= 0, "a descriptor is not negative");
+    // SAFETY: `Accepted` is not `Clone` and is made where a connection is handed over, so whoever
+    // gives its number back is the descriptor's only owner.
+    unsafe { TcpStream::from_raw_fd(number) }
+}
+
+/// Closes a connection. Data the kernel has taken still arrives, unless the goodbye is a reset.
+pub(crate) fn close(socket: TcpStream, goodbye: Goodbye) {
+    if goodbye == Goodbye::Reset {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        // It fails only on what is no TCP socket, and that has no reset to send.
+        let _ = set_raw_option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+    }
+    drop(socket);
+}
+
+/// Makes the descriptor that wakes a ring.
+pub(crate) fn event_descriptor() -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: the kernel has just made this descriptor for us, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes an eventfd's count.
+#[cfg(test)]
+pub(crate) fn event_count(mut event: &std::fs::File) -> u64 {
+    let mut count = [0; 8];
+    io::Read::read_exact(&mut event, &mut count).expect("an eventfd holds a count");
+    u64::from_ne_bytes(count)
+}
+
+/// Gives the processor away for a moment.
+pub(crate) fn pause() {
+    std::thread::yield_now();
+}
+
+/// The kernel's name, release and version, in one line.
+pub(crate) fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".to_owned(), |release| release.trim().to_owned())
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// An address in the kernel's own form.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) union RawAddress {
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+    family: libc::sa_family_t,
+}
+
+impl RawAddress {
+    pub(crate) fn new(address: &SocketAddr) -> Self {
+        match address {
+            SocketAddr::V4(address) => Self {
+                v4: libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: address.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+                    sin_zero: [0; 8],
+                },
+            },
+            SocketAddr::V6(address) => Self {
+                v6: libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: address.port().to_be(),
+                    sin6_flowinfo: address.flowinfo(),
+                    sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+                    sin6_scope_id: address.scope_id(),
+                },
+            },
+        }
+    }
+
+    pub(crate) fn len(&self) -> libc::socklen_t {
+        // SAFETY: both kinds of address begin with their family.
+        let family = unsafe { self.family };
+        if i32::from(family) == libc::AF_INET {
+            size_of::<libc::sockaddr_in>() as libc::socklen_t
+        } else {
+            size_of::<libc::sockaddr_in6>() as libc::socklen_t
+        }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const libc::sockaddr {
+        std::ptr::from_ref(self).cast()
+    }
+}
+
+/// Private anonymous memory, page-aligned and zero, that costs nothing until it is touched.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+impl Mapping {
+    pub(crate) fn new(bytes: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).expect("the kernel maps nothing at address zero");
+        Ok(Self { start, bytes })
+    }
+
+    /// The first byte. Valid as long as the mapping is.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// How many bytes are mapped.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours alone; whoever lent its memory to the kernel has had it back
+        // or has leaked the mapping instead of dropping it.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn two_workers_share_a_port() {
+        let first = bind_tcp("127.0.0.1:0".parse().expect("address"), 16).expect("first");
+        let address = TcpListener::from(first.try_clone().expect("clone")).local_addr();
+        let address = address.expect("address");
+        bind_tcp(address, 16).expect("second");
+    }
+
+    #[test]
+    fn a_wildcard_of_six_takes_clients_of_four() {
+        let Ok(listener) = bind_tcp("[::]:0".parse().expect("address"), 16) else { return };
+        let listener = TcpListener::from(listener);
+        let port = listener.local_addr().expect("address").port();
+        TcpStream::connect(("127.0.0.1", port)).expect("connect");
+    }
+
+    #[test]
+    fn an_accepted_socket_inherits_no_delay() {
+        let listener = bind_tcp("127.0.0.1:0".parse().expect("address"), 16).expect("bind");
+        let listener = TcpListener::from(listener);
+        let _client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+        let (accepted, _) = listener.accept().expect("accept");
+        assert!(accepted.nodelay().expect("option"));
+    }
+
+    #[test]
+    fn a_foreign_address_is_refused_with_a_remedy() {
+        let error = bind_tcp("192.0.2.1:1".parse().expect("address"), 16).expect_err("not ours");
+        assert!(error.to_string().contains("choose"), "{error}");
+    }
+
+    #[test]
+    fn the_clock_does_not_run_backwards() {
+        let first = Clock.now();
+        assert!(Clock.now() >= first);
+    }
+}
