@@ -1,1 +1,44 @@
-//! Placeholder until the first commit of this crate.
+//! Asks a guest: runs allocation policies that come as WebAssembly plugins.
+//!
+//! A plugin is somebody else's code on the data path, and this crate exists so that the worst it
+//! can do is to waste its own turn. [`GuestPolicy`] implements the core's
+//! [`Policy`](pointsman_core::policy::Policy), so the balancer sees no difference between a plugin
+//! and a native policy; whatever goes wrong inside (a trap, an endless loop, memory without end, a
+//! nonsensical answer) is answered by the cluster's native fallback and counted by [`FaultKind`].
+//!
+//! ```text
+//!             bytes ──▶ Engine::load ──▶ Module        control thread, once per plugin
+//!                                          │
+//!                                          ▼
+//!                  settings ──▶ GuestPolicy::new       control thread, once per worker
+//!                                          │
+//!                                          ▼
+//!    worker:   flow ──▶ GuestPolicy::decide ──▶ decision
+//!                       │ ▲             │
+//!           broken or   │ │ fresh       └──▶ the fallback, where the guest has no answer
+//!          no longer    ▼ │ instance
+//!              wanted  repair thread                   one per engine
+//! ```
+//!
+//! Nothing but the call itself happens on the data path: instances are made, configured and dropped
+//! elsewhere, and the lines that guests log are written by a thread of their own.
+#![forbid(unsafe_code)]
+
+mod bindings;
+mod engine;
+mod error;
+mod instance;
+mod limits;
+mod log;
+mod module;
+mod policy;
+mod repair;
+mod stats;
+
+pub use engine::Engine;
+pub use error::{EngineError, FaultKind, InstanceError, LoadError, Step};
+pub use limits::{EngineLimits, PolicySettings};
+pub use log::{LogLevel, LogLine, LogSink, Speaker};
+pub use module::Module;
+pub use policy::GuestPolicy;
+pub use stats::{DECISION_BUCKETS, PolicyCounts, PolicyStats};

@@ -1,0 +1,119 @@
+//! The interface's types, generated from `policy.wit`, and what the host does for a guest.
+//!
+//! Generated rather than written down again, so that the WIT file stays the only description of the
+//! interface. The two imports are bounded and never block: neither an epoch nor anything else could
+//! interrupt them.
+
+use core::net::{IpAddr, SocketAddr};
+
+use pointsman_core::policy::{EndpointIndex, Flow};
+use pointsman_core::{Candidates, Endpoint};
+
+use crate::instance::State;
+use crate::log::{LogLevel, Speaker};
+
+/// What the macro writes; apart, because its style is its own.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+mod generated {
+    wasmtime::component::bindgen!({
+        path: "../../plugin-sdk/wit",
+        world: "chooser",
+    });
+}
+
+pub(crate) use generated::pointsman::policy::host;
+pub(crate) use generated::pointsman::policy::types::{self, Scope, Verdict};
+pub(crate) use generated::{Chooser, ChooserPre};
+
+/// The package that both sides of the interface name.
+pub(crate) const PACKAGE: &str = "pointsman:policy";
+/// The version of [`PACKAGE`] that this host speaks.
+pub(crate) const VERSION: &str = "0.1.0";
+/// The functions of its interface `host`.
+pub(crate) const HOST_FUNCTIONS: [&str; 2] = ["log", "load"];
+
+/// What `avoid` is when there is nothing to avoid.
+const NO_ENDPOINT: u32 = u32::MAX;
+
+impl types::Host for State {}
+
+impl host::Host for State {
+    fn log(&mut self, level: host::Level, message: String) {
+        let level = match level {
+            host::Level::Error => LogLevel::Error,
+            host::Level::Warn => LogLevel::Warn,
+            host::Level::Info => LogLevel::Info,
+            host::Level::Debug => LogLevel::Debug,
+        };
+        self.recipe.log(Speaker::Guest, level, &message);
+    }
+
+    fn load(&mut self, endpoint: u32) -> u32 {
+        let endpoint = self.candidates.get(EndpointIndex(endpoint));
+        endpoint.map_or(0, |endpoint| endpoint.load.flows_active())
+    }
+}
+
+/// Puts a flow in the guest's words.
+pub(crate) fn flow_of(flow: &Flow<'_>, among: &Candidates) -> types::Flow {
+    let (client_high, client_low) = halves(flow.client);
+    let (local_high, local_low) = halves(flow.local);
+    types::Flow {
+        protocol: types::Protocol::Tcp,
+        client_high,
+        client_low,
+        client_port: flow.client.port(),
+        local_high,
+        local_low,
+        local_port: flow.local.port(),
+        key: 0,
+        attempt: flow.attempt,
+        avoid: avoid(flow, among),
+        now_ms: flow.now.as_millis(),
+        random: flow.random,
+    }
+}
+
+/// Puts the endpoints in the guest's words.
+pub(crate) fn endpoints_of(among: &Candidates) -> Vec<types::Endpoint> {
+    let endpoint_of = |endpoint: &Endpoint| types::Endpoint {
+        address: endpoint.address.to_string(),
+        weight: endpoint.weight,
+    };
+    among.endpoints.iter().map(endpoint_of).collect()
+}
+
+/// The index of the endpoint that failed last, if it is still a candidate.
+fn avoid(flow: &Flow<'_>, among: &Candidates) -> u32 {
+    let Some(last) = flow.tried.last() else { return NO_ENDPOINT };
+    let place = among.endpoints.binary_search_by_key(last, |endpoint| endpoint.id);
+    place.ok().and_then(|place| u32::try_from(place).ok()).unwrap_or(NO_ENDPOINT)
+}
+
+/// An address as IPv6 in two halves.
+fn halves(address: SocketAddr) -> (u64, u64) {
+    let bits = match address.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+    let low = bits as u64;
+    ((bits >> 64) as u64, low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_address_is_mapped() {
+        let address = "10.1.2.3:80".parse().unwrap();
+        assert_eq!(halves(address), (0, 0xffff_0a01_0203));
+    }
+
+    #[test]
+    fn an_ipv6_address_keeps_its_halves() {
+        let address = "[2001:db8::1]:80".parse().unwrap();
+        assert_eq!(halves(address), (0x2001_0db8_0000_0000, 1));
+    }
+}

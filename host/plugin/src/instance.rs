@@ -1,0 +1,165 @@
+//! One guest that runs: a store of its own, configured, and told the endpoints.
+//!
+//! An error out of any call poisons the whole store, so there is exactly one guest in each, and the
+//! [`Fault`] that a call returns is the last that is heard of the guest. Everything a guest is made
+//! from is in its [`Recipe`], by which another one like it is made.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use pointsman_core::policy::Flow;
+use pointsman_core::{Candidates, Generation};
+use wasmtime::Store;
+
+use crate::bindings::{Chooser, endpoints_of, flow_of, types};
+use crate::error::{Fault, InstanceError, Step};
+use crate::limits::{Allowance, HOSTCALL_BYTES_MAX, PolicySettings, ticks};
+use crate::log::{LogBudget, LogLevel, LogLine, Speaker, one_line};
+use crate::module::Module;
+use crate::stats::PolicyStats;
+
+/// Everything that one worker's instances of one policy have in common.
+pub(crate) struct Recipe {
+    module: Module,
+    settings: Arc<PolicySettings>,
+    pub(crate) stats: Arc<PolicyStats>,
+    budget: LogBudget,
+    decide_ticks: u64,
+    configure_ticks: u64,
+}
+
+impl Recipe {
+    pub(crate) fn new(
+        module: &Module,
+        settings: Arc<PolicySettings>,
+        stats: Arc<PolicyStats>,
+    ) -> Self {
+        Self {
+            module: module.clone(),
+            decide_ticks: ticks(settings.decide_deadline),
+            configure_ticks: ticks(settings.configure_deadline),
+            settings,
+            stats,
+            budget: LogBudget::new(),
+        }
+    }
+
+    pub(crate) fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// Logs a line, or counts that there were too many. Never blocks.
+    pub(crate) fn log(&self, speaker: Speaker, level: LogLevel, message: &str) {
+        if !self.budget.take() || !self.enqueue(speaker, level, message) {
+            self.stats.on_line_dropped();
+        }
+    }
+
+    fn enqueue(&self, speaker: Speaker, level: LogLevel, message: &str) -> bool {
+        let policy = Arc::clone(&self.settings.name);
+        let message = one_line(message);
+        self.module.engine().log(LogLine { policy, speaker, level, message })
+    }
+}
+
+/// What the host functions see.
+pub(crate) struct State {
+    pub(crate) recipe: Arc<Recipe>,
+    pub(crate) candidates: Arc<Candidates>,
+    allowance: Allowance,
+}
+
+/// A guest that can be asked.
+pub(crate) struct Instance {
+    store: Store<State>,
+    chooser: Chooser,
+    /// The generation of the endpoints that the guest knows.
+    told: Generation,
+}
+
+impl Instance {
+    /// Starts a guest, configures it and tells it the endpoints. May take as long as three
+    /// configuration deadlines.
+    pub(crate) fn new(
+        recipe: &Arc<Recipe>,
+        candidates: &Arc<Candidates>,
+    ) -> Result<Self, InstanceError> {
+        let mut instance = Self::start(recipe, candidates)?;
+        let configured = instance.configure().map_err(|fault| failed(Step::Configure, &fault))?;
+        configured.map_err(|message| InstanceError::Config(one_line(&message)))?;
+        instance
+            .tell(candidates, recipe.configure_ticks)
+            .map_err(|fault| failed(Step::Endpoints, &fault))?;
+        Ok(instance)
+    }
+
+    /// Asks about a flow, having told the guest first if the endpoints have changed.
+    pub(crate) fn decide(
+        &mut self,
+        flow: &Flow<'_>,
+        among: &Arc<Candidates>,
+    ) -> Result<types::Decision, Fault> {
+        let ticks = self.store.data().recipe.decide_ticks;
+        if self.told != among.generation {
+            self.tell(among, ticks)?;
+        }
+        let flow = flow_of(flow, among);
+        guarded(&mut self.store, ticks, |store| self.chooser.call_decide(store, flow))
+    }
+
+    fn start(recipe: &Arc<Recipe>, candidates: &Arc<Candidates>) -> Result<Self, InstanceError> {
+        let state = State {
+            recipe: Arc::clone(recipe),
+            candidates: Arc::clone(candidates),
+            allowance: Allowance::new(recipe.settings.memory_bytes_max),
+        };
+        let mut store = Store::new(recipe.module.engine().wasm(), state);
+        store.limiter(|state| &mut state.allowance);
+        store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
+        let pre = recipe.module.pre();
+        let chooser = guarded(&mut store, recipe.configure_ticks, |store| pre.instantiate(store))
+            .map_err(|fault| failed(Step::Start, &fault))?;
+        Ok(Self { store, chooser, told: candidates.generation })
+    }
+
+    fn configure(&mut self) -> Result<Result<(), String>, Fault> {
+        let recipe = Arc::clone(&self.store.data().recipe);
+        guarded(&mut self.store, recipe.configure_ticks, |store| {
+            self.chooser.call_configure(store, &recipe.settings.config_json)
+        })
+    }
+
+    fn tell(&mut self, candidates: &Arc<Candidates>, ticks: u64) -> Result<(), Fault> {
+        let generation = candidates.generation;
+        let endpoints = endpoints_of(candidates);
+        self.store.data_mut().candidates = Arc::clone(candidates);
+        guarded(&mut self.store, ticks, |store| {
+            self.chooser.call_endpoints_changed(store, generation.0, &endpoints)
+        })?;
+        self.told = generation;
+        Ok(())
+    }
+}
+
+/// Calls into a guest, with a deadline, and with a net under it: a panic in a host function is our
+/// mistake and is to cost one decision, not the worker. The store is not used again after one.
+fn guarded<R>(
+    store: &mut Store<State>,
+    ticks: u64,
+    call: impl FnOnce(&mut Store<State>) -> wasmtime::Result<R>,
+) -> Result<R, Fault> {
+    store.set_epoch_deadline(ticks);
+    store.data_mut().allowance.forget();
+    match catch_unwind(AssertUnwindSafe(|| call(&mut *store))) {
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(error)) => Err(Fault::of_error(error, store.data().allowance.has_refused())),
+        Err(_) => Err(Fault::of_panic()),
+    }
+}
+
+fn failed(step: Step, fault: &Fault) -> InstanceError {
+    if fault.is_full() {
+        return InstanceError::Full;
+    }
+    InstanceError::Fault { step, kind: fault.kind, reason: fault.reason() }
+}

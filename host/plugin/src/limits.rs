@@ -1,0 +1,151 @@
+//! How much a plugin may have of everything.
+//!
+//! Every number has a default that suits a policy of ordinary size and a reason to be no larger.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use wasmtime::ResourceLimiter;
+
+/// How often the epoch advances: the grain of every deadline.
+pub(crate) const TICK: Duration = Duration::from_millis(1);
+/// How much of the calling thread's stack a guest may use. A worker's stack must be well above it.
+pub(crate) const STACK_BYTES_MAX: usize = 256 << 10;
+/// How many bytes a guest may hand over in one call, in either a log line or a result.
+pub(crate) const HOSTCALL_BYTES_MAX: usize = 256 << 10;
+/// How many elements a guest's table may have; a Rust policy of ordinary size has under a thousand.
+pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
+
+/// What an engine reserves at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Instances at a time, over all policies and workers. A swap needs the old and the new at
+    /// once, so: policies × workers × 2, and a few for those being re-made.
+    ///
+    /// Each reserves 4 GiB of address space, and no memory until it uses it.
+    pub instances_max: u32,
+    /// The largest plugin that is compiled. Compiling is the one thing here that no deadline bounds.
+    pub module_bytes_max: usize,
+}
+
+impl Default for EngineLimits {
+    fn default() -> Self {
+        Self { instances_max: 256, module_bytes_max: 16 << 20 }
+    }
+}
+
+/// What one policy is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicySettings {
+    /// The policy's name in the configuration.
+    pub name: Arc<str>,
+    /// Handed to the guest's `configure`: the policy's `config` as JSON, `null` if it has none.
+    pub config_json: String,
+    /// How long a guest may take over one decision, to the next millisecond above.
+    ///
+    /// Also bounds what it makes of a changed list of endpoints while flows wait.
+    pub decide_deadline: Duration,
+    /// How long each step of making an instance may take: starting, `configure`, and hearing of the
+    /// first endpoints. Nothing waits for these.
+    pub configure_deadline: Duration,
+    /// How far the guest's memory may grow.
+    pub memory_bytes_max: usize,
+}
+
+impl PolicySettings {
+    /// Settings with the default limits: 2 ms, 200 ms and 16 MiB.
+    #[must_use]
+    pub fn new(name: &str, config_json: &str) -> Self {
+        Self {
+            name: name.into(),
+            config_json: config_json.into(),
+            decide_deadline: Duration::from_millis(2),
+            configure_deadline: Duration::from_millis(200),
+            memory_bytes_max: 16 << 20,
+        }
+    }
+}
+
+/// The number of epochs after which at least `deadline` has passed.
+///
+/// The first tick may come at once, so one more is waited for.
+pub(crate) fn ticks(deadline: Duration) -> u64 {
+    let whole = deadline.as_nanos().div_ceil(TICK.as_nanos());
+    u64::try_from(whole).unwrap_or(u64::MAX / 4).min(u64::MAX / 4) + 1
+}
+
+/// Says no to a guest that wants too much memory, and remembers that it did.
+///
+/// A refused growth is not a fault: a guest may live with it. But most allocators then trap, and
+/// the fault is to be called by its cause.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    memory_bytes_max: usize,
+    refused: bool,
+}
+
+impl Allowance {
+    pub(crate) fn new(memory_bytes_max: usize) -> Self {
+        Self { memory_bytes_max, refused: false }
+    }
+
+    /// Begins a new call.
+    pub(crate) fn forget(&mut self) {
+        self.refused = false;
+    }
+
+    /// Whether something was refused since the last [`forget`](Self::forget).
+    pub(crate) fn has_refused(&self) -> bool {
+        self.refused
+    }
+
+    fn grant(&mut self, granted: bool) -> bool {
+        self.refused |= !granted;
+        granted
+    }
+}
+
+impl ResourceLimiter for Allowance {
+    fn memory_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        Ok(self.grant(desired <= self.memory_bytes_max))
+    }
+
+    fn table_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        Ok(self.grant(desired <= TABLE_ELEMENTS_MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_never_shorter_than_asked_for() {
+        assert_eq!(ticks(Duration::ZERO), 1);
+        assert_eq!(ticks(Duration::from_micros(1)), 2);
+        assert_eq!(ticks(Duration::from_millis(2)), 3);
+        assert_eq!(ticks(Duration::from_micros(2001)), 4);
+        assert!(ticks(Duration::MAX) > 1 << 60);
+    }
+
+    #[test]
+    fn a_refusal_is_remembered_for_one_call() {
+        let mut allowance = Allowance::new(1 << 20);
+        assert!(allowance.memory_growing(0, 1 << 20, None).unwrap());
+        assert!(!allowance.has_refused());
+        assert!(!allowance.memory_growing(0, (1 << 20) + 1, None).unwrap());
+        assert!(allowance.has_refused());
+        allowance.forget();
+        assert!(!allowance.has_refused());
+    }
+}

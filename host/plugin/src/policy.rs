@@ -1,0 +1,242 @@
+//! A Wasm plugin as one of the core's policies.
+//!
+//! ```text
+//!                    a call fails: the instance goes to the repair thread
+//!      ┌─────────┐ ──────────────────────────────────────────────────────▶ ┌─────────────┐
+//!      │ asking  │                                                         │ standing in │
+//!      └─────────┘ ◀────────────────────────────────────────────────────── └─────────────┘
+//!                    a new instance lies in the slot: looked for at each flow
+//! ```
+//!
+//! The fallback decides every flow while standing in, and while asking those flows on which the
+//! guest gave no answer that holds: it deferred, it named an endpoint that does not exist, or one
+//! that has just failed this very flow although others have not been tried.
+
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use pointsman_core::policy::{
+    Decided, Decision, EndpointIndex, Flow, Method, Policy, Scope, Source, Verdict,
+};
+use pointsman_core::{Candidates, EndpointId, Instant};
+
+use crate::bindings::{self, types};
+use crate::engine::Engine;
+use crate::error::{Fault, FaultKind, InstanceError};
+use crate::instance::{Instance, Recipe};
+use crate::limits::PolicySettings;
+use crate::log::{LogLevel, Speaker};
+use crate::module::Module;
+use crate::repair::{Fresh, Order, Slot, Task};
+use crate::stats::PolicyStats;
+
+/// An instance that has made so many decisions is taken to be sound: if it fails, that is the first
+/// failure of a new row.
+const SOUND_DECISIONS: u32 = 10_000;
+/// So is one that has served this long.
+const SOUND_TIME: Duration = Duration::from_secs(60);
+/// How long a new policy waits for the places of dropped ones when all are taken.
+const FENCE_WAIT: Duration = Duration::from_secs(1);
+
+/// One worker's instance of a plugin, and the native policy that stands in for it.
+pub struct GuestPolicy {
+    /// `None` while the fallback stands in.
+    instance: Option<Instance>,
+    fallback: Box<dyn Policy>,
+    recipe: Arc<Recipe>,
+    slot: Arc<Slot>,
+    record: Record,
+}
+
+/// How the instance has done so far.
+#[derive(Default)]
+struct Record {
+    /// How many before it failed in a row.
+    failures: u32,
+    decisions: u32,
+    since: Option<Instant>,
+}
+
+impl GuestPolicy {
+    /// Makes an instance, configures it and tells it the endpoints. Takes its time (at most three
+    /// configuration deadlines), so it is called off the data path; the result can then be sent to
+    /// a worker.
+    ///
+    /// `stats` should be this worker's own. It outlives instances; keep it to read it.
+    ///
+    /// # Errors
+    ///
+    /// If the guest fails, refuses its configuration, or no place for it is left.
+    pub fn new(
+        module: &Module,
+        settings: Arc<PolicySettings>,
+        stats: Arc<PolicyStats>,
+        fallback: Box<dyn Policy>,
+        candidates: &Arc<Candidates>,
+    ) -> Result<Self, InstanceError> {
+        let recipe = Arc::new(Recipe::new(module, settings, stats));
+        let made = match Instance::new(&recipe, candidates) {
+            Err(InstanceError::Full) => {
+                await_dropped(module.engine());
+                Instance::new(&recipe, candidates)
+            }
+            made => made,
+        };
+        Ok(Self {
+            instance: Some(made?),
+            fallback,
+            recipe,
+            slot: Arc::default(),
+            record: Record::default(),
+        })
+    }
+
+    /// What the guest decides, if it can be asked and its answer holds.
+    fn ask(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Option<Decision> {
+        if self.instance.is_none() {
+            self.look_for_replacement(flow.now);
+        }
+        let instance = self.instance.as_mut()?;
+        let asked = std::time::Instant::now();
+        let answer = instance.decide(flow, among);
+        self.recipe.stats.on_call(asked.elapsed());
+        match answer {
+            Ok(answer) => {
+                self.record.decisions = self.record.decisions.saturating_add(1);
+                self.judge(&answer, flow, among)
+            }
+            Err(fault) => {
+                self.stand_in(fault, flow.now, among);
+                None
+            }
+        }
+    }
+
+    /// Turns an answer into a decision, if it holds.
+    fn judge(
+        &self,
+        answer: &types::Decision,
+        flow: &Flow<'_>,
+        among: &Candidates,
+    ) -> Option<Decision> {
+        let verdict = match answer.verdict {
+            bindings::Verdict::Forward => self.judge_endpoint(answer.endpoint, flow, among)?,
+            bindings::Verdict::Reset => Verdict::Reset,
+            bindings::Verdict::Drop => Verdict::Drop,
+            bindings::Verdict::Defer => {
+                self.recipe.stats.on_deferred();
+                return None;
+            }
+        };
+        Some(Decision {
+            verdict,
+            scope: match answer.scope {
+                bindings::Scope::Client => Scope::Client,
+                // There are no application keys, so the key's flows are this one.
+                bindings::Scope::Flow | bindings::Scope::Key | bindings::Scope::None => Scope::Flow,
+            },
+            ttl: millis(answer.ttl_ms),
+            sliding: answer.sliding,
+            method: Method {
+                idle_timeout: some_unless_zero(answer.idle_timeout_ms).map(millis),
+                throttle_kib_s: some_unless_zero(answer.throttle_kib_s),
+                announce: answer.announce,
+                tag: answer.tag,
+            },
+        })
+    }
+
+    fn judge_endpoint(&self, index: u32, flow: &Flow<'_>, among: &Candidates) -> Option<Verdict> {
+        let index = EndpointIndex(index);
+        let Some(endpoint) = among.get(index) else {
+            self.count_nonsense(index, among);
+            return None;
+        };
+        (!is_vain(endpoint.id, flow, among)).then_some(Verdict::Forward(index))
+    }
+
+    /// Counts an answer that names no endpoint. The instance itself is as sound as before.
+    fn count_nonsense(&self, index: EndpointIndex, among: &Candidates) {
+        let message = format!(
+            "answer fault: endpoint {} of {}; the fallback decides",
+            index.0,
+            among.endpoints.len()
+        );
+        self.recipe.stats.on_fault(FaultKind::Answer);
+        self.recipe.log(Speaker::Host, LogLevel::Warn, &message);
+    }
+
+    /// Gives the broken instance away and orders another.
+    fn stand_in(&mut self, fault: Fault, now: Instant, among: &Arc<Candidates>) {
+        self.recipe.stats.on_fault(fault.kind);
+        let Some(broken) = self.instance.take() else { return };
+        let order = Order {
+            recipe: Arc::clone(&self.recipe),
+            candidates: Arc::clone(among),
+            slot: Arc::clone(&self.slot),
+            failures: self.record.failures_in_a_row(now),
+        };
+        self.engine().repair(Task::Remake { broken, fault, order });
+    }
+
+    fn look_for_replacement(&mut self, now: Instant) {
+        if let Some(Fresh { instance, failures }) = self.slot.take() {
+            self.instance = Some(instance);
+            self.record = Record { failures, decisions: 0, since: Some(now) };
+        }
+    }
+
+    fn engine(&self) -> &Engine {
+        self.recipe.module().engine()
+    }
+}
+
+impl Policy for GuestPolicy {
+    fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
+        match self.ask(flow, among) {
+            Some(decision) => Decided { decision, source: Source::Plugin },
+            None => Decided {
+                decision: self.fallback.decide(flow, among).decision,
+                source: Source::Fallback,
+            },
+        }
+    }
+}
+
+impl Drop for GuestPolicy {
+    /// Leaves the dropping of the instance to the repair thread: a worker may be doing this.
+    fn drop(&mut self) {
+        let instance = self.instance.take();
+        let slot = Arc::clone(&self.slot);
+        self.engine().repair(Task::Retire { instance, slot });
+    }
+}
+
+impl Record {
+    fn failures_in_a_row(&self, now: Instant) -> u32 {
+        let served = self.since.map_or(Duration::ZERO, |since| now.since(since));
+        let is_sound = self.decisions >= SOUND_DECISIONS || served >= SOUND_TIME;
+        if is_sound { 0 } else { self.failures }
+    }
+}
+
+/// Waits until the repair thread has dropped what it was given so far.
+fn await_dropped(engine: &Engine) {
+    let (done, is_done) = mpsc::sync_channel(1);
+    engine.repair(Task::Fence(done));
+    // After the wait there is either a place or there is none; the next attempt will tell.
+    let _ = is_done.recv_timeout(FENCE_WAIT);
+}
+
+/// Whether connecting to the endpoint has failed for this flow, while another is still untried.
+fn is_vain(endpoint: EndpointId, flow: &Flow<'_>, among: &Candidates) -> bool {
+    flow.has_tried(endpoint) && among.endpoints.iter().any(|other| !flow.has_tried(other.id))
+}
+
+fn millis(ms: u32) -> Duration {
+    Duration::from_millis(u64::from(ms))
+}
+
+fn some_unless_zero(value: u32) -> Option<u32> {
+    (value != 0).then_some(value)
+}
