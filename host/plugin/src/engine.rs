@@ -11,6 +11,7 @@
 //! no memory. There is no second way of allocating behind it: an engine that cannot reserve its
 //! pool says so and does not start.
 
+use core::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
@@ -112,6 +113,12 @@ impl Engine {
     /// Hands a line to the log thread; false if too many are waiting. Never blocks.
     pub(crate) fn log(&self, line: LogLine) -> bool {
         self.shared.lines.try_send(line).is_ok()
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("limits", &self.shared.limits).finish_non_exhaustive()
     }
 }
 

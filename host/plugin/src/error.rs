@@ -212,6 +212,12 @@ impl Fault {
     }
 }
 
+/// An error and everything that led to it, outermost first.
+pub(crate) fn chain_of(error: &wasmtime::Error) -> String {
+    let chain: Vec<_> = error.chain().map(ToString::to_string).collect();
+    one_line(&chain.join(": "))
+}
+
 /// The root of an error, and the innermost function it happened in.
 pub(crate) fn reason_of(error: &wasmtime::Error) -> String {
     let mut reason = one_line(&error.root_cause().to_string());

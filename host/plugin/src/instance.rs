@@ -163,3 +163,65 @@ fn failed(step: Step, fault: &Fault) -> InstanceError {
     }
     InstanceError::Fault { step, kind: fault.kind, reason: fault.reason() }
 }
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::{Linker, Module as CoreModule};
+    use wit_component::{StringEncoding, embed_component_metadata};
+    use wit_parser::Resolve;
+
+    use super::*;
+    use crate::engine::Engine;
+    use crate::error::FaultKind;
+    use crate::limits::EngineLimits;
+
+    /// A guest of which only the types are right.
+    const HOLLOW: &str = r#"(module
+        (memory (export "memory") 1)
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) unreachable)
+        (func (export "configure") (param i32 i32) (result i32) unreachable)
+        (func (export "endpoints-changed") (param i64 i32 i32))
+        (func (export "decide")
+            (param i32 i64 i64 i32 i64 i64 i32 i64 i32 i32 i64 i64) (result i32) unreachable))"#;
+
+    fn hollow() -> Vec<u8> {
+        let mut module = wat::parse_str(HOLLOW).unwrap();
+        let mut resolve = Resolve::default();
+        let wit = include_str!("../../../plugin-sdk/wit/policy.wit");
+        let package = resolve.push_str("policy.wit", wit).unwrap();
+        let world = resolve.select_world(&[package], Some("chooser")).unwrap();
+        let encoding = StringEncoding::UTF8;
+        embed_component_metadata(&mut module, &resolve, world, encoding, false).unwrap();
+        module
+    }
+
+    fn store() -> Store<State> {
+        let limits = EngineLimits { instances_max: 1, ..EngineLimits::default() };
+        let engine = Engine::new(limits, Arc::new(|_| {})).unwrap();
+        let module = engine.load(&hollow()).unwrap();
+        let settings = Arc::new(PolicySettings::new("test", "null"));
+        let recipe = Arc::new(Recipe::new(&module, settings, Arc::default()));
+        let candidates =
+            Arc::new(Candidates { generation: Generation(1), endpoints: [].into(), table: None });
+        let allowance = Allowance::new(1 << 20);
+        Store::new(engine.wasm(), State { recipe, candidates, allowance })
+    }
+
+    #[test]
+    fn a_panic_of_our_own_under_a_guest_is_a_fault_and_no_more() {
+        let mut store = store();
+        let text = r#"(module (import "host" "f" (func $f)) (func (export "run") (call $f)))"#;
+        let wasm = store.engine().clone();
+        let module = CoreModule::new(&wasm, wat::parse_str(text).unwrap()).unwrap();
+        let mut linker = Linker::new(&wasm);
+        let panicking = || -> () { panic!("a mistake in a host function") };
+        linker.func_wrap("host", "f", panicking).unwrap();
+        store.set_epoch_deadline(ticks(std::time::Duration::from_secs(20)));
+        let run = linker.instantiate(&mut store, &module).unwrap();
+        let run = run.get_typed_func::<(), ()>(&mut store, "run").unwrap();
+
+        let fault = guarded(&mut store, 1 << 20, |store| run.call(store, ())).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Trap);
+        assert!(fault.reason().contains("panicked"));
+    }
+}

@@ -4,6 +4,7 @@
 //! author would want to hear of it: is it WebAssembly, is it for this host (imports, and with them
 //! the interface's version), is it a policy (exports), do the types agree.
 
+use core::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use wit_component::ComponentEncoder;
 
 use crate::bindings::{ChooserPre, HOST_FUNCTIONS, PACKAGE, VERSION, types as guest};
 use crate::engine::Engine;
-use crate::error::{LoadError, reason_of};
+use crate::error::{LoadError, chain_of, reason_of};
 use crate::instance::State;
 use crate::log::one_line;
 
@@ -73,10 +74,17 @@ impl Module {
         let pre = engine.linker().instantiate_pre(&component).and_then(ChooserPre::new);
         let pre = pre.map_err(|error| LoadError::WrongType {
             name: "host".into(),
-            reason: reason_of(&error),
+            reason: chain_of(&error),
         })?;
         let size_bytes = bytes.len();
         Ok(Self { shared: Arc::new(Shared { engine: engine.clone(), pre, size_bytes }) })
+    }
+}
+
+impl fmt::Debug for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size_bytes = &self.shared.size_bytes;
+        f.debug_struct("Module").field("size_bytes", size_bytes).finish_non_exhaustive()
     }
 }
 
@@ -112,9 +120,13 @@ fn guess(bytes: &[u8]) -> &'static str {
 
 /// Puts the encoder's refusal in our words. It names imports as `module::field`.
 fn refusal(reason: &str, has_interface: bool) -> LoadError {
-    let import = quoted_after(reason, "failed to resolve import `");
-    if let Some(import) = import {
-        return unknown_import(import);
+    if let Some(import) = quoted_after(reason, "failed to resolve import `") {
+        let is_ours = import.starts_with(PACKAGE);
+        return if is_ours && !has_interface {
+            LoadError::NoInterface
+        } else {
+            unknown_import(import)
+        };
     }
     for export in EXPORTS {
         if reason.contains(&format!("failed to find export of function `{export}`")) {
@@ -211,7 +223,7 @@ where
     };
     function
         .typecheck::<P, R>(&world.instance_type())
-        .map_err(|error| LoadError::WrongType { name: name.into(), reason: reason_of(&error) })
+        .map_err(|error| LoadError::WrongType { name: name.into(), reason: chain_of(&error) })
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! guest gave no answer that holds: it deferred, it named an endpoint that does not exist, or one
 //! that has just failed this very flow although others have not been tried.
 
+use core::fmt;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -200,6 +201,13 @@ impl Policy for GuestPolicy {
                 source: Source::Fallback,
             },
         }
+    }
+}
+
+impl fmt::Debug for GuestPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_asking = &self.instance.is_some();
+        f.debug_struct("GuestPolicy").field("is_asking", is_asking).finish_non_exhaustive()
     }
 }
 

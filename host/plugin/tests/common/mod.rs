@@ -1,0 +1,306 @@
+//! Guests written as text, and a little world to ask them in.
+//!
+//! A guest here is a core module of which a test replaces single bodies; it is told its world the
+//! way a toolchain would do it, and goes through the public API like any plugin.
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pointsman_core::boundary::ListenerId;
+use pointsman_core::policy::{Decided, Decision, EndpointIndex, Flow, Policy, Source, Verdict};
+use pointsman_core::{Candidates, Endpoint, EndpointId, Generation, Load};
+use pointsman_plugin::{
+    Engine, EngineLimits, GuestPolicy, InstanceError, LogLine, Module, PolicySettings, PolicyStats,
+};
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+/// The interface as published.
+pub const WIT: &str = include_str!("../../../../plugin-sdk/wit/policy.wit");
+
+/// The bodies of a guest's functions. The defaults make one that forwards to endpoint 0.
+#[derive(Clone)]
+pub struct Guest {
+    /// Fields of the module beside the usual ones.
+    pub fields: String,
+    pub pages: u32,
+    pub configure: String,
+    pub endpoints_changed: String,
+    pub decide: String,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            fields: String::new(),
+            pages: 1,
+            configure: "(i32.const 2048)".into(),
+            endpoints_changed: String::new(),
+            decide: "(call $forward (i32.const 0))".into(),
+        }
+    }
+}
+
+impl Guest {
+    pub fn deciding(body: &str) -> Self {
+        Self { decide: body.into(), ..Self::default() }
+    }
+
+    /// A guest that misbehaves for the random number 666 and forwards to endpoint 0 otherwise.
+    pub fn bad_at_666(body: &str) -> Self {
+        Self::deciding(&format!(
+            "(if (i64.eq (local.get $random) (i64.const 666)) (then {body}))
+             (call $forward (i32.const 0))"
+        ))
+    }
+
+    pub fn configuring(body: &str) -> Self {
+        Self { configure: body.into(), ..Self::default() }
+    }
+
+    pub fn hearing(body: &str) -> Self {
+        Self { endpoints_changed: body.into(), ..Self::default() }
+    }
+
+    pub fn with_fields(mut self, fields: &str) -> Self {
+        self.fields = fields.into();
+        self
+    }
+
+    pub fn with_pages(mut self, pages: u32) -> Self {
+        self.pages = pages;
+        self
+    }
+
+    pub fn text(&self) -> String {
+        let Self { fields, pages, configure, endpoints_changed, decide } = self;
+        format!(
+            r#"(module
+  (import "pointsman:policy/host@0.1.0" "log" (func $log (param i32 i32 i32)))
+  (import "pointsman:policy/host@0.1.0" "load" (func $load (param i32) (result i32)))
+  (memory (export "memory") {pages})
+  (global $heap (mut i32) (i32.const 4096))
+  (global $turn (mut i32) (i32.const 0))
+  (global $count (mut i32) (i32.const 0))
+  (global $generation (mut i64) (i64.const 0))
+  {fields}
+  (func $forward (param i32) (result i32)
+    (i32.store (i32.const 1028) (local.get 0))
+    (i32.const 1024))
+  (func $mark (param i32) (result i32)
+    (i32.store (i32.const 1056) (local.get 0))
+    (call $forward (i32.const 0)))
+  (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
+    (local $at i32)
+    (local.set $at
+      (i32.and (i32.add (global.get $heap) (i32.const 7)) (i32.const -8)))
+    (global.set $heap (i32.add (local.get $at) (local.get 3)))
+    (local.get $at))
+  (func (export "configure") (param $config i32) (param $length i32) (result i32)
+    {configure})
+  (func (export "endpoints-changed")
+    (param $new i64) (param $list i32) (param $length i32)
+    (global.set $generation (local.get $new))
+    (global.set $count (local.get $length))
+    (global.set $heap (i32.const 4096))
+    {endpoints_changed})
+  (func (export "decide")
+    (param $protocol i32)
+    (param $client_high i64) (param $client_low i64) (param $client_port i32)
+    (param $local_high i64) (param $local_low i64) (param $local_port i32)
+    (param $key i64) (param $attempt i32) (param $avoid i32)
+    (param $now i64) (param $random i64)
+    (result i32)
+    {decide})
+)"#
+        )
+    }
+
+    /// The core module with its interface.
+    pub fn module(&self) -> Vec<u8> {
+        embed(&self.text(), WIT)
+    }
+
+    pub fn component(&self) -> Vec<u8> {
+        encode(&self.module())
+    }
+}
+
+/// Round robin, the way a policy author would write it first.
+pub fn round_robin() -> Guest {
+    Guest::deciding(
+        "(global.set $turn (i32.rem_u
+           (i32.add (global.get $turn) (i32.const 1)) (global.get $count)))
+         (call $forward (global.get $turn))",
+    )
+}
+
+/// Gives a module in text form the world `chooser` of `wit`.
+pub fn embed(text: &str, wit: &str) -> Vec<u8> {
+    let mut module = wat::parse_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let mut resolve = Resolve::default();
+    let package = resolve.push_str("policy.wit", wit).unwrap();
+    let world = resolve.select_world(&[package], Some("chooser")).unwrap();
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).unwrap();
+    module
+}
+
+pub fn encode(module: &[u8]) -> Vec<u8> {
+    ComponentEncoder::default().module(module).unwrap().encode().unwrap()
+}
+
+pub fn engine() -> Engine {
+    engine_of(EngineLimits { instances_max: 8, ..EngineLimits::default() })
+}
+
+pub fn engine_of(limits: EngineLimits) -> Engine {
+    Engine::new(limits, Arc::new(|_| {})).unwrap()
+}
+
+/// An engine whose log can be read.
+pub fn engine_with_log() -> (Engine, Receiver<LogLine>) {
+    let (lines, log) = channel();
+    let lines = Mutex::new(lines);
+    let sink = move |line| drop(lines.lock().unwrap().send(line));
+    let limits = EngineLimits { instances_max: 8, ..EngineLimits::default() };
+    (Engine::new(limits, Arc::new(sink)).unwrap(), log)
+}
+
+/// Deadlines that no sound guest misses, however busy the machine.
+pub fn patient() -> PolicySettings {
+    PolicySettings {
+        decide_deadline: Duration::from_secs(20),
+        configure_deadline: Duration::from_secs(20),
+        ..PolicySettings::new("patient", "null")
+    }
+}
+
+/// Deadlines for guests that will miss any.
+pub fn hasty() -> PolicySettings {
+    PolicySettings {
+        decide_deadline: Duration::from_millis(30),
+        configure_deadline: Duration::from_millis(300),
+        ..PolicySettings::new("hasty", "null")
+    }
+}
+
+/// Endpoints `10.0.0.1:80`, `10.0.0.2:80`, … of weights 1, 2, … with the ids 100, 101, …
+pub fn candidates(generation: u64, count: u32) -> Arc<Candidates> {
+    let endpoint = |number: u32| Endpoint {
+        id: EndpointId(99 + number),
+        address: format!("10.0.0.{number}:80").parse().unwrap(),
+        weight: number,
+        load: Arc::new(Load::default()),
+    };
+    Arc::new(Candidates {
+        generation: Generation(generation),
+        endpoints: (1..=count).map(endpoint).collect(),
+        table: None,
+    })
+}
+
+/// The fallback: always the last endpoint, so that its decisions can be told from a guest's.
+pub struct Last;
+
+impl Policy for Last {
+    fn decide(&mut self, _flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
+        let last = u32::try_from(among.endpoints.len() - 1).unwrap();
+        Decided { decision: Decision::forward(EndpointIndex(last)), source: Source::Native }
+    }
+}
+
+pub fn flow() -> Flow<'static> {
+    let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+    Flow {
+        client: address("192.0.2.7:1234"),
+        local: address("198.51.100.1:8080"),
+        listener: ListenerId(0),
+        attempt: 0,
+        tried: &[],
+        now: pointsman_core::Instant::from_millis(77),
+        random: 1,
+    }
+}
+
+/// A flow for which a guest of [`Guest::bad_at_666`] misbehaves.
+pub fn bad_flow() -> Flow<'static> {
+    Flow { random: 666, ..flow() }
+}
+
+/// A loaded guest and the endpoints it is asked about.
+pub struct Table {
+    pub policy: GuestPolicy,
+    pub stats: Arc<PolicyStats>,
+    pub among: Arc<Candidates>,
+}
+
+impl Table {
+    pub fn new(engine: &Engine, guest: &Guest, settings: PolicySettings) -> Self {
+        Self::try_new(engine, guest, settings).unwrap()
+    }
+
+    pub fn try_new(
+        engine: &Engine,
+        guest: &Guest,
+        settings: PolicySettings,
+    ) -> Result<Self, InstanceError> {
+        let module = engine.load(&guest.module()).unwrap();
+        let stats = Arc::new(PolicyStats::default());
+        let among = candidates(1, 3);
+        let policy = policy_of(&module, settings, &stats, &among)?;
+        Ok(Self { policy, stats, among })
+    }
+
+    pub fn decide(&mut self, flow: &Flow<'_>) -> Decided {
+        self.policy.decide(flow, &self.among)
+    }
+
+    /// Asks until the guest decides again.
+    pub fn await_guest(&mut self) {
+        until("the guest decides", || self.decide(&flow()).source == Source::Plugin);
+    }
+}
+
+pub fn policy_of(
+    module: &Module,
+    settings: PolicySettings,
+    stats: &Arc<PolicyStats>,
+    among: &Arc<Candidates>,
+) -> Result<GuestPolicy, InstanceError> {
+    GuestPolicy::new(module, Arc::new(settings), Arc::clone(stats), Box::new(Last), among)
+}
+
+pub fn endpoint_of(decided: &Decided) -> u32 {
+    match decided.decision.verdict {
+        Verdict::Forward(EndpointIndex(index)) => index,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits for something that happens on another thread.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited a minute until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What an error's text must be: one line, lower case, no full stop.
+pub fn assert_well_put(text: &str) {
+    let mut problems = String::new();
+    if text.lines().count() != 1 {
+        let _ = write!(problems, "not one line; ");
+    }
+    if text.starts_with(char::is_uppercase) {
+        let _ = write!(problems, "begins in upper case; ");
+    }
+    if text.ends_with('.') {
+        let _ = write!(problems, "ends with a full stop; ");
+    }
+    assert!(problems.is_empty(), "{problems}{text}");
+}
