@@ -61,10 +61,6 @@ impl Allocator {
         core::mem::replace(&mut slot.policy, policy)
     }
 
-    pub(crate) fn generation(&self, cluster: ClusterId) -> u64 {
-        self.policies[cluster.index()].generation
-    }
-
     /// Allocates a flow, and counts who decided.
     pub(crate) fn allocate(
         &mut self,
@@ -74,17 +70,9 @@ impl Allocator {
     ) -> Result<Allocation, Denied> {
         let listener = &snapshot.listeners[request.listener.index()];
         let among = &snapshot.clusters[listener.cluster.index()].candidates;
-        if among.endpoints.is_empty() {
-            let generation = self.generation(listener.cluster);
-            return Err(Denied {
-                reason: CloseReason::NoEndpoint,
-                source: None,
-                policy_generation: generation,
-                tag: 0,
-            });
-        }
         let allocated = match self.find_kept(request, listener, among) {
             Some(kept) => kept,
+            None if among.endpoints.is_empty() => Err(self.no_endpoint(listener.cluster)),
             None => self.decide(request, listener, among, stats),
         };
         let source = match &allocated {
@@ -96,6 +84,15 @@ impl Allocator {
         }
         stats.flow_table_entries = self.affinity.len();
         allocated
+    }
+
+    fn no_endpoint(&self, cluster: ClusterId) -> Denied {
+        Denied {
+            reason: CloseReason::NoEndpoint,
+            source: None,
+            policy_generation: self.policies[cluster.index()].generation,
+            tag: 0,
+        }
     }
 
     /// A kept decision binds only a flow that has not failed under it.

@@ -168,7 +168,8 @@ impl Balancer {
         if self.sweep.next.is_some() {
             return Some(Instant::ZERO);
         }
-        let drain_end = self.snapshot.drain_until.filter(|_| !self.sweep.drain_ended);
+        let drain_awaited = !self.sweep.drain_ended && self.sessions.len() > 0;
+        let drain_end = self.snapshot.drain_until.filter(|_| drain_awaited);
         match (self.timers.next(), drain_end) {
             (Some(timer), Some(drain_end)) => Some(timer.min(drain_end)),
             (timer, drain_end) => timer.or(drain_end),
@@ -363,7 +364,7 @@ impl Balancer {
         let session = &mut self.sessions[link.slot()];
         self.stats.listener(session.listener).on_delivered(link.side(), delivery.bytes);
         let relay = session.relay_from(link.side().other());
-        relay.on_delivered(delivery.bytes);
+        relay.on_delivered(delivery.bytes, &mut self.chains);
         if session.state != State::Established {
             return;
         }
@@ -377,6 +378,7 @@ impl Balancer {
         relay.on_sent(&mut step);
         if relay.is_drained() {
             session.settle(&mut step);
+            self.set_timer(link.slot());
         }
     }
 
@@ -471,6 +473,7 @@ impl Balancer {
     /// # Panics
     /// If the balancer has a bug.
     pub fn check_invariants(&self) {
+        self.chains.check_invariants(self.sessions.len());
         let active: u64 = self.stats.listeners.iter().map(|listener| listener.flows_active).sum();
         assert_eq!(active, u64::from(self.sessions.len()), "each active flow has a session");
         for (slot, session) in self.sessions.iter() {

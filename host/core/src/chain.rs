@@ -34,18 +34,28 @@ impl Queue {
     }
 }
 
+/// Some buffers, by how many of each pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally([u32; 2]);
+
+impl Tally {
+    pub(crate) fn add(&mut self, buffer: &Buffer) {
+        self.0[buffer.pool().index()] += 1;
+    }
+}
+
 #[derive(Debug)]
 struct Node {
     buffer: Option<Buffer>,
     next: u32,
 }
 
-/// The links of all buffers, and how many of them the core holds.
+/// The links of all buffers, and how many of them are in use.
 #[derive(Debug)]
 pub(crate) struct Chains {
     nodes: Vec<Node>,
     sizes: PoolSizes,
-    held: [u32; 2],
+    in_use: [u32; 2],
 }
 
 impl Chains {
@@ -53,12 +63,13 @@ impl Chains {
         let mut nodes = Vec::new();
         nodes
             .resize_with((sizes.small + sizes.bulk) as usize, || Node { buffer: None, next: NONE });
-        Self { nodes, sizes, held: [0; 2] }
+        Self { nodes, sizes, in_use: [0; 2] }
     }
 
+    /// Appends a buffer that has just arrived. It is in use until it is [`release`](Self::release)d.
     pub(crate) fn push(&mut self, queue: &mut Queue, buffer: Buffer) {
         let place = self.place_of(&buffer);
-        self.held[buffer.pool().index()] += 1;
+        self.in_use[buffer.pool().index()] += 1;
         queue.buffers += 1;
         queue.bytes += buffer.len();
         let node = &mut self.nodes[place as usize];
@@ -81,20 +92,26 @@ impl Chains {
         }
         queue.buffers -= 1;
         queue.bytes -= buffer.len();
-        self.held[buffer.pool().index()] -= 1;
         Some(buffer)
     }
 
-    /// Buffers in queues.
-    pub(crate) fn held(&self, pool: Pool) -> u32 {
-        self.held[pool.index()]
+    /// Takes back buffers that are neither in a queue nor being sent any more.
+    pub(crate) fn release(&mut self, tally: Tally) {
+        for pool in Pool::BOTH {
+            self.in_use[pool.index()] -= tally.0[pool.index()];
+        }
     }
 
-    /// Whether so many buffers wait in queues that what is left must be kept for flows that have
-    /// none: seven eighths of a pool.
+    /// Whether so many buffers wait or are being sent that what is left must be kept for flows
+    /// that have none: seven eighths of a pool.
     pub(crate) fn is_short(&self, pool: Pool) -> bool {
         let size = self.sizes.of(pool);
-        self.held(pool) >= size - size / 8
+        self.in_use[pool.index()] >= size - size / 8
+    }
+
+    /// Asserts that nobody holds a buffer when nobody is there.
+    pub(crate) fn check_invariants(&self, sessions: u32) {
+        assert!(sessions > 0 || self.in_use == [0; 2], "a buffer outlived its session");
     }
 
     fn place_of(&self, buffer: &Buffer) -> u32 {
@@ -124,7 +141,6 @@ mod tests {
         assert_eq!(order, [30, 5, 7]);
         assert!(a.is_empty());
         assert_eq!(chains.pop(&mut b), Some(Buffer::new(Pool::Small, 1, 10)));
-        assert_eq!((chains.held(Pool::Small), chains.held(Pool::Bulk)), (0, 0));
     }
 
     #[test]
@@ -134,6 +150,11 @@ mod tests {
         assert!(!chains.is_short(Pool::Small));
         chains.push(&mut queue, Buffer::new(Pool::Small, 6, 1));
         assert!(chains.is_short(Pool::Small));
+        let mut tally = Tally::default();
+        tally.add(&chains.pop(&mut queue).unwrap());
+        assert!(chains.is_short(Pool::Small), "what is being sent is still in use");
+        chains.release(tally);
+        assert!(!chains.is_short(Pool::Small));
     }
 
     #[test]

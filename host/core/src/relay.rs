@@ -13,7 +13,7 @@
 //! the choice of buffers: each new subscription picks its pool by what the one before it saw.
 
 use crate::boundary::{Buffer, Link, Op, Ops, Pool, ReceiveEnd, Side};
-use crate::chain::{Chains, Queue};
+use crate::chain::{Chains, Queue, Tally};
 
 /// Buffers in one run of sends at most.
 const RUN_MAX: u32 = 64;
@@ -61,6 +61,8 @@ pub(crate) struct Relay {
     inbound: Inbound,
     outbound: Outbound,
     queue: Queue,
+    /// What the run of sends in flight holds.
+    sending: Tally,
     /// Bytes the destination's kernel has taken.
     delivered: u64,
     gauge: Gauge,
@@ -73,6 +75,7 @@ impl Relay {
             inbound: Inbound::Paused,
             outbound: Outbound::Idle,
             queue: Queue::EMPTY,
+            sending: Tally::default(),
             delivered: 0,
             gauge: Gauge::new(Pool::Small),
         }
@@ -103,12 +106,14 @@ impl Relay {
         self.proceed(step);
     }
 
-    /// Counts bytes that the destination's kernel took.
-    pub(crate) fn on_delivered(&mut self, bytes: u32) {
+    /// A run of sends is over, in whatever state the session is: counts what the destination's
+    /// kernel took, and the buffers that are free again.
+    pub(crate) fn on_delivered(&mut self, bytes: u32, chains: &mut Chains) {
         self.delivered += u64::from(bytes);
+        chains.release(core::mem::take(&mut self.sending));
     }
 
-    /// The run of sends is over and was whole.
+    /// The run was whole, and the session goes on.
     pub(crate) fn on_sent(&mut self, step: &mut Step<'_>) {
         self.outbound = Outbound::Idle;
         if !self.queue.is_empty() {
@@ -123,9 +128,12 @@ impl Relay {
 
     /// Gives back what waits; the destination will never get it.
     pub(crate) fn discard(&mut self, step: &mut Step<'_>) {
+        let mut given_back = Tally::default();
         while let Some(buffer) = step.chains.pop(&mut self.queue) {
+            given_back.add(&buffer);
             step.ops.push(Op::Recycle { buffer });
         }
+        step.chains.release(given_back);
     }
 
     /// Whether the source has ended and everything it sent has been delivered.
@@ -185,6 +193,7 @@ impl Relay {
         self.outbound = Outbound::Sending;
         for sent in 1..=RUN_MAX {
             let Some(buffer) = step.chains.pop(&mut self.queue) else { break };
+            self.sending.add(&buffer);
             let more = sent < RUN_MAX && !self.queue.is_empty();
             step.ops.push(Op::Send { link, buffer, more });
         }

@@ -73,6 +73,8 @@ pub(crate) struct Session {
     pub(crate) state: State,
     pub(crate) allocation: Allocation,
     pub(crate) tried: Tried,
+    /// Endpoints it was bound to, the one it is bound to included.
+    attempts: u32,
     /// By the side the bytes come from.
     relays: [Relay; 2],
     started: Instant,
@@ -94,6 +96,7 @@ impl Session {
             state: State::Connecting,
             allocation,
             tried: Tried::default(),
+            attempts: 1,
             relays: Side::BOTH.map(Relay::new),
             started: now,
             connected: None,
@@ -104,6 +107,7 @@ impl Session {
     /// Starts over with another endpoint.
     pub(crate) fn rebind(&mut self, now: Instant, allocation: Allocation) {
         self.allocation = allocation;
+        self.attempts += 1;
         self.state = State::Connecting;
         self.progressed = now;
     }
@@ -195,7 +199,7 @@ impl Session {
             endpoint: Some((id, address)),
             policy_generation: self.allocation.policy_generation,
             source: Some(self.allocation.source),
-            attempts: self.tried.count as u32 + u32::from(self.connected.is_some()),
+            attempts: self.attempts,
             tag: self.allocation.method.tag,
             started: self.started,
             connected: self.connected,

@@ -1,0 +1,397 @@
+//! What must come of it: a shadow of every flow and of every kept decision.
+//!
+//! The oracle sees completions go in and ops come out, and the log of every policy call. It knows
+//! nothing of how the balancer works.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use pointsman_core::boundary::{Completion, Goodbye, Link, Op, Pool, ReceiveEnd, Side};
+use pointsman_core::policy::{Decision, Scope, Verdict};
+use pointsman_core::{CloseReason, EndpointId, FlowRecord, Instant, Snapshot};
+
+use crate::world::World;
+
+/// One call of a policy under observation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) client: SocketAddr,
+    pub(crate) attempt: u32,
+    pub(crate) decision: Decision,
+}
+
+/// The calls since it was last looked at.
+pub(crate) type CallLog = Arc<Mutex<Vec<Call>>>;
+
+/// Bytes one direction may hold at most: the credit of the bulk pool and the buffer that overshoots
+/// it, and what was left in the small one before.
+const HELD_BYTES_MAX: u64 = 10 * 64 * 1024;
+/// Buffers one direction may hold at most: those that wait, those that were on their way when it
+/// was paused, and the run that is being sent.
+const HELD_BUFFERS_MAX: u64 = 16 + 8 + 64;
+
+#[derive(Debug, Clone)]
+struct Flow {
+    client: SocketAddr,
+    cluster: usize,
+    conns: [Option<usize>; 2],
+    attempts: u32,
+    established: bool,
+    half_closed: bool,
+    closing: bool,
+    /// The endpoint took too long: whether its link is being closed for another attempt.
+    abandoning: bool,
+    progressed: Instant,
+    /// By the side the bytes come from: bytes and buffers the balancer holds.
+    held: [(u64, u64); 2],
+    idle_timeout: Option<Duration>,
+}
+
+impl Flow {
+    fn progress(&mut self, now: Instant) {
+        if !self.closing {
+            self.progressed = now;
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    verdict: Verdict,
+    endpoint: Option<EndpointId>,
+    idle_timeout: Option<Duration>,
+    expires: Instant,
+    slides: Option<Duration>,
+}
+
+/// Numbers of the balancer that change while it handles a completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) sheds: u64,
+    pub(crate) table_full: u64,
+    pub(crate) active: u64,
+}
+
+/// What the oracle may know of the balancer's world.
+pub(crate) struct View<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    /// By cluster: whether every call of its policy is logged.
+    pub(crate) logged: &'a [bool],
+    pub(crate) sessions_max: u32,
+}
+
+pub(crate) struct Oracle {
+    flows: BTreeMap<u32, Flow>,
+    /// By client: connections and timing of flows that have ended or will.
+    ended: BTreeMap<SocketAddr, Flow>,
+    kept: BTreeMap<(usize, IpAddr), Kept>,
+    calls: CallLog,
+    pub(crate) binds: u64,
+}
+
+impl Oracle {
+    pub(crate) fn new(calls: CallLog) -> Self {
+        let (flows, ended, kept) = Default::default();
+        Self { flows, ended, kept, calls, binds: 0 }
+    }
+
+    /// A completion is about to be handled.
+    pub(crate) fn before(&mut self, now: Instant, completion: &Completion) {
+        match completion {
+            Completion::Received { link, buffer } => {
+                let flow = self.flows.get_mut(&link.slot()).expect("bytes belong to a flow");
+                let held = &mut flow.held[link.side().index()];
+                *held = (held.0 + u64::from(buffer.len()), held.1 + 1);
+                assert!(held.0 <= HELD_BYTES_MAX && held.1 <= HELD_BUFFERS_MAX, "{held:?} held");
+                flow.progress(now);
+            }
+            Completion::ReceiveEnded { link, end: ReceiveEnd::EndOfStream } => {
+                self.with(*link, |flow| {
+                    flow.progress(now);
+                    flow.half_closed = true;
+                });
+            }
+            Completion::Sent { link, .. } => self.with(*link, |flow| {
+                flow.held[link.side().other().index()] = (0, 0);
+                flow.progress(now);
+            }),
+            Completion::Connected { link } => self.with(*link, |flow| {
+                flow.established = !flow.closing && !flow.abandoning;
+                flow.progress(now);
+            }),
+            Completion::Closed { link } => self.with(*link, |flow| flow.abandoning = false),
+            _ => {}
+        }
+    }
+
+    fn with(&mut self, link: Link, change: impl FnOnce(&mut Flow)) {
+        change(self.flows.get_mut(&link.slot()).expect("a completion belongs to a flow"));
+    }
+
+    /// The balancer has accepted, shed or denied a client.
+    pub(crate) fn after_accepted(
+        &mut self,
+        arrival: &Arrival,
+        view: &View<'_>,
+        ops: &[Op],
+        counts: [Counts; 2],
+    ) {
+        let listener = &view.snapshot.listeners[arrival.listener];
+        let [before, after] = counts;
+        let calls = self.take_calls();
+        if after.sheds > before.sheds {
+            assert!(matches!(ops, [Op::Refuse { goodbye: Goodbye::Reset, .. }]), "{ops:?}");
+            assert!(calls.is_empty(), "what is shed costs nothing");
+            return;
+        }
+        assert!(before.active < u64::from(view.sessions_max), "more flows than sessions");
+        assert!(before.active < u64::from(listener.flows_max) || view.snapshot.listeners.len() > 1);
+        let cluster = listener.cluster.index();
+        let key = (cluster, arrival.client.ip());
+        let candidates = &view.snapshot.clusters[cluster].candidates;
+        let live = self.kept.get(&key).copied().filter(|kept| {
+            let serves = |id| candidates.find(id).is_some();
+            kept.expires > arrival.now && kept.endpoint.is_none_or(serves)
+        });
+        let (target, refused) = match ops {
+            [Op::Adopt { .. }, Op::Connect { address, .. }] => (Some(*address), None),
+            [Op::Refuse { goodbye, .. }] => (None, Some(*goodbye)),
+            other => panic!("a client is adopted or refused: {other:?}"),
+        };
+        let idle_timeout = match (live, &calls[..]) {
+            (Some(kept), []) => {
+                if let Some(entry) = self.kept.get_mut(&key)
+                    && let Some(ttl) = kept.slides
+                {
+                    entry.expires = arrival.now + ttl;
+                }
+                let address = kept.endpoint.and_then(|id| Some(candidates.find(id)?.address));
+                assert_eq!(target, address, "a live entry beats a fresh decision");
+                assert_eq!(refused, denial(kept.verdict));
+                kept.idle_timeout
+            }
+            (Some(_), calls) => panic!("cached means cached: {calls:?}"),
+            (None, [call]) => {
+                self.check_call(call, arrival.client, 0, view, cluster, target, refused);
+                let full = after.table_full > before.table_full;
+                self.keep(arrival.now, key, call, view, full);
+                call.decision.method.idle_timeout
+            }
+            (None, []) => {
+                let unasked = !view.logged[cluster] || candidates.endpoints.is_empty();
+                assert!(unasked, "a flow that no entry covers is decided on");
+                None
+            }
+            (None, calls) => panic!("a flow is decided on once: {calls:?}"),
+        };
+        for op in ops {
+            if let Op::Adopt { link, .. } = op {
+                let flow = Flow {
+                    client: arrival.client,
+                    cluster,
+                    conns: [Some(arrival.conn), None],
+                    attempts: 0,
+                    established: false,
+                    half_closed: false,
+                    closing: false,
+                    abandoning: false,
+                    progressed: arrival.now,
+                    held: [(0, 0); 2],
+                    idle_timeout,
+                };
+                assert!(self.flows.insert(link.slot(), flow).is_none(), "the slot was taken");
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "every fact of one call at once")]
+    fn check_call(
+        &self,
+        call: &Call,
+        client: SocketAddr,
+        attempt: u32,
+        view: &View<'_>,
+        cluster: usize,
+        target: Option<SocketAddr>,
+        refused: Option<Goodbye>,
+    ) {
+        assert_eq!((call.client, call.attempt), (client, attempt));
+        let candidates = &view.snapshot.clusters[cluster].candidates;
+        match call.decision.verdict {
+            Verdict::Forward(index) => {
+                assert_eq!(target, candidates.get(index).map(|endpoint| endpoint.address));
+            }
+            verdict => assert!(target.is_none() && refused == denial(verdict)),
+        }
+    }
+
+    fn keep(
+        &mut self,
+        now: Instant,
+        key: (usize, IpAddr),
+        call: &Call,
+        view: &View<'_>,
+        full: bool,
+    ) {
+        let decision = call.decision;
+        if decision.scope != Scope::Client || full {
+            return;
+        }
+        let cluster = &view.snapshot.clusters[key.0];
+        let listener = view.snapshot.listeners.iter().find(|l| l.cluster.index() == key.0);
+        let idle = listener.expect("the cluster has a listener").timeouts.idle;
+        let ttl = if decision.ttl.is_zero() { idle } else { decision.ttl };
+        let endpoint = match decision.verdict {
+            Verdict::Forward(index) => cluster.candidates.get(index).map(|endpoint| endpoint.id),
+            _ => None,
+        };
+        let kept = Kept {
+            verdict: decision.verdict,
+            endpoint,
+            idle_timeout: decision.method.idle_timeout,
+            expires: now + ttl,
+            slides: decision.sliding.then_some(ttl),
+        };
+        self.kept.insert(key, kept);
+    }
+
+    /// The balancer has handled something other than a new client.
+    pub(crate) fn after(&mut self, now: Instant, view: &View<'_>, ops: &[Op], full: bool) {
+        let calls = self.take_calls();
+        assert!(calls.len() <= 1, "one completion, one decision: {calls:?}");
+        for op in ops {
+            match op {
+                Op::Connect { link, address } => {
+                    let flow = &self.flows[&link.slot()];
+                    assert!(!flow.established, "an established flow never changes endpoint");
+                    if let [call] = &calls[..] {
+                        let (client, attempt) = (flow.client, flow.attempts);
+                        let cluster = flow.cluster;
+                        let target = Some(*address);
+                        self.check_call(call, client, attempt, view, cluster, target, None);
+                    }
+                }
+                Op::Receive { credit, .. } => {
+                    assert!(u64::from(*credit) <= 8 * u64::from(Pool::Bulk.buffer_bytes()));
+                }
+                Op::Close { link, .. } => {
+                    let established = self.flows[&link.slot()].established;
+                    if link.side() == Side::Downstream || established {
+                        self.with(*link, |flow| flow.closing = true);
+                    } else {
+                        self.with(*link, |flow| flow.abandoning = true);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let [call] = &calls[..] {
+            let flow = self.flows.values_mut().find(|flow| flow.client == call.client);
+            let flow = flow.expect("a retry belongs to a flow");
+            flow.idle_timeout = call.decision.method.idle_timeout;
+            let key = (flow.cluster, flow.client.ip());
+            self.keep(now, key, call, view, full);
+        }
+    }
+
+    /// Every connect goes to an endpoint that may be given flows.
+    pub(crate) fn on_connect(&mut self, link: Link, address: SocketAddr, view: &View<'_>) {
+        self.binds += 1;
+        let flow = self.flows.get_mut(&link.slot()).expect("a connect belongs to a flow");
+        flow.attempts += 1;
+        let candidates = &view.snapshot.clusters[flow.cluster].candidates;
+        assert!(candidates.endpoints.iter().any(|endpoint| endpoint.address == address));
+    }
+
+    /// The op is performed: the link has its connection.
+    pub(crate) fn on_dialled(&mut self, now: Instant, link: Link, conn: Option<usize>) {
+        self.with(link, |flow| {
+            flow.conns[link.side().index()] = conn;
+            flow.progressed = now;
+        });
+    }
+
+    /// Nobody may live beyond its deadline.
+    pub(crate) fn assert_nobody_is_overdue(&self, now: Instant, view: &View<'_>) {
+        for flow in self.flows.values().filter(|flow| flow.established && !flow.closing) {
+            let timeout = self.timeout_of(flow, view);
+            let overdue = flow.progressed + timeout + Duration::from_millis(2);
+            assert!(now <= overdue, "{} is overdue", flow.client);
+        }
+    }
+
+    fn timeout_of(&self, flow: &Flow, view: &View<'_>) -> Duration {
+        let listener = view.snapshot.listeners.iter().find(|l| l.cluster.index() == flow.cluster);
+        let timeouts = &listener.expect("the cluster has a listener").timeouts;
+        if flow.half_closed {
+            timeouts.half_closed
+        } else {
+            flow.idle_timeout.unwrap_or(timeouts.idle)
+        }
+    }
+
+    /// A session's last link has closed.
+    pub(crate) fn on_slot_freed(&mut self, slot: u32) {
+        if let Some(flow) = self.flows.remove(&slot) {
+            self.ended.insert(flow.client, flow);
+        }
+    }
+
+    /// The access log's record of a flow agrees with what its peers saw.
+    pub(crate) fn on_record(&mut self, record: &FlowRecord, world: &World, view: &View<'_>) {
+        let Some(flow) = self.ended.remove(&record.client) else {
+            assert!(record.endpoint.is_none() && record.bytes == [0, 0], "{record:?}");
+            return;
+        };
+        assert_eq!(record.attempts, flow.attempts, "{record:?}");
+        let client = &world.conns[flow.conns[0].expect("a flow has a client")];
+        let endpoint = flow.conns[1].map(|conn| &world.conns[conn]);
+        match (record.reason, endpoint) {
+            (CloseReason::Finished, Some(endpoint)) => {
+                for (from, to) in [(client, endpoint), (endpoint, client)] {
+                    assert!(from.fin_written && from.received == from.written, "{record:?}");
+                    assert!(to.taken == from.received && to.fin_from_us && !to.reset_from_us);
+                }
+                assert_eq!(record.bytes, [client.taken, endpoint.taken]);
+            }
+            (CloseReason::DownstreamReset, Some(endpoint)) => {
+                assert!(client.reset_by_peer && endpoint.reset_from_us, "{record:?}");
+            }
+            (CloseReason::UpstreamReset, Some(endpoint)) => {
+                assert!(endpoint.reset_by_peer && client.reset_from_us, "{record:?}");
+            }
+            (CloseReason::ConnectFailed | CloseReason::ConnectTimeout, _) => {
+                assert!(client.reset_from_us && !flow.established, "{record:?}");
+            }
+            (CloseReason::IdleTimeout | CloseReason::HalfClosedTimeout, Some(_)) => {
+                let due = flow.progressed + self.timeout_of(&flow, view);
+                assert!(due <= world.now, "too early: {record:?}");
+            }
+            _ => {}
+        }
+        assert!(record.bytes[0] <= client.taken, "{record:?}");
+    }
+
+    fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.calls.lock().expect("nobody panicked"))
+    }
+}
+
+/// A client about to be accepted.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) now: Instant,
+    pub(crate) listener: usize,
+    pub(crate) client: SocketAddr,
+    pub(crate) conn: usize,
+}
+
+fn denial(verdict: Verdict) -> Option<Goodbye> {
+    match verdict {
+        Verdict::Forward(_) => None,
+        Verdict::Reset => Some(Goodbye::Reset),
+        Verdict::Drop => Some(Goodbye::Fin),
+    }
+}

@@ -1,0 +1,509 @@
+//! One seed's schedule: what the world looks like, who does what, and in which order.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_core::boundary::{Completion, ListenerId, Op, Ops, PoolSizes};
+use pointsman_core::policy::{
+    Decided, Decision, EndpointIndex, Flow, LeastFlows, Maglev, Method, Policy, RoundRobin, Scope,
+    Source, Verdict, maglev,
+};
+use pointsman_core::{
+    Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DropReason, Endpoint, EndpointId,
+    EndpointState, Generation, Instant, Listener, OnEndpointDown, PrefixLengths, Snapshot,
+    Timeouts,
+};
+
+use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
+use crate::rng::Rng;
+use crate::world::{Faults, World};
+
+const TURNS: u64 = 400;
+/// Turns without any progress after which chance alone does not explain it.
+const QUIET_TURNS: u32 = 30;
+
+/// Runs a seed to its end; tells which named reasons it led to.
+pub(crate) fn run(seed: u64) -> Vec<&'static str> {
+    let mut run = Run::new(seed);
+    run.rough();
+    run.calm();
+    run.drain();
+    run.outcomes()
+}
+
+/// Every completion of a seed, in order.
+pub(crate) fn trace(seed: u64) -> Vec<String> {
+    let mut run = Run::new(seed);
+    run.rough();
+    run.trace
+}
+
+/// A policy whose every answer is logged, and which answers all that a plugin may.
+struct Scripted {
+    calls: CallLog,
+    client_scope: u64,
+}
+
+impl Policy for Scripted {
+    fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
+        let mut rng = Rng::new(flow.random);
+        let index = EndpointIndex(rng.below(among.endpoints.len() as u64) as u32);
+        let verdict = match rng.below(40) {
+            0 => Verdict::Reset,
+            1 => Verdict::Drop,
+            _ => Verdict::Forward(index),
+        };
+        let idle = rng.chance(200).then_some(Duration::from_millis(300));
+        let decision = Decision {
+            verdict,
+            scope: if rng.chance(self.client_scope) { Scope::Client } else { Scope::Flow },
+            ttl: Duration::from_millis(rng.pick(&[0, 20, 500, 10_000])),
+            sliding: rng.chance(500),
+            method: Method { idle_timeout: idle, ..Method::DEFAULT },
+        };
+        let call = crate::oracle::Call { client: flow.client, attempt: flow.attempt, decision };
+        self.calls.lock().expect("nobody panicked").push(call);
+        Decided { decision, source: Source::Plugin }
+    }
+}
+
+struct Run {
+    rng: Rng,
+    world: World,
+    oracle: Oracle,
+    balancer: Balancer,
+    snapshot: Arc<Snapshot>,
+    ops: Ops,
+    pending: Vec<Op>,
+    calls: CallLog,
+    logged: Vec<bool>,
+    sessions_max: u32,
+    clients: u16,
+    records: u64,
+    trace: Vec<String>,
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let pools = PoolSizes { small: rng.between(4, 64) as u32, bulk: rng.between(1, 8) as u32 };
+        let calls = CallLog::default();
+        let clusters = rng.between(1, 2) as usize;
+        let snapshot = Arc::new(first_snapshot(&mut rng, clusters));
+        let logged: Vec<bool> = (0..clusters).map(|_| rng.chance(600)).collect();
+        let policies =
+            logged.iter().map(|&logged| policy(&mut rng, logged.then_some(&calls))).collect();
+        let sessions_max = rng.between(3, 40) as u32;
+        let config = BalancerConfig {
+            sessions_max,
+            flow_table_entries_max: rng.pick(&[1, 3, 50]),
+            pools,
+            hash_key: [rng.next(), rng.next()],
+            seed: rng.next(),
+            record_flows: true,
+        };
+        let faults = faults(&mut rng);
+        Self {
+            world: World::new(Rng::new(rng.next()), faults, pools, clusters),
+            oracle: Oracle::new(calls.clone()),
+            balancer: Balancer::new(&config, snapshot.clone(), policies),
+            snapshot,
+            ops: Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX),
+            pending: Vec::new(),
+            calls,
+            logged,
+            sessions_max,
+            clients: 0,
+            records: 0,
+            trace: Vec::new(),
+            rng,
+        }
+    }
+
+    /// Everything that can go wrong does.
+    fn rough(&mut self) {
+        for _ in 0..TURNS {
+            if self.rng.chance(300) {
+                self.arrive();
+            }
+            for _ in 0..self.rng.below(4) {
+                let conns = self.world.conns.len() as u64;
+                if conns > 0 {
+                    self.world.act(self.rng.below(conns) as usize);
+                }
+            }
+            if self.rng.chance(20) {
+                self.change_world();
+            }
+            if self.rng.chance(10) {
+                self.swap_policy();
+            }
+            if self.rng.chance(250) {
+                self.pass_time();
+            }
+            self.turn();
+        }
+    }
+
+    /// Every peer does its part, and so every flow must come to its end without a timeout, except
+    /// those whose endpoint never answers.
+    fn calm(&mut self) {
+        self.world.calm();
+        let mut quiet = 0;
+        for _ in 0..100_000 {
+            let acted = self.world.act_everywhere();
+            let completed = self.turn();
+            quiet = if acted || completed { 0 } else { quiet + 1 };
+            if quiet < QUIET_TURNS {
+                continue;
+            }
+            quiet = 0;
+            if self.balancer.next_timeout().is_some_and(|at| at <= self.world.now) {
+                continue;
+            }
+            if let Some(at) = self.world.next_dial() {
+                self.world.now = self.world.now.max(at);
+                continue;
+            }
+            let waiting = self.balancer.stats().sessions_active as usize;
+            assert_eq!(waiting, self.world.silent_dials(), "a flow is stuck");
+            match self.balancer.next_timeout() {
+                Some(at) if waiting > 0 => self.world.now = self.world.now.max(at),
+                _ => return,
+            }
+        }
+        let left = self.world.unfinished();
+        panic!("the calm never comes: {left:#?}");
+    }
+
+    /// The process ends, with some flows that would not end by themselves.
+    fn drain(&mut self) {
+        for _ in 0..self.rng.below(4) {
+            self.arrive();
+        }
+        self.world.faults.silent = 300;
+        for _ in 0..5 {
+            self.turn();
+        }
+        let end = self.world.now + Duration::from_millis(self.rng.pick(&[0, 50, 400_000]));
+        self.publish(|snapshot| snapshot.drain_until = Some(end));
+        for _ in 0..100_000 {
+            if self.balancer.is_drained() {
+                self.assert_nothing_is_left();
+                return;
+            }
+            if !self.turn() {
+                self.pass_time();
+            }
+        }
+        panic!("the drain never ends");
+    }
+
+    fn arrive(&mut self) {
+        self.clients += 1;
+        let address = Ipv4Addr::new(192, 0, 2, self.rng.below(6) as u8);
+        let listener = self.rng.below(self.snapshot.listeners.len() as u64) as u16;
+        self.world.arrive(ListenerId(listener), SocketAddr::from((address, self.clients)));
+    }
+
+    fn pass_time(&mut self) {
+        let step = self.rng.pick(&[1_000_000, 5_000_000, 100_000_000, 1_000_000_000]);
+        let later = Instant::from_nanos(self.world.now.as_nanos() + self.rng.below(step));
+        let due = self.balancer.next_timeout().unwrap_or(Instant::FAR_FUTURE);
+        self.world.now = later.min(due.max(self.world.now));
+    }
+
+    /// One turn of a worker. Tells if anything happened.
+    fn turn(&mut self) -> bool {
+        let count = self.rng.between(1, 8) as usize;
+        let completions = self.world.collect(count);
+        let happened = !completions.is_empty();
+        for completion in completions {
+            self.handle(completion);
+        }
+        let before = self.counts();
+        self.balancer.handle_timeout(self.world.now, &mut self.ops);
+        self.take_ops(None, before);
+        self.balancer.check_invariants();
+        self.perform();
+        let due = self.balancer.next_timeout().is_some_and(|at| at <= self.world.now);
+        if !due {
+            self.oracle.assert_nobody_is_overdue(self.world.now, &self.view());
+        }
+        self.check_records();
+        happened
+    }
+
+    fn view(&self) -> View<'_> {
+        View { snapshot: &self.snapshot, logged: &self.logged, sessions_max: self.sessions_max }
+    }
+
+    fn counts(&self) -> Counts {
+        let stats = self.balancer.stats();
+        let full = DropReason::FlowTableFull.index();
+        Counts {
+            sheds: stats.listeners.iter().flat_map(|listener| listener.sheds_total).sum(),
+            table_full: stats.listeners.iter().map(|listener| listener.drops_total[full]).sum(),
+            active: stats.listeners.iter().map(|listener| listener.flows_active).sum(),
+        }
+    }
+
+    fn handle(&mut self, completion: Completion) {
+        self.trace.push(format!("{completion:?}"));
+        let now = self.world.now;
+        let arrival = match &completion {
+            Completion::Accepted { listener, client, .. } => {
+                let conn = self.world.conns.iter().position(|conn| conn.address == *client);
+                let conn = conn.expect("the client has a connection");
+                Some(Arrival { now, listener: listener.index(), client: *client, conn })
+            }
+            _ => None,
+        };
+        let closed = match &completion {
+            Completion::Closed { link } => Some(link.slot()),
+            _ => None,
+        };
+        self.oracle.before(now, &completion);
+        let before = (self.counts(), self.balancer.stats().sessions_active);
+        self.balancer.handle(now, completion, &mut self.ops);
+        self.balancer.check_invariants();
+        let room = Balancer::OPS_PER_COMPLETION_MAX * 3;
+        assert!(self.ops.room() >= room, "one completion led to too many ops");
+        self.take_ops(arrival.as_ref(), before.0);
+        let sessions = self.balancer.stats().sessions_active;
+        if let Some(slot) = closed.filter(|_| sessions < before.1) {
+            self.oracle.on_slot_freed(slot);
+        }
+    }
+
+    /// Shows the oracle the ops of one call; `before` is what was counted before it.
+    fn take_ops(&mut self, arrival: Option<&Arrival>, before: Counts) {
+        let ops: Vec<Op> = self.ops.drain().collect();
+        let counts = self.counts();
+        let view = View {
+            snapshot: &self.snapshot,
+            logged: &self.logged,
+            sessions_max: self.sessions_max,
+        };
+        match arrival {
+            Some(arrival) => {
+                self.oracle.after_accepted(arrival, &view, &ops, [before, counts]);
+            }
+            None => self.oracle.after(
+                self.world.now,
+                &view,
+                &ops,
+                counts.table_full > before.table_full,
+            ),
+        }
+        for op in &ops {
+            if let Op::Connect { link, address } = op {
+                self.oracle.on_connect(*link, *address, &view);
+            }
+        }
+        self.pending.extend(ops);
+    }
+
+    fn perform(&mut self) {
+        for op in std::mem::take(&mut self.pending) {
+            let dialled = match &op {
+                Op::Connect { link, .. } => Some(*link),
+                _ => None,
+            };
+            self.world.perform(op);
+            if let Some(link) = dialled {
+                self.oracle.on_dialled(self.world.now, link, self.world.conn_of(link));
+            }
+        }
+    }
+
+    fn check_records(&mut self) {
+        let records: Vec<_> = self.balancer.take_records().collect();
+        for record in records {
+            self.records += 1;
+            let view = View {
+                snapshot: &self.snapshot,
+                logged: &self.logged,
+                sessions_max: self.sessions_max,
+            };
+            self.oracle.on_record(&record, &self.world, &view);
+        }
+    }
+
+    fn change_world(&mut self) {
+        let mut rng = Rng::new(self.rng.next());
+        self.publish(|snapshot| {
+            for cluster in &mut snapshot.clusters {
+                for state in &mut cluster.endpoints {
+                    state.up = rng.chance(700);
+                    state.draining = rng.chance(100);
+                }
+                if rng.chance(100) && cluster.endpoints.len() > 1 {
+                    let mut endpoints = cluster.endpoints.to_vec();
+                    endpoints.remove(rng.below(endpoints.len() as u64) as usize);
+                    cluster.endpoints = endpoints.into();
+                }
+                let fails_open = rng.chance(700);
+                cluster.candidates =
+                    Arc::new(candidates(snapshot.generation, &cluster.endpoints, fails_open));
+            }
+        });
+    }
+
+    fn publish(&mut self, change: impl FnOnce(&mut Snapshot)) {
+        let mut next = copy(&self.snapshot);
+        next.generation = Generation(next.generation.0 + 1);
+        change(&mut next);
+        self.snapshot = Arc::new(next);
+        let old = self.balancer.apply(self.world.now, self.snapshot.clone(), &mut self.ops);
+        assert_eq!(old.generation.0 + 1, self.snapshot.generation.0);
+        self.take_ops(None, self.counts());
+    }
+
+    fn swap_policy(&mut self) {
+        let cluster = self.rng.below(self.logged.len() as u64) as usize;
+        let calls = self.logged[cluster].then_some(&self.calls);
+        let fresh = policy(&mut self.rng, calls);
+        drop(self.balancer.swap_policy(ClusterId(cluster as u16), fresh));
+    }
+
+    fn assert_nothing_is_left(&mut self) {
+        self.world.assert_nothing_is_left();
+        let mut flows = 0;
+        for (listener, stats) in
+            self.snapshot.listeners.iter().zip(&self.balancer.stats().listeners)
+        {
+            assert_eq!(listener.flows_active.get(), 0, "flows are counted off");
+            assert_eq!(stats.flows_active, 0);
+            assert_eq!(stats.flows_total, stats.closes_total.iter().sum::<u64>());
+            flows += stats.flows_total;
+        }
+        assert_eq!(flows, self.records, "one record per flow");
+        let mut bound = 0;
+        for state in self.snapshot.clusters.iter().flat_map(|cluster| &cluster.endpoints) {
+            assert_eq!(state.endpoint.load.flows_active(), 0, "load is taken off");
+            bound += state.endpoint.load.flows_total();
+        }
+        assert!(bound <= self.oracle.binds);
+        for (id, cluster) in self.balancer.stats().clusters.iter().enumerate() {
+            let decided: u64 = cluster.decisions_total.iter().sum();
+            let listener = &self.balancer.stats().listeners[id];
+            let undecided = listener.closes_total[pointsman_core::CloseReason::NoEndpoint.index()];
+            let asked = listener.flows_total + listener.connect_retries_total;
+            assert_eq!(decided + undecided, asked, "every flow and every retry has a decision");
+        }
+        assert_eq!(self.balancer.next_timeout(), None, "nothing is left to wait for");
+    }
+
+    fn outcomes(&self) -> Vec<&'static str> {
+        let mut reached = Vec::new();
+        for listener in &self.balancer.stats().listeners {
+            let closes = pointsman_core::CloseReason::ALL.map(|reason| reason.label());
+            let sheds = pointsman_core::ShedReason::ALL.map(|reason| reason.label());
+            let drops = DropReason::ALL.map(|reason| reason.label());
+            let counted = listener.closes_total.iter().zip(closes);
+            let counted = counted.chain(listener.sheds_total.iter().zip(sheds));
+            let counted = counted.chain(listener.drops_total.iter().zip(drops));
+            reached.extend(counted.filter(|&(&count, _)| count > 0).map(|(_, label)| label));
+        }
+        reached
+    }
+}
+
+fn faults(rng: &mut Rng) -> Faults {
+    Faults {
+        refused: rng.pick(&[0, 50, 500]),
+        silent: rng.pick(&[0, 50, 300]),
+        descriptors: rng.pick(&[0, 0, 30]),
+        reset: rng.pick(&[0, 10, 100]),
+        stall: rng.pick(&[0, 30, 200]),
+        single_bytes: rng.pick(&[0, 300, 950]),
+    }
+}
+
+fn policy(rng: &mut Rng, calls: Option<&CallLog>) -> Box<dyn Policy> {
+    if let Some(calls) = calls {
+        let client_scope = rng.pick(&[0, 500, 1_000]);
+        return Box::new(Scripted { calls: calls.clone(), client_scope });
+    }
+    match rng.below(3) {
+        0 => Box::new(RoundRobin::new()),
+        1 => Box::new(LeastFlows::new()),
+        _ => Box::new(Maglev::new()),
+    }
+}
+
+fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
+    let generation = Generation(1);
+    let listener = |number: usize, rng: &mut Rng| Listener {
+        name: format!("listener-{number}").into(),
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
+        cluster: ClusterId(number as u16),
+        flows_max: rng.pick(&[4, 1_000]),
+        flows_active: Arc::default(),
+        client_prefix: PrefixLengths { v4: 32, v6: 128 },
+        connect_attempts: rng.between(1, 5) as u32,
+        on_endpoint_down: rng.pick(&[OnEndpointDown::Keep, OnEndpointDown::Reset]),
+        timeouts: Timeouts {
+            connect: Duration::from_millis(rng.pick(&[100, 5_000])),
+            idle: Duration::from_millis(rng.pick(&[200, 60_000])),
+            half_closed: Duration::from_millis(rng.pick(&[150, 30_000])),
+        },
+    };
+    let cluster = |number: usize, rng: &mut Rng| {
+        let endpoints: Box<[EndpointState]> = (0..rng.between(1, 5) as u32)
+            .map(|id| EndpointState {
+                endpoint: Endpoint {
+                    id: EndpointId(id),
+                    address: (Ipv4Addr::new(10, 0, number as u8, id as u8), 80).into(),
+                    weight: rng.between(1, 4) as u32,
+                    load: Arc::default(),
+                },
+                up: true,
+                draining: false,
+            })
+            .collect();
+        Cluster {
+            name: format!("cluster-{number}").into(),
+            candidates: Arc::new(candidates(generation, &endpoints, true)),
+            endpoints,
+        }
+    };
+    Snapshot {
+        generation,
+        listeners: (0..clusters).map(|number| listener(number, rng)).collect(),
+        clusters: (0..clusters).map(|number| cluster(number, rng)).collect(),
+        drain_until: None,
+    }
+}
+
+fn candidates(generation: Generation, states: &[EndpointState], fails_open: bool) -> Candidates {
+    let serving = |state: &&EndpointState| state.up && !state.draining;
+    let open = fails_open && !states.iter().any(|state| serving(&state));
+    let chosen = states.iter().filter(|state| if open { !state.draining } else { serving(state) });
+    let endpoints: Box<[Endpoint]> = chosen.map(|state| state.endpoint.clone()).collect();
+    let keys: Vec<(String, u32)> =
+        endpoints.iter().map(|e| (e.address.to_string(), e.weight)).collect();
+    let keys: Vec<(&str, u32)> = keys.iter().map(|(key, weight)| (&**key, *weight)).collect();
+    Candidates { generation, endpoints, table: maglev::Table::build(&keys, 251) }
+}
+
+fn copy(snapshot: &Snapshot) -> Snapshot {
+    let listeners = snapshot.listeners.iter().map(|old| Listener {
+        name: old.name.clone(),
+        flows_active: old.flows_active.clone(),
+        ..*old
+    });
+    let clusters = snapshot.clusters.iter().map(|old| Cluster {
+        name: old.name.clone(),
+        endpoints: old.endpoints.clone(),
+        candidates: old.candidates.clone(),
+    });
+    Snapshot {
+        generation: snapshot.generation,
+        listeners: listeners.collect(),
+        clusters: clusters.collect(),
+        drain_until: snapshot.drain_until,
+    }
+}
