@@ -1,0 +1,36 @@
+//! Runs the benchmarks, or the comparison with other balancers.
+
+use anyhow::Result;
+
+use crate::workspace::{cargo, run as run_command};
+use crate::{plugins, setup};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Compare with HAProxy and nginx instead, over loopback.
+    #[arg(long)]
+    peers: bool,
+
+    /// Only what has this in its name.
+    filter: Option<String>,
+
+    /// What to pass on, after `--`.
+    #[arg(last = true)]
+    passed_on: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    setup::run(&setup::Arguments { peers: arguments.peers })?;
+    plugins::run(&plugins::Arguments::default())?;
+    let mut command = cargo();
+    if arguments.peers {
+        // The comparison starts the balancer as a process of its own.
+        let build = ["build", "--release", "--locked", "--package", "pointsman"];
+        run_command(cargo().args(build))?;
+        command.args(["run", "--release", "--locked", "--package", "pointsman-benches"]);
+        command.args(["--bin", "peers", "--"]);
+    } else {
+        command.args(["bench", "--locked", "--package", "pointsman-benches", "--"]);
+    }
+    run_command(command.args(&arguments.filter).args(&arguments.passed_on))
+}

@@ -1,0 +1,118 @@
+//! Installs what is missing.
+//!
+//! Idempotent, and quick where nothing is missing: it looks at the disk before it asks anyone.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::guest::{Compiler, TARGET};
+use crate::workspace::{output, root, run as run_command, which};
+
+/// A compiler for plugins, where rustup cannot install the target.
+const GUEST_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "lld"];
+
+/// The balancers that ours is compared with, and what drives them; also what end-to-end tests call.
+/// A command, and the package that has it.
+const PEERS: [(&str, &str); 6] = [
+    ("nginx", "nginx-light"),
+    ("haproxy", "haproxy"),
+    ("wrk", "wrk"),
+    ("iperf3", "iperf3"),
+    ("curl", "curl"),
+    ("python3", "python3"),
+];
+
+/// nginx proxies TCP and UDP only with this module; its file tells whether it is there.
+const STREAM_MODULE: (&str, &str) =
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
+
+#[derive(clap::Args, Default)]
+pub(crate) struct Arguments {
+    /// Also install the balancers and load generators that comparisons and some tests need.
+    #[arg(long)]
+    pub(crate) peers: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    guest()?;
+    if arguments.peers { peers() } else { Ok(()) }
+}
+
+/// Sees to a compiler that builds plugins.
+fn guest() -> Result<()> {
+    if Compiler::find().is_some() || rustup_adds_the_target() {
+        return Ok(());
+    }
+    install(&GUEST_PACKAGES)?;
+    Compiler::find().map(drop).context("Debian's packages are there, yet no compiler was found")
+}
+
+/// Without a network rustup says no at once, and says it at length.
+fn rustup_adds_the_target() -> bool {
+    let mut rustup = Command::new("rustup");
+    rustup.args(["target", "add", TARGET]).current_dir(root());
+    rustup.stdout(Stdio::null()).stderr(Stdio::null());
+    rustup.status().is_ok_and(|status| status.success()) && Compiler::find().is_some()
+}
+
+fn peers() -> Result<()> {
+    let commands = PEERS.iter().filter(|(command, _)| !is_installed(command));
+    let mut missing: Vec<_> = commands.map(|(_, package)| *package).collect();
+    let (module, package) = STREAM_MODULE;
+    if !std::path::Path::new(module).exists() {
+        missing.push(package);
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let servers: Vec<_> =
+        ["nginx", "haproxy"].into_iter().filter(|name| !is_installed(name)).collect();
+    install(&missing)?;
+    for server in servers {
+        stop(server);
+    }
+    Ok(())
+}
+
+/// Debian starts a server as it installs it, on ports that tests may want. Only those that this run
+/// has installed are stopped; one that was here before is its owner's.
+fn stop(server: &str) {
+    let mut service = Command::new("service");
+    service.args([server, "stop"]).stdout(Stdio::null()).stderr(Stdio::null());
+    // Where no service manager runs, nothing was started either.
+    let _ = service.status();
+}
+
+/// Servers live in `/usr/sbin`, which is not on everyone's path.
+fn is_installed(command: &str) -> bool {
+    which(command).is_some() || std::path::Path::new("/usr/sbin").join(command).is_file()
+}
+
+/// Installs Debian packages, as root; says what to type otherwise.
+fn install(packages: &[&str]) -> Result<()> {
+    let by_hand = format!(
+        "apt-get update && apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if which("apt-get").is_none() {
+        bail!("no `apt-get` here; install what Debian calls {}", packages.join(", "));
+    }
+    if output(Command::new("id").arg("-u")).as_deref() != Some("0") {
+        bail!("packages are missing and only root installs them; run: sudo sh -c '{by_hand}'");
+    }
+    println!("installing {}", packages.join(", "));
+    // The lists may be absent or old: fetch them when the first try fails, not on every run.
+    if run_command(&mut apt_install(packages)).is_ok() {
+        return Ok(());
+    }
+    run_command(Command::new("apt-get").args(["update", "-qq"]))?;
+    run_command(&mut apt_install(packages)).with_context(|| format!("try by hand: {by_hand}"))
+}
+
+fn apt_install(packages: &[&str]) -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
+    apt.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
+    apt
+}

@@ -1,0 +1,21 @@
+//! Runs every test.
+
+use anyhow::Result;
+
+use crate::workspace::{cargo, run as run_command};
+use crate::{plugins, setup};
+
+#[derive(clap::Args, Default)]
+pub(crate) struct Arguments {
+    /// What to pass to `cargo test`, after `--`.
+    #[arg(last = true)]
+    passed_on: Vec<String>,
+}
+
+/// The tests of host and server load real plugins, so those come first. cargo's own summary comes
+/// last: CI reads it.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    setup::run(&setup::Arguments { peers: true })?;
+    plugins::run(&plugins::Arguments::default())?;
+    run_command(cargo().args(["test", "--workspace", "--locked"]).args(&arguments.passed_on))
+}
