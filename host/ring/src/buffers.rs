@@ -31,8 +31,10 @@ use crate::sys::Mapping;
 /// Buffers of a pool are numbered in 16 bits.
 const POOL_MAX: u32 = 1 << 16;
 
-/// How many buffers of each pool the kernel sees.
-const WINDOWS: PoolSizes = PoolSizes { small: 512, bulk: 64 };
+/// How many buffers of each pool the kernel sees. The kernel takes them in turn, so all of them
+/// pass through the cache: a window of 1 MiB and one of 2 MiB. One that is used up within a turn
+/// costs its links a second attempt, no more.
+const WINDOWS: PoolSizes = PoolSizes { small: 256, bulk: 32 };
 
 /// Names a buffer of either pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -130,8 +130,10 @@ impl Ring {
         self.uring.provide();
         self.feed_starved();
         let deadline = self.retry_listeners(deadline);
-        let ready =
-            !self.pending.is_empty() || self.listeners.is_draining() || self.uring.has_events();
+        let ready = !self.pending.is_empty()
+            || self.listeners.is_draining()
+            || self.can_feed()
+            || self.uring.has_events();
         if ready && !self.uring.has_entries() {
             return Ok(());
         }
@@ -224,18 +226,27 @@ impl Ring {
         }
     }
 
+    /// Arms a link's subscription if it still waits for this pool.
     fn feed(&mut self, link: Link, pool: Pool) -> bool {
         let socket = &mut self.sockets[link.index()];
         socket.queued = false;
         if socket.receive != Receive::Starved {
             return false;
         }
-        if socket.pool == pool {
+        let waits_here = socket.pool == pool;
+        if waits_here {
             self.arm(link);
         } else {
             self.starve(link);
         }
-        socket_is_armed(&self.sockets[link.index()])
+        waits_here
+    }
+
+    /// Whether links wait for buffers that are there: the ones fed so far may not want theirs.
+    fn can_feed(&self) -> bool {
+        Pool::BOTH.into_iter().any(|pool| {
+            !self.starved[pool.index()].is_empty() && self.uring.buffers().visible(pool) > 0
+        })
     }
 
     fn pause(&mut self, link: Link) {
@@ -362,10 +373,6 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-fn socket_is_armed(socket: &Socket) -> bool {
-    socket.receive == Receive::Armed
-}
-
 /// Whose fault a failed connect is.
 pub(crate) fn connect_failure(errno: i32) -> ConnectFailure {
     match errno {
@@ -382,6 +389,64 @@ pub(crate) fn connect_failure(errno: i32) -> ConnectFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pointsman_core::boundary::SendEnd;
+    use std::io::{Read, Write};
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::net::UnixStream;
+
+    fn ring_of_an_older_kernel() -> Ring {
+        let buffers = PoolSizes { small: 64, bulk: 1 };
+        let config = RingConfig { links_max: 2, listeners_max: 0, buffers };
+        let mut ring = Ring::new(&config).expect("io_uring, which these tests need");
+        ring.uring.forget_features();
+        ring
+    }
+
+    fn next(ring: &mut Ring) -> Completion {
+        loop {
+            if let Some(completion) = ring.reap(1).next() {
+                return completion;
+            }
+            let deadline = sys::Clock.now() + std::time::Duration::from_secs(10);
+            ring.wait(Some(deadline)).expect("wait");
+        }
+    }
+
+    #[test]
+    fn an_older_kernel_ignores_credit_and_obeys_pauses() {
+        let mut ring = ring_of_an_older_kernel();
+        let (ours, mut theirs) = UnixStream::pair().expect("pair");
+        let (link, socket) = (Link::from_index(0), Accepted::new(ours.into_raw_fd()));
+        let receive = Op::Receive { link, pool: Pool::Small, credit: 1 };
+        ring.submit([Op::Adopt { link, socket }, receive].into_iter());
+        for _ in 0..3 {
+            theirs.write_all(b"more than the credit").expect("write");
+            let completion = next(&mut ring);
+            assert!(matches!(completion, Completion::Received { .. }), "{completion:?}");
+        }
+        ring.submit(std::iter::once(Op::Pause { link }));
+        let ended = Completion::ReceiveEnded { link, end: ReceiveEnd::Paused };
+        assert_eq!(next(&mut ring), ended);
+    }
+
+    #[test]
+    fn an_older_kernel_sends_runs_with_a_message_header() {
+        let mut ring = ring_of_an_older_kernel();
+        let (ours, mut theirs) = UnixStream::pair().expect("pair");
+        let (link, socket) = (Link::from_index(0), Accepted::new(ours.into_raw_fd()));
+        let receive = Op::Receive { link, pool: Pool::Small, credit: 1 << 20 };
+        ring.submit([Op::Adopt { link, socket }, receive].into_iter());
+        for at in 0..9u8 {
+            theirs.write_all(&[at; 100]).expect("write");
+            let Completion::Received { buffer, .. } = next(&mut ring) else { panic!("no bytes") };
+            ring.submit(std::iter::once(Op::Send { link, buffer, more: at < 8 }));
+        }
+        let sent = Completion::Sent { link, bytes: 900, end: SendEnd::Whole };
+        assert_eq!(next(&mut ring), sent);
+        let mut echo = [0; 900];
+        theirs.read_exact(&mut echo).expect("read");
+        assert!(echo.iter().enumerate().all(|(at, byte)| usize::from(*byte) == at / 100));
+    }
 
     #[test]
     fn the_endpoint_is_not_blamed_for_our_want_of_descriptors() {

@@ -37,7 +37,7 @@ const SUBMISSIONS: u32 = 512;
 
 /// Bounds of the completion queue. Beyond them the kernel queues events in memory of its own, and
 /// nothing is lost.
-const COMPLETIONS: std::ops::RangeInclusive<u32> = 1024..=16_384;
+const COMPLETIONS: std::ops::RangeInclusive<u32> = SUBMISSIONS..=16_384;
 
 /// Buffers in the longest run of sends; the kernel's `IOV_MAX`.
 pub(crate) const RUN_MAX: u32 = 1024;
@@ -129,6 +129,12 @@ impl Uring {
 
     pub(crate) fn features(&self) -> Features {
         self.features
+    }
+
+    /// Behaves as on a kernel that has only what the ring cannot do without.
+    #[cfg(test)]
+    pub(crate) fn forget_features(&mut self) {
+        self.features = Features::default();
     }
 
     pub(crate) fn buffers(&self) -> &Buffers {

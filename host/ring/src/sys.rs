@@ -294,6 +294,14 @@ mod tests {
     }
 
     #[test]
+    fn the_descriptor_limit_is_raised_as_far_as_it_goes() {
+        let (before, now) = raise_descriptor_limit().expect("limit");
+        assert!(before <= now);
+        let limit = descriptor_limit().expect("limit");
+        assert_eq!((limit.soft, limit.hard), (now, now));
+    }
+
+    #[test]
     fn the_clock_does_not_run_backwards() {
         let first = Clock.now();
         assert!(Clock.now() >= first);

@@ -1,0 +1,176 @@
+//! Listeners: clients come in, wait when descriptors are short, and are handed over at the end.
+
+mod common;
+
+use std::net::{SocketAddr, TcpStream};
+
+use common::{LISTENER, alone, listening, quiet, ring, ring_with, submit, turn};
+use pointsman_core::boundary::{Accepted, Completion, Goodbye, Op};
+use pointsman_ring::Ring;
+
+/// Accepts until `count` clients have come or the listener has ended.
+fn accept(ring: &mut Ring, count: usize) -> (Vec<(Accepted, SocketAddr)>, bool) {
+    let mut clients = Vec::new();
+    let mut ended = false;
+    while clients.len() < count && !ended {
+        for completion in turn(ring) {
+            match completion {
+                Completion::Accepted { socket, client, .. } => clients.push((socket, client)),
+                Completion::AcceptEnded { .. } => ended = true,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    (clients, ended)
+}
+
+fn refuse(ring: &mut Ring, socket: Accepted) {
+    submit(ring, [Op::Refuse { socket, goodbye: Goodbye::Reset }]);
+}
+
+#[test]
+fn clients_arrive_with_their_addresses() {
+    let (listener, address) = listening();
+    let mut ring = ring();
+    ring.listen(LISTENER, listener).expect("listen");
+    let peers: Vec<_> = (0..50).map(|_| TcpStream::connect(address).expect("connect")).collect();
+    let (clients, _) = accept(&mut ring, 50);
+    let mut names: Vec<_> = clients.iter().map(|(_, client)| *client).collect();
+    let mut expected: Vec<_> = peers.iter().map(|peer| peer.local_addr().expect("name")).collect();
+    names.sort();
+    expected.sort();
+    assert_eq!(names, expected);
+    clients.into_iter().for_each(|(socket, _)| refuse(&mut ring, socket));
+}
+
+#[test]
+fn a_client_that_has_left_already_is_not_reported() {
+    let (listener, address) = listening();
+    let mut ring = ring();
+    let gone = TcpStream::connect(address).expect("connect");
+    common::reset(&mut ring, gone);
+    let peer = TcpStream::connect(address).expect("connect");
+    ring.listen(LISTENER, listener).expect("listen");
+    let (clients, _) = accept(&mut ring, 1);
+    assert_eq!(clients[0].1, peer.local_addr().expect("name"));
+    clients.into_iter().for_each(|(socket, _)| refuse(&mut ring, socket));
+    quiet(&mut ring);
+}
+
+#[test]
+fn a_listener_that_stops_hands_its_backlog_over() {
+    let (listener, address) = listening();
+    let mut ring = ring();
+    ring.listen(LISTENER, listener).expect("listen");
+    let _peers: Vec<_> = (0..30).map(|_| TcpStream::connect(address).expect("connect")).collect();
+    submit(&mut ring, [Op::StopAccepting { listener: LISTENER }]);
+    let (clients, ended) = accept(&mut ring, usize::MAX);
+    assert_eq!((clients.len(), ended), (30, true));
+    TcpStream::connect(address).expect_err("nobody listens any more");
+    clients.into_iter().for_each(|(socket, _)| refuse(&mut ring, socket));
+    quiet(&mut ring);
+    let (again, address) = listening();
+    ring.listen(LISTENER, again).expect("the number is free again");
+    let _peer = TcpStream::connect(address).expect("connect");
+    let (clients, _) = accept(&mut ring, 1);
+    clients.into_iter().for_each(|(socket, _)| refuse(&mut ring, socket));
+}
+
+#[test]
+fn an_unknown_or_taken_listener_is_told_so() {
+    let mut ring = ring();
+    ring.listen(LISTENER, listening().0).expect("listen");
+    ring.listen(LISTENER, listening().0).expect_err("taken");
+    ring.listen(pointsman_core::boundary::ListenerId(2), listening().0).expect_err("too high");
+}
+
+#[test]
+fn running_out_of_descriptors_loses_no_client() {
+    alone("running_out_of_descriptors_loses_no_client", || {
+        const CLIENTS: usize = 40;
+        let (listener, address) = listening();
+        let mut ring = ring();
+        ring.listen(LISTENER, listener).expect("listen");
+        let peers: Vec<_> =
+            (0..CLIENTS).map(|_| TcpStream::connect(address).expect("connect")).collect();
+        common::leave_descriptors(3);
+        let (mut served, mut stalls) = (0, 0);
+        while served < CLIENTS {
+            for completion in turn(&mut ring) {
+                match completion {
+                    Completion::Accepted { socket, .. } => {
+                        served += 1;
+                        refuse(&mut ring, socket);
+                    }
+                    Completion::AcceptStalled { .. } => stalls += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert!(stalls > 0, "the limit was not reached");
+        drop(peers);
+    });
+}
+
+#[test]
+fn a_backlog_is_handed_over_even_without_descriptors() {
+    alone("a_backlog_is_handed_over_even_without_descriptors", || {
+        let (listener, address) = listening();
+        let mut ring = ring();
+        ring.listen(LISTENER, listener).expect("listen");
+        let _peers: Vec<_> =
+            (0..20).map(|_| TcpStream::connect(address).expect("connect")).collect();
+        common::leave_descriptors(2);
+        submit(&mut ring, [Op::StopAccepting { listener: LISTENER }]);
+        let (mut served, mut ended) = (0, false);
+        while !ended {
+            for completion in turn(&mut ring) {
+                match completion {
+                    Completion::Accepted { socket, .. } => {
+                        served += 1;
+                        refuse(&mut ring, socket);
+                    }
+                    Completion::AcceptEnded { .. } => ended = true,
+                    Completion::AcceptStalled { .. } => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(served, 20);
+    });
+}
+
+#[test]
+fn a_reap_keeps_to_its_limit_and_loses_nothing() {
+    let (listener, address) = listening();
+    let mut ring = ring_with(2, 4, 1);
+    ring.listen(LISTENER, listener).expect("listen");
+    let _peers: Vec<_> = (0..10).map(|_| TcpStream::connect(address).expect("connect")).collect();
+    let mut clients = 0;
+    while clients < 10 {
+        ring.wait(None).expect("wait");
+        let some: Vec<_> = ring.reap(3).collect();
+        assert!(some.len() <= 3);
+        for completion in some {
+            let Completion::Accepted { socket, .. } = completion else { panic!("{completion:?}") };
+            refuse(&mut ring, socket);
+            clients += 1;
+        }
+    }
+}
+
+#[test]
+fn a_full_completion_queue_loses_no_client() {
+    const CLIENTS: usize = 700;
+    pointsman_ring::raise_descriptor_limit().expect("limit");
+    let (listener, address) = listening();
+    let mut ring = ring();
+    ring.listen(LISTENER, listener).expect("listen");
+    let peers: Vec<_> =
+        (0..CLIENTS).map(|_| TcpStream::connect(address).expect("connect")).collect();
+    let (clients, _) = accept(&mut ring, CLIENTS);
+    assert_eq!(clients.len(), CLIENTS);
+    clients.into_iter().for_each(|(socket, _)| refuse(&mut ring, socket));
+    quiet(&mut ring);
+    drop(peers);
+}

@@ -1,0 +1,97 @@
+//! Runs of sends: whole, in order, and resumed where the kernel had to stop.
+
+mod common;
+
+use std::io::Write;
+
+use common::{adopt, collect, link, pattern, read, receive, ring, ring_with, send, turn};
+use pointsman_core::boundary::{Buffer, Completion, Pool, SendEnd};
+use pointsman_ring::Ring;
+
+/// Fills buffers of a pool with a pattern, by receiving it from a peer of link 0.
+fn filled(ring: &mut Ring, pool: Pool, len: usize) -> Vec<Buffer> {
+    let mut source = adopt(ring, link(0));
+    let writer = std::thread::spawn(move || source.write_all(&pattern(len)).map(|()| source));
+    let buffers = receive(ring, link(0), pool, len as u32);
+    writer.join().expect("writer").expect("write");
+    buffers
+}
+
+fn assert_whole(ring: &mut Ring, len: usize) {
+    let sent = Completion::Sent { link: link(1), bytes: len as u32, end: SendEnd::Whole };
+    assert_eq!(collect(ring, 1), [sent]);
+}
+
+#[test]
+fn a_run_of_many_buffers_arrives_whole_and_in_order() {
+    let (mut ring, len) = (ring(), 60_000);
+    let buffers = filled(&mut ring, Pool::Small, len);
+    assert!(buffers.len() > 10);
+    let mut peer = adopt(&mut ring, link(1));
+    send(&mut ring, link(1), buffers);
+    assert_whole(&mut ring, len);
+    assert_eq!(read(&mut peer, len), pattern(len));
+    assert_eq!(ring.free_buffers(Pool::Small), 1024);
+}
+
+#[test]
+fn a_short_write_resumes_at_its_offset() {
+    let len = 16 << 20;
+    let mut ring = ring_with(4, 16, 600);
+    let buffers = filled(&mut ring, Pool::Bulk, len);
+    let mut peer = adopt(&mut ring, link(1));
+    send(&mut ring, link(1), buffers);
+    common::quiet(&mut ring);
+    let reader = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        while all.len() < len {
+            let step = (len - all.len()).min(700_001);
+            all.extend(read(&mut peer, step));
+            std::thread::yield_now();
+        }
+        all
+    });
+    assert_whole(&mut ring, len);
+    assert!(reader.join().expect("reader") == pattern(len), "the bytes are out of order");
+    assert_eq!(ring.free_buffers(Pool::Bulk), 600);
+}
+
+#[test]
+fn runs_of_many_links_in_one_turn_do_not_mix_though_they_are_more_than_one_submission() {
+    const LINKS: u32 = 200;
+    const RUN: usize = 36;
+    let mut ring = ring_with(2 + LINKS, 8192, 1);
+    let mut source = adopt(&mut ring, link(0));
+    let mut peers: Vec<_> = (0..LINKS).map(|at| adopt(&mut ring, link(2 + at))).collect();
+    let mut runs = Vec::new();
+    for at in 0..LINKS {
+        let mut run = Vec::new();
+        for _ in 0..RUN {
+            source.write_all(&[at as u8]).expect("write");
+            run.extend(receive(&mut ring, link(0), Pool::Small, 1));
+        }
+        runs.push(run);
+    }
+    for (at, run) in runs.into_iter().enumerate() {
+        send(&mut ring, link(2 + at as u32), run);
+    }
+    let mut sent = 0;
+    while sent < LINKS {
+        sent += turn(&mut ring).len() as u32;
+    }
+    for (at, peer) in peers.iter_mut().enumerate() {
+        assert_eq!(read(peer, RUN), vec![at as u8; RUN]);
+    }
+}
+
+#[test]
+fn a_send_to_a_peer_that_reset_is_broken() {
+    let mut ring = ring();
+    let buffers = filled(&mut ring, Pool::Small, 100);
+    let peer = adopt(&mut ring, link(1));
+    common::reset(&mut ring, peer);
+    send(&mut ring, link(1), buffers);
+    let completions = collect(&mut ring, 1);
+    assert!(matches!(completions[0], Completion::Sent { end: SendEnd::Broken, .. }));
+    assert_eq!(ring.free_buffers(Pool::Small), 1024);
+}
