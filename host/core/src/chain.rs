@@ -34,13 +34,25 @@ impl Queue {
     }
 }
 
-/// Some buffers, by how many of each pool.
+/// Some buffers: how many of each pool, and the bytes in them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Tally([u32; 2]);
+pub(crate) struct Tally {
+    buffers: [u32; 2],
+    bytes: u32,
+}
 
 impl Tally {
     pub(crate) fn add(&mut self, buffer: &Buffer) {
-        self.0[buffer.pool().index()] += 1;
+        self.buffers[buffer.pool().index()] += 1;
+        self.bytes += buffer.len();
+    }
+
+    pub(crate) fn buffers(&self) -> u32 {
+        self.buffers[0] + self.buffers[1]
+    }
+
+    pub(crate) fn bytes(&self) -> u32 {
+        self.bytes
     }
 }
 
@@ -98,7 +110,7 @@ impl Chains {
     /// Takes back buffers that are neither in a queue nor being sent any more.
     pub(crate) fn release(&mut self, tally: Tally) {
         for pool in Pool::BOTH {
-            self.in_use[pool.index()] -= tally.0[pool.index()];
+            self.in_use[pool.index()] -= tally.buffers[pool.index()];
         }
     }
 

@@ -91,7 +91,7 @@ impl Relay {
         step.chains.push(&mut self.queue, buffer);
         if self.outbound == Outbound::Idle {
             self.send(step);
-        } else if self.inbound == Inbound::Subscribed && self.queue.buffers() >= WAITING_MAX {
+        } else if self.inbound == Inbound::Subscribed && self.waiting_buffers() >= WAITING_MAX {
             self.inbound = Inbound::Pausing;
             step.ops.push(Op::Pause { link: self.source(step) });
         }
@@ -166,8 +166,8 @@ impl Relay {
     }
 
     fn proceed(&mut self, step: &mut Step<'_>) {
-        let little_waits = self.queue.bytes() <= self.gauge.pool.window_bytes() / 2
-            && self.queue.buffers() <= WAITING_MAX / 2;
+        let little_waits = self.waiting_bytes() <= self.gauge.pool.window_bytes() / 2
+            && self.waiting_buffers() <= WAITING_MAX / 2;
         if self.inbound == Inbound::Paused && little_waits {
             self.subscribe(step);
         }
@@ -181,7 +181,7 @@ impl Relay {
         let credit = if step.chains.is_short(pool) {
             pool.buffer_bytes()
         } else {
-            pool.window_bytes().saturating_sub(self.queue.bytes()).max(pool.buffer_bytes())
+            pool.window_bytes().saturating_sub(self.waiting_bytes()).max(pool.buffer_bytes())
         };
         self.gauge = Gauge::new(pool);
         self.inbound = Inbound::Subscribed;
@@ -197,6 +197,15 @@ impl Relay {
             let more = sent < RUN_MAX && !self.queue.is_empty();
             step.ops.push(Op::Send { link, buffer, more });
         }
+    }
+
+    /// Bytes that came and that the destination has not got.
+    fn waiting_bytes(&self) -> u32 {
+        self.queue.bytes() + self.sending.bytes()
+    }
+
+    fn waiting_buffers(&self) -> u32 {
+        self.queue.buffers() + self.sending.buffers()
     }
 
     fn source(&self, step: &Step<'_>) -> Link {

@@ -5,6 +5,7 @@
 //! resets whom, when the world changes. Replay one with `cargo xtask sim --seed N`; see that the
 //! oracle can fail with `cargo xtask sim --mutants`.
 
+mod mutants;
 mod oracle;
 mod rng;
 mod workload;

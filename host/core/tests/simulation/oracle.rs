@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pointsman_core::boundary::{Completion, Goodbye, Link, Op, Pool, ReceiveEnd, Side};
+use pointsman_core::boundary::{Buffer, Completion, Goodbye, Link, Op, Pool, ReceiveEnd, Side};
 use pointsman_core::policy::{Decision, Scope, Verdict};
 use pointsman_core::{CloseReason, EndpointId, FlowRecord, Instant, Snapshot};
 
@@ -26,11 +26,25 @@ pub(crate) struct Call {
 pub(crate) type CallLog = Arc<Mutex<Vec<Call>>>;
 
 /// Bytes one direction may hold at most: the credit of the bulk pool and the buffer that overshoots
-/// it, and what was left in the small one before.
-const HELD_BYTES_MAX: u64 = 10 * 64 * 1024;
-/// Buffers one direction may hold at most: those that wait, those that were on their way when it
-/// was paused, and the run that is being sent.
-const HELD_BUFFERS_MAX: u64 = 16 + 8 + 64;
+/// it.
+const HELD_BYTES_MAX: u64 = 9 * 64 * 1024;
+/// Buffers one direction may hold at most: those that wait, and those that were on their way when
+/// it was paused.
+const HELD_BUFFERS_MAX: u64 = 16 + 8;
+
+/// Buffers of one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Held {
+    bytes: u64,
+    buffers: u64,
+}
+
+impl Held {
+    fn add(&mut self, buffer: &Buffer) {
+        self.bytes += u64::from(buffer.len());
+        self.buffers += 1;
+    }
+}
 
 #[derive(Debug, Clone)]
 struct Flow {
@@ -44,8 +58,9 @@ struct Flow {
     /// The endpoint took too long: whether its link is being closed for another attempt.
     abandoning: bool,
     progressed: Instant,
-    /// By the side the bytes come from: bytes and buffers the balancer holds.
-    held: [(u64, u64); 2],
+    /// By the side the bytes come from: what the balancer holds, and what of it is being sent.
+    held: [Held; 2],
+    sending: [Held; 2],
     idle_timeout: Option<Duration>,
 }
 
@@ -103,8 +118,9 @@ impl Oracle {
             Completion::Received { link, buffer } => {
                 let flow = self.flows.get_mut(&link.slot()).expect("bytes belong to a flow");
                 let held = &mut flow.held[link.side().index()];
-                *held = (held.0 + u64::from(buffer.len()), held.1 + 1);
-                assert!(held.0 <= HELD_BYTES_MAX && held.1 <= HELD_BUFFERS_MAX, "{held:?} held");
+                held.add(buffer);
+                let within = held.bytes <= HELD_BYTES_MAX && held.buffers <= HELD_BUFFERS_MAX;
+                assert!(within || flow.closing, "{held:?}");
                 flow.progress(now);
             }
             Completion::ReceiveEnded { link, end: ReceiveEnd::EndOfStream } => {
@@ -114,7 +130,10 @@ impl Oracle {
                 });
             }
             Completion::Sent { link, .. } => self.with(*link, |flow| {
-                flow.held[link.side().other().index()] = (0, 0);
+                let from = link.side().other().index();
+                let sent = std::mem::take(&mut flow.sending[from]);
+                flow.held[from].bytes -= sent.bytes;
+                flow.held[from].buffers -= sent.buffers;
                 flow.progress(now);
             }),
             Completion::Connected { link } => self.with(*link, |flow| {
@@ -174,9 +193,12 @@ impl Oracle {
             }
             (Some(_), calls) => panic!("cached means cached: {calls:?}"),
             (None, [call]) => {
-                self.check_call(call, arrival.client, 0, view, cluster, target, refused);
+                let asked = Asked { client: arrival.client, attempt: 0, cluster };
+                self.check_call(call, &asked, view, Done { target, refused });
                 let full = after.table_full > before.table_full;
-                self.keep(arrival.now, key, call, view, full);
+                if !full {
+                    self.keep(arrival.now, key, call, view);
+                }
                 call.decision.method.idle_timeout
             }
             (None, []) => {
@@ -198,7 +220,8 @@ impl Oracle {
                     closing: false,
                     abandoning: false,
                     progressed: arrival.now,
-                    held: [(0, 0); 2],
+                    held: Default::default(),
+                    sending: Default::default(),
                     idle_timeout,
                 };
                 assert!(self.flows.insert(link.slot(), flow).is_none(), "the slot was taken");
@@ -206,37 +229,22 @@ impl Oracle {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "every fact of one call at once")]
-    fn check_call(
-        &self,
-        call: &Call,
-        client: SocketAddr,
-        attempt: u32,
-        view: &View<'_>,
-        cluster: usize,
-        target: Option<SocketAddr>,
-        refused: Option<Goodbye>,
-    ) {
-        assert_eq!((call.client, call.attempt), (client, attempt));
-        let candidates = &view.snapshot.clusters[cluster].candidates;
+    /// What was done is what the call answered.
+    fn check_call(&self, call: &Call, asked: &Asked, view: &View<'_>, done: Done) {
+        assert_eq!((call.client, call.attempt), (asked.client, asked.attempt));
+        let candidates = &view.snapshot.clusters[asked.cluster].candidates;
         match call.decision.verdict {
             Verdict::Forward(index) => {
-                assert_eq!(target, candidates.get(index).map(|endpoint| endpoint.address));
+                let address = candidates.get(index).map(|endpoint| endpoint.address);
+                assert_eq!(done.target, address);
             }
-            verdict => assert!(target.is_none() && refused == denial(verdict)),
+            verdict => assert!(done.target.is_none() && done.refused == denial(verdict)),
         }
     }
 
-    fn keep(
-        &mut self,
-        now: Instant,
-        key: (usize, IpAddr),
-        call: &Call,
-        view: &View<'_>,
-        full: bool,
-    ) {
+    fn keep(&mut self, now: Instant, key: (usize, IpAddr), call: &Call, view: &View<'_>) {
         let decision = call.decision;
-        if decision.scope != Scope::Client || full {
+        if decision.scope != Scope::Client {
             return;
         }
         let cluster = &view.snapshot.clusters[key.0];
@@ -267,11 +275,15 @@ impl Oracle {
                     let flow = &self.flows[&link.slot()];
                     assert!(!flow.established, "an established flow never changes endpoint");
                     if let [call] = &calls[..] {
-                        let (client, attempt) = (flow.client, flow.attempts);
-                        let cluster = flow.cluster;
-                        let target = Some(*address);
-                        self.check_call(call, client, attempt, view, cluster, target, None);
+                        let (client, cluster) = (flow.client, flow.cluster);
+                        let asked = Asked { client, attempt: flow.attempts, cluster };
+                        let done = Done { target: Some(*address), refused: None };
+                        self.check_call(call, &asked, view, done);
                     }
+                }
+                Op::Send { link, buffer, .. } => {
+                    let from = link.side().other().index();
+                    self.with(*link, |flow| flow.sending[from].add(buffer));
                 }
                 Op::Receive { credit, .. } => {
                     assert!(u64::from(*credit) <= 8 * u64::from(Pool::Bulk.buffer_bytes()));
@@ -292,7 +304,9 @@ impl Oracle {
             let flow = flow.expect("a retry belongs to a flow");
             flow.idle_timeout = call.decision.method.idle_timeout;
             let key = (flow.cluster, flow.client.ip());
-            self.keep(now, key, call, view, full);
+            if !full {
+                self.keep(now, key, call, view);
+            }
         }
     }
 
@@ -377,6 +391,20 @@ impl Oracle {
     fn take_calls(&self) -> Vec<Call> {
         std::mem::take(&mut self.calls.lock().expect("nobody panicked"))
     }
+}
+
+/// What a policy should have been asked.
+struct Asked {
+    client: SocketAddr,
+    attempt: u32,
+    cluster: usize,
+}
+
+/// What became of the flow.
+#[derive(Clone, Copy)]
+struct Done {
+    target: Option<SocketAddr>,
+    refused: Option<Goodbye>,
 }
 
 /// A client about to be accepted.

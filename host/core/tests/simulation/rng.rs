@@ -1,6 +1,6 @@
 //! The simulation's only source of chance.
 
-/// SplitMix64: every seed is a good one.
+/// `SplitMix64`: every seed is a good one.
 #[derive(Debug, Clone)]
 pub(crate) struct Rng(u64);
 

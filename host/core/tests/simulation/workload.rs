@@ -10,9 +10,9 @@ use pointsman_core::policy::{
     Source, Verdict, maglev,
 };
 use pointsman_core::{
-    Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DropReason, Endpoint, EndpointId,
-    EndpointState, Generation, Instant, Listener, OnEndpointDown, PrefixLengths, Snapshot,
-    Timeouts,
+    Balancer, BalancerConfig, Candidates, CloseReason, Cluster, ClusterId, DropReason, Endpoint,
+    EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown, PrefixLengths,
+    ShedReason, Snapshot, Timeouts,
 };
 
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
@@ -87,7 +87,7 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let pools = PoolSizes { small: rng.between(4, 64) as u32, bulk: rng.between(1, 8) as u32 };
+        let pools = PoolSizes { small: rng.pick(&[4, 30, 1_000]), bulk: rng.pick(&[1, 8, 100]) };
         let calls = CallLog::default();
         let clusters = rng.between(1, 2) as usize;
         let snapshot = Arc::new(first_snapshot(&mut rng, clusters));
@@ -389,7 +389,7 @@ impl Run {
         for (id, cluster) in self.balancer.stats().clusters.iter().enumerate() {
             let decided: u64 = cluster.decisions_total.iter().sum();
             let listener = &self.balancer.stats().listeners[id];
-            let undecided = listener.closes_total[pointsman_core::CloseReason::NoEndpoint.index()];
+            let undecided = listener.closes_total[CloseReason::NoEndpoint.index()];
             let asked = listener.flows_total + listener.connect_retries_total;
             assert_eq!(decided + undecided, asked, "every flow and every retry has a decision");
         }
@@ -399,9 +399,9 @@ impl Run {
     fn outcomes(&self) -> Vec<&'static str> {
         let mut reached = Vec::new();
         for listener in &self.balancer.stats().listeners {
-            let closes = pointsman_core::CloseReason::ALL.map(|reason| reason.label());
-            let sheds = pointsman_core::ShedReason::ALL.map(|reason| reason.label());
-            let drops = DropReason::ALL.map(|reason| reason.label());
+            let closes = CloseReason::ALL.map(CloseReason::label);
+            let sheds = ShedReason::ALL.map(ShedReason::label);
+            let drops = DropReason::ALL.map(DropReason::label);
             let counted = listener.closes_total.iter().zip(closes);
             let counted = counted.chain(listener.sheds_total.iter().zip(sheds));
             let counted = counted.chain(listener.drops_total.iter().zip(drops));

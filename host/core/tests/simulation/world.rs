@@ -34,6 +34,8 @@ pub(crate) struct Conn {
     /// Bytes the peer will write in its life, and whether it then ends its stream.
     pub(crate) to_write: u64,
     pub(crate) ends: bool,
+    /// Whether it does so only after we have ended ours, as a server may.
+    answers_end: bool,
     pub(crate) written: u64,
     pub(crate) received: u64,
     pub(crate) fin_written: bool,
@@ -137,18 +139,19 @@ impl World {
     /// A client connects.
     pub(crate) fn arrive(&mut self, listener: ListenerId, client: SocketAddr) {
         if self.listeners[listener.index()] == Listening::Open {
-            let conn = self.open(client);
+            let conn = self.open(client, false);
             self.backlog.push_back((listener, conn));
         }
     }
 
-    fn open(&mut self, address: SocketAddr) -> usize {
+    fn open(&mut self, address: SocketAddr, answers_end: bool) -> usize {
         let bulk = self.rng.chance(150);
         let most = if bulk { 2_000_000 } else { self.rng.pick(&[0, 1, 100, 5_000, 40_000]) };
         self.conns.push(Conn {
             address,
             to_write: self.rng.between(0, most),
             ends: self.is_calm || self.rng.chance(800),
+            answers_end,
             written: 0,
             received: 0,
             fin_written: false,
@@ -467,7 +470,8 @@ impl World {
     }
 
     fn dial(&mut self, link: Link, address: SocketAddr) {
-        let conn = self.open(address);
+        let answers_end = self.rng.chance(500);
+        let conn = self.open(address, answers_end);
         let delay = self.rng.pick(&[0, 0, 1_000, 300_000_000]);
         let at = Instant::from_nanos(self.now.as_nanos() + delay);
         let dial = if self.rng.chance(self.faults.silent) {
@@ -563,7 +567,7 @@ impl Conn {
     fn write(&mut self, amount: u64) {
         if self.written < self.to_write {
             self.written = self.to_write.min(self.written + amount);
-        } else if self.ends {
+        } else if self.ends && (!self.answers_end || self.fin_from_us) {
             self.fin_written = true;
         }
     }
