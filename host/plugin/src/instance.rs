@@ -4,16 +4,17 @@
 //! [`Fault`] that a call returns is the last that is heard of the guest. Everything a guest is made
 //! from is in its [`Recipe`], by which another one like it is made.
 
+use core::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use pointsman_core::policy::Flow;
 use pointsman_core::{Candidates, Generation};
-use wasmtime::Store;
+use wasmtime::{Store, UpdateDeadline};
 
 use crate::bindings::{Chooser, endpoints_of, flow_of, types};
 use crate::error::{Fault, InstanceError, Step};
-use crate::limits::{Allowance, HOSTCALL_BYTES_MAX, PolicySettings, ticks};
+use crate::limits::{Allowance, GRACE_TICKS, HOSTCALL_BYTES_MAX, PolicySettings, ticks};
 use crate::log::{LogBudget, LogLevel, LogLine, Speaker, one_line};
 use crate::module::Module;
 use crate::stats::PolicyStats;
@@ -67,6 +68,27 @@ pub(crate) struct State {
     pub(crate) recipe: Arc<Recipe>,
     pub(crate) candidates: Arc<Candidates>,
     allowance: Allowance,
+    /// How many ticks it gets when its deadline has passed, once per call.
+    grace_ticks: u64,
+}
+
+impl State {
+    /// Begins a new call.
+    fn begin(&mut self) {
+        self.allowance.forget();
+        self.grace_ticks = GRACE_TICKS;
+    }
+
+    /// Lets a guest that is overdue go on for a moment, once.
+    ///
+    /// An epoch is a time on the wall, and the thread may have been off its core for all of it. A
+    /// sound guest then needs some hundred nanoseconds more; one that loops is only a little later.
+    fn on_deadline(&mut self) -> UpdateDeadline {
+        match mem::take(&mut self.grace_ticks) {
+            0 => UpdateDeadline::Interrupt,
+            ticks => UpdateDeadline::Continue(ticks),
+        }
+    }
 }
 
 /// A guest that can be asked.
@@ -112,10 +134,12 @@ impl Instance {
             recipe: Arc::clone(recipe),
             candidates: Arc::clone(candidates),
             allowance: Allowance::new(recipe.settings.memory_bytes_max),
+            grace_ticks: 0,
         };
         let mut store = Store::new(recipe.module.engine().wasm(), state);
         store.limiter(|state| &mut state.allowance);
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
+        store.epoch_deadline_callback(|mut store| Ok(store.data_mut().on_deadline()));
         let pre = recipe.module.pre();
         let chooser = guarded(&mut store, recipe.configure_ticks, |store| pre.instantiate(store))
             .map_err(|fault| failed(Step::Start, &fault))?;
@@ -149,7 +173,7 @@ fn guarded<R>(
     call: impl FnOnce(&mut Store<State>) -> wasmtime::Result<R>,
 ) -> Result<R, Fault> {
     store.set_epoch_deadline(ticks);
-    store.data_mut().allowance.forget();
+    store.data_mut().begin();
     match catch_unwind(AssertUnwindSafe(|| call(&mut *store))) {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => Err(Fault::of_error(error, store.data().allowance.has_refused())),
@@ -204,7 +228,7 @@ mod tests {
         let candidates =
             Arc::new(Candidates { generation: Generation(1), endpoints: [].into(), table: None });
         let allowance = Allowance::new(1 << 20);
-        Store::new(engine.wasm(), State { recipe, candidates, allowance })
+        Store::new(engine.wasm(), State { recipe, candidates, allowance, grace_ticks: 0 })
     }
 
     #[test]
