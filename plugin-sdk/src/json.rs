@@ -1,7 +1,7 @@
 //! A small reader of JSON for serde.
 //!
-//! A policy's config is a short text that the host itself has written, and with `serde_json` two
-//! thirds of a policy's module were that crate and what it draws in: formats of numbers, errors of
+//! A policy's config is a short text that the host itself has written, and with `serde_json` more
+//! than half of a module was that crate and what it draws in: formats of numbers, errors of
 //! readers, counts of lines. This reader names the key at fault instead of a column, and it refuses
 //! keys that nothing reads, which serde leaves to each author to remember.
 //!
@@ -49,6 +49,7 @@ impl<'de> Json<'de> {
         rest.is_some()
     }
 
+    /// Takes this token, or says what was expected.
     fn expect(&mut self, token: &str, what: &str) -> Result<(), Error> {
         if self.take(token) { Ok(()) } else { Err(self.expected(what)) }
     }
@@ -56,9 +57,17 @@ impl<'de> Json<'de> {
     /// Takes as many characters as satisfy the condition.
     fn take_while(&mut self, condition: impl Fn(char) -> bool) -> &'de str {
         let end = self.rest.find(|c| !condition(c)).unwrap_or(self.rest.len());
-        let (taken, rest) = self.rest.split_at(end);
+        let (taken, rest) = self.rest.split_at_checked(end).unwrap_or((self.rest, ""));
         self.rest = rest;
         taken
+    }
+
+    /// Takes whatever character comes next.
+    fn next(&mut self) -> Option<char> {
+        let mut rest = self.rest.chars();
+        let next = rest.next();
+        self.rest = rest.as_str();
+        next
     }
 
     fn number(&mut self) -> Result<&'de str, Error> {
@@ -72,29 +81,23 @@ impl<'de> Json<'de> {
     fn string(&mut self) -> Result<Cow<'de, str>, Error> {
         self.expect("\"", "a string")?;
         let plain = self.take_while(|c| c != '"' && c != '\\');
-        if self.rest.starts_with('"') {
-            self.rest = &self.rest[1..];
+        if let Some(rest) = self.rest.strip_prefix('"') {
+            self.rest = rest;
             return Ok(Cow::Borrowed(plain));
         }
         let mut string = plain.to_owned();
         loop {
-            let mut rest = self.rest.chars();
-            let next = rest.next();
-            self.rest = rest.as_str();
-            match next {
+            match self.next() {
                 Some('"') => return Ok(Cow::Owned(string)),
                 Some('\\') => string.push(self.escaped()?),
-                _ => return Err(self.expected("the end of a string")),
+                Some(plain) => string.push(plain),
+                None => return Err(self.expected("the end of a string")),
             }
-            string.push_str(self.take_while(|c| c != '"' && c != '\\'));
         }
     }
 
     fn escaped(&mut self) -> Result<char, Error> {
-        let mut rest = self.rest.chars();
-        let escape = rest.next();
-        self.rest = rest.as_str();
-        Ok(match escape {
+        Ok(match self.next() {
             Some('b') => '\u{8}',
             Some('f') => '\u{c}',
             Some('n') => '\n',
@@ -108,21 +111,25 @@ impl<'de> Json<'de> {
 
     /// Four hexadecimal digits, or two such for what UTF-16 writes as a pair.
     fn unicode(&mut self) -> Result<char, Error> {
-        let mut units = vec![self.hexadecimal()?];
-        if (0xd800..0xdc00).contains(&units[0]) && self.rest.starts_with("\\u") {
-            self.rest = &self.rest[2..];
-            units.push(self.hexadecimal()?);
+        let mut code = self.hexadecimal()?;
+        if (0xd800..0xdc00).contains(&code)
+            && let Some(rest) = self.rest.strip_prefix("\\u")
+        {
+            self.rest = rest;
+            let low = self.hexadecimal()?.wrapping_sub(0xdc00);
+            // What is no low half leads to no character.
+            code = if low < 0x400 { 0x1_0000 + ((code - 0xd800) << 10) + low } else { code };
         }
-        let mut characters = char::decode_utf16(units);
-        characters.next().and_then(Result::ok).ok_or_else(|| self.expected("a character"))
+        char::from_u32(code).ok_or_else(|| self.expected("a character"))
     }
 
-    fn hexadecimal(&mut self) -> Result<u16, Error> {
-        let digits = self.rest.get(..4).filter(|it| it.bytes().all(|b| b.is_ascii_hexdigit()));
-        let unit = digits.and_then(|digits| u16::from_str_radix(digits, 16).ok());
-        let unit = unit.ok_or_else(|| self.expected("four hexadecimal digits"))?;
-        self.rest = &self.rest[4..];
-        Ok(unit)
+    fn hexadecimal(&mut self) -> Result<u32, Error> {
+        let mut number = 0;
+        for _ in 0..4 {
+            let digit = self.next().and_then(|digit| digit.to_digit(16));
+            number = number << 4 | digit.ok_or_else(|| self.expected("a hexadecimal digit"))?;
+        }
+        Ok(number)
     }
 
     fn expected(&self, what: &str) -> Error {
@@ -400,7 +407,13 @@ impl Error {
         if known.is_empty() {
             return Self(format!("unknown key `{key}`, none are taken"));
         }
-        Self(format!("unknown key `{key}`, expected `{}`", known.join("` or `")))
+        let mut message = format!("unknown key `{key}`, expected ");
+        for (index, known) in known.iter().enumerate() {
+            message.push_str(if index == 0 { "`" } else { " or `" });
+            message.push_str(known);
+            message.push('`');
+        }
+        Self(message)
     }
 
     fn in_key(self, key: &str) -> Self {

@@ -17,13 +17,15 @@ pub(crate) fn run() -> Result<()> {
         let doc = ["doc", "--workspace", "--no-deps", "--locked"];
         run_command(cargo().args(doc).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
-    step("tests", || test::run(&test::Arguments::default()))
+    // Nothing is printed after the tests: who reads the output looks for cargo's own summary there.
+    eprintln!("==> tests");
+    test::run(&test::Arguments::default())
 }
 
 fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
     eprintln!("==> {name}");
     let begun = Instant::now();
     check().with_context(|| format!("step `{name}`"))?;
-    eprintln!("==> {name}: {:.0} s", begun.elapsed().as_secs_f64());
+    eprintln!("==> {name} took {:.0} s", begun.elapsed().as_secs_f64());
     Ok(())
 }

@@ -6,6 +6,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace::{cargo, output, root, run as run_command};
 
+/// Where the targets are, from the root.
+const DIR: &str = "host/fuzz";
+
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The target; all are listed without it.
@@ -17,22 +20,22 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    if !root().join("host/fuzz").is_dir() {
-        bail!("there is no host/fuzz");
+    if !root().join(DIR).is_dir() {
+        bail!("there is no {DIR}");
     }
     cargo_fuzz_is_there()?;
     let Some(target) = &arguments.target else {
-        return run_command(&mut fuzz("list"));
+        return run_command(fuzz().args(["list", "--fuzz-dir", DIR]));
     };
     let time = format!("-max_total_time={}", arguments.seconds);
-    run_command(fuzz("run").args([target, "--", &time]))
+    run_command(fuzz().args(["run", "--fuzz-dir", DIR, target, "--", &time]))
 }
 
 /// cargo-fuzz needs the sanitizers of a nightly compiler, so rustup's proxy is asked and not the
 /// cargo that runs this.
-fn fuzz(verb: &str) -> Command {
+fn fuzz() -> Command {
     let mut command = Command::new("cargo");
-    command.args(["+nightly", "fuzz", verb]).current_dir(root().join("host"));
+    command.args(["+nightly", "fuzz"]).current_dir(root());
     for inherited in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTDOC"] {
         command.env_remove(inherited);
     }
@@ -40,7 +43,7 @@ fn fuzz(verb: &str) -> Command {
 }
 
 fn cargo_fuzz_is_there() -> Result<()> {
-    if output(&mut fuzz("--version")).is_some() {
+    if output(fuzz().arg("--version")).is_some() {
         return Ok(());
     }
     run_command(cargo().args(["install", "--locked", "cargo-fuzz"])).context(

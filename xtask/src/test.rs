@@ -7,7 +7,7 @@ use crate::{plugins, setup};
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
-    /// What to pass to `cargo test`, after `--`.
+    /// What to pass to the tests, such as a part of their names, after `--`.
     #[arg(last = true)]
     passed_on: Vec<String>,
 }
@@ -17,5 +17,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::run(&setup::Arguments { peers: true })?;
     plugins::run(&plugins::Arguments::default())?;
-    run_command(cargo().args(["test", "--workspace", "--locked"]).args(&arguments.passed_on))
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    if !arguments.passed_on.is_empty() {
+        command.arg("--").args(&arguments.passed_on);
+    }
+    run_command(&mut command)
 }
