@@ -585,6 +585,19 @@ mod tests {
     }
 
     #[test]
+    fn a_dropped_ring_gives_its_name_back() {
+        let names = (0..40).map(|_| {
+            let sizes = pointsman_core::boundary::PoolSizes { small: 1, bulk: 1 };
+            let buffers = Buffers::new(&sizes).expect("buffers");
+            let event = sys::event_descriptor().expect("eventfd");
+            let uring = Uring::new(1, buffers, event.as_raw_fd()).expect("io_uring");
+            uring.enter_name.1
+        });
+        let names: Vec<_> = names.collect();
+        assert_eq!(names.first(), names.last(), "the kernel has 16 names for each thread");
+    }
+
+    #[test]
     fn the_vectorized_flag_is_in_ioprio() {
         let entry = opcode::Send::new(Fd(0), std::ptr::null(), 0).ioprio(SEND_VECTORIZED).build();
         assert_eq!(bytes(&entry)[2..4], SEND_VECTORIZED.to_ne_bytes());

@@ -113,6 +113,19 @@ fn running_out_of_descriptors_loses_no_client() {
 }
 
 #[test]
+fn a_listener_that_stays_stalled_says_so_once() {
+    alone("a_listener_that_stays_stalled_says_so_once", || {
+        let (listener, address) = listening();
+        let mut ring = ring();
+        ring.listen(LISTENER, listener).expect("listen");
+        let _peer = TcpStream::connect(address).expect("connect");
+        common::leave_descriptors(0);
+        assert_eq!(turn(&mut ring), [Completion::AcceptStalled { listener: LISTENER }]);
+        quiet(&mut ring);
+    });
+}
+
+#[test]
 fn a_backlog_is_handed_over_even_without_descriptors() {
     alone("a_backlog_is_handed_over_even_without_descriptors", || {
         let (listener, address) = listening();

@@ -130,10 +130,11 @@ fn dropping_a_ring_with_everything_in_flight_gives_everything_back() {
         submit(&mut ring, [subscribe(0), subscribe(1)]);
         let (_hole, _only, nowhere) = common::black_hole();
         submit(&mut ring, [Op::Connect { link: link(2), address: nowhere }]);
-        let _client = std::net::TcpStream::connect(address).expect("connect");
+        let mut client = std::net::TcpStream::connect(address).expect("connect");
         ring.wait(Some(pointsman_ring::Clock.now())).expect("wait");
         drop(ring);
         stalled.read_to_end(&mut Vec::new()).expect("the rest and the end");
+        assert_eq!(client.read(&mut [0; 8]).expect("an accepted client is let go"), 0);
     })
     .join()
     .expect("the scenario");
