@@ -1,2 +1,8 @@
-//! Placeholder until the first commit of this crate.
-fn main() {}
+//! The `pointsman` binary; its parts are in the library.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pointsman::cli::main()
+}

@@ -1,0 +1,232 @@
+//! The command line: what can be asked for, and who does it.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::check::Checked;
+use crate::config::Admin;
+use crate::failure::Failure;
+use crate::problem::Problem;
+use crate::status::Status;
+use crate::{check, client, control, demo, doctor, runtime};
+
+/// The arguments.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pointsman",
+    about = "A programmable load balancer: Wasm policies, an io_uring data path",
+    version,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a balancer until a signal ends it (the first drains, the second ends at once).
+    Run {
+        /// The configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        folders: Folders,
+    },
+    /// Tell everything that is wrong with a configuration.
+    Check {
+        /// The configuration.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        folders: Folders,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a running balancer is doing.
+    Status {
+        /// The balancer's admin socket.
+        #[arg(long, value_name = "SOCKET", default_value = Admin::SOCKET_DEFAULT)]
+        admin: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell whether this machine can run a balancer.
+    Doctor {
+        #[command(flatten)]
+        folders: Folders,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Start three endpoints and a balancer, send traffic through it and show what happened.
+    Demo {
+        #[command(flatten)]
+        folders: Folders,
+        /// Leave everything running until a signal ends it.
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+/// Where plugins are looked for besides the usual places.
+#[derive(Debug, Args)]
+struct Folders {
+    /// A folder to look for plugins in; can be given several times.
+    #[arg(long = "plugins", value_name = "DIR")]
+    folders: Vec<PathBuf>,
+}
+
+/// Does what the command line asks for.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging();
+    match dispatch(cli.command) {
+        Ok(code) => code,
+        Err(failure) => {
+            for line in failure.lines() {
+                eprintln!("error: {line}");
+            }
+            failure.code()
+        }
+    }
+}
+
+/// Logs go to standard error; `POINTSMAN_LOG` says how much, as in `debug` or `pointsman=trace`.
+fn start_logging() {
+    let filter =
+        EnvFilter::try_from_env("POINTSMAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Run { config, folders } => run(&config, &folders.folders),
+        Command::Check { file, folders, json } => check_file(&file, &folders.folders, json),
+        Command::Status { admin, json } => status(&admin, json),
+        Command::Doctor { folders, json } => examine(&folders.folders, json),
+        Command::Demo { folders, keep } => demo::run(&folders.folders, keep),
+    }
+}
+
+fn run(file: &Path, folders: &[PathBuf]) -> Result<ExitCode, Failure> {
+    let checked = check::read(file, folders).map_err(|failure| in_file(failure, file))?;
+    let Checked { plan, document } = checked;
+    if let Err(error) = pointsman_ring::probe().ring {
+        return Err(Failure::Fault(error.into()));
+    }
+    runtime::start(control::run(plan)).map_err(|failure| match failure {
+        Failure::Input(problems) => in_file(Failure::Input(document.into_problems(problems)), file),
+        fault @ Failure::Fault(_) => fault,
+    })
+}
+
+/// Leads each problem with the file's name and the place in it.
+fn in_file(failure: Failure, file: &Path) -> Failure {
+    match failure {
+        Failure::Input(problems) => Failure::Input(
+            problems.iter().map(|problem| Problem::new("", problem.in_file(file))).collect(),
+        ),
+        fault @ Failure::Fault(_) => fault,
+    }
+}
+
+/// What `check --json` prints.
+#[derive(Serialize)]
+struct Verdict<'a> {
+    file: &'a Path,
+    good: bool,
+    problems: Vec<Place<'a>>,
+}
+
+#[derive(Serialize)]
+struct Place<'a> {
+    key: &'a str,
+    line: Option<usize>,
+    column: Option<usize>,
+    message: &'a str,
+}
+
+impl<'a> From<&'a Problem> for Place<'a> {
+    fn from(Problem { key, place, message }: &'a Problem) -> Self {
+        let (line, column) = place.unzip();
+        Self { key, line, column, message }
+    }
+}
+
+fn check_file(file: &Path, folders: &[PathBuf], json: bool) -> Result<ExitCode, Failure> {
+    let outcome = check::check(file, folders);
+    if !json {
+        let plan = outcome.map_err(|failure| in_file(failure, file))?;
+        print(&format!("{}\n", check::summary(file, &plan)));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let problems = match &outcome {
+        Err(Failure::Input(problems)) => problems.as_slice(),
+        _ => &[],
+    };
+    print_json(&Verdict {
+        file,
+        good: outcome.is_ok(),
+        problems: problems.iter().map(Place::from).collect(),
+    })?;
+    Ok(outcome.map_or_else(|failure| failure.code(), |_| ExitCode::SUCCESS))
+}
+
+fn status(admin: &Path, json: bool) -> Result<ExitCode, Failure> {
+    let answer = client::get(admin, "/v1/status")?;
+    let status: Status = serde_json::from_str(&answer)
+        .map_err(|error| anyhow::anyhow!("the balancer is of another version: {error}"))?;
+    if json {
+        print_json(&status)?;
+    } else {
+        print(&status.to_table());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn examine(folders: &[PathBuf], json: bool) -> Result<ExitCode, Failure> {
+    let findings = doctor::examine(folders);
+    if json {
+        print_json(&findings)?;
+    } else {
+        print(&doctor::to_table(&findings));
+    }
+    let fails = doctor::worst(&findings) == doctor::Verdict::Fail;
+    Ok(if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value)?;
+    print(&format!("{text}\n"));
+    Ok(())
+}
+
+/// A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,56 @@
+//! Asks a running balancer over its Unix socket.
+//!
+//! One request per connection, in the oldest HTTP there is: the answer ends where the connection
+//! ends.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+
+/// Longer than the balancer waits for its slowest worker.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Gets a path's body.
+///
+/// # Errors
+/// Nobody answers, or not with success.
+pub fn get(socket: &Path, path: &str) -> anyhow::Result<String> {
+    let (code, body) = request(socket, path)?;
+    if code != 200 {
+        bail!("{path} answers {code}: {}", body.trim());
+    }
+    Ok(body)
+}
+
+/// Gets a path's status code and body.
+///
+/// # Errors
+/// Nobody answers, or with what is not HTTP.
+pub fn request(socket: &Path, path: &str) -> anyhow::Result<(u16, String)> {
+    let answer = exchange(socket, path).map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                "; start a balancer, or give its socket with --admin SOCKET"
+            }
+            io::ErrorKind::PermissionDenied => "; be the user that runs the balancer",
+            _ => "",
+        };
+        anyhow!("nobody answers at {}: {error}{advice}", socket.display())
+    })?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Ok((code.context("the answer is not HTTP")?, body.to_owned()))
+}
+
+fn exchange(socket: &Path, path: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}

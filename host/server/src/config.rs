@@ -1,0 +1,315 @@
+//! What a configuration file may say, and nothing more.
+//!
+//! The structs here are dumb: every key is optional, nothing is resolved, no file is opened and no
+//! two values are compared. That is the work of [`plan`](crate::plan). Because nothing is required
+//! here, one wrong key never hides the next one: it is noted, taken out, and the rest is read.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+mod read;
+
+pub use read::{Document, read};
+
+/// A whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Threads that carry traffic. Default: one per core this process may use, because a worker is
+    /// pinned and two on one core only take turns.
+    pub workers: Option<u32>,
+    /// How long established flows may go on after a signal to end. Default 30000: longer than most
+    /// requests, shorter than what service managers wait before they kill (90 s).
+    pub drain_timeout_ms: u64,
+    /// Kept decisions per worker. Default 65536: one per client of a busy site, in a few megabytes.
+    pub flow_table_entries: u32,
+    /// Receive buffers of each worker.
+    pub buffers: Buffers,
+    /// Where the balancer can be asked how it is.
+    pub admin: Admin,
+    /// One line per ended flow. Default: off, because it costs disk in proportion to traffic.
+    pub access_log: Option<AccessLog>,
+    /// Local addresses that accept traffic.
+    pub listeners: Vec<Listener>,
+    /// Sets of endpoints that serve the same thing.
+    pub clusters: Vec<Cluster>,
+    /// What allocates new flows.
+    pub policies: Vec<Policy>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            drain_timeout_ms: 30_000,
+            flow_table_entries: 65_536,
+            buffers: Buffers::default(),
+            admin: Admin::default(),
+            access_log: None,
+            listeners: Vec::new(),
+            clusters: Vec::new(),
+            policies: Vec::new(),
+        }
+    }
+}
+
+/// `[buffers]`: how many of each size a worker has. Memory is touched only when it is used.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Buffers {
+    /// Of 4 KiB each. Default 16384 (64 MiB when all are in use): some thousand busy sessions.
+    pub small: u32,
+    /// Of 64 KiB each. Default 512 (32 MiB when all are in use): only directions in bulk use them.
+    pub bulk: u32,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { small: 16_384, bulk: 512 }
+    }
+}
+
+/// `[admin]`: where the balancer can be asked how it is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// The Unix socket that the command line talks to. Default `/run/pointsman/admin.sock`: `/run`
+    /// is empty after a boot, and the socket's mode (0600) is its access control.
+    pub socket: PathBuf,
+    /// An address for `/metrics`, `/healthz`, `/readyz` and `/v1`. Default: none. It must be a
+    /// loopback address, because it asks nobody for a password.
+    pub http: Option<String>,
+}
+
+impl Admin {
+    /// Where the command line looks unless told otherwise.
+    pub const SOCKET_DEFAULT: &str = "/run/pointsman/admin.sock";
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { socket: PathBuf::from(Self::SOCKET_DEFAULT), http: None }
+    }
+}
+
+/// `[access_log]`: one line of JSON per ended flow.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccessLog {
+    /// The file to append to, or `-` for standard output. Required: whoever wants the log says
+    /// where.
+    pub path: Option<PathBuf>,
+}
+
+/// `[[listeners]]`: a local address that accepts traffic.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listener {
+    /// Its name, in metrics and logs. Required and unique.
+    pub name: Option<String>,
+    /// `address:port`. Required. Port 0 lets the kernel choose; `pointsman status` shows what it
+    /// chose.
+    pub address: Option<String>,
+    /// `tcp`, the default, because it is what most services speak.
+    pub protocol: Protocol,
+    /// The name of the cluster that serves it. Required.
+    pub cluster: Option<String>,
+    /// Flows at a time, over all workers. Default 100000: some two gigabytes of kernel memory when
+    /// all are busy.
+    pub max_flows: u32,
+    /// How long a flow may move no byte. Default 60000, as NGINX and HAProxy guides have it.
+    pub idle_timeout_ms: u64,
+    /// How long one attempt to connect may take. Default 5000: two lost SYNs and their repeats.
+    pub connect_timeout_ms: u64,
+    /// How many endpoints a flow may try, 1 to 5. Default 3: after three failures the fault is
+    /// seldom one endpoint's.
+    pub connect_attempts: u32,
+    /// How long the open half of a half-closed flow may move no byte. Default 30000: clients that
+    /// half-close on purpose read on, those that vanished do not.
+    pub half_closed_timeout_ms: u64,
+    /// Leading bits that make two IPv4 clients the same one for decisions kept per client.
+    /// Default 32: every address is a client.
+    pub client_prefix_v4: u8,
+    /// The same for IPv6. Default 64: one subscriber has that many addresses to rotate through,
+    /// which is why rate limiters count by /64 too.
+    pub client_prefix_v6: u8,
+    /// What happens to established flows of an endpoint that goes down. Default `keep`: a failed
+    /// check is no proof that a working connection is broken.
+    pub on_endpoint_down: OnEndpointDown,
+}
+
+impl Default for Listener {
+    fn default() -> Self {
+        Self {
+            name: None,
+            address: None,
+            protocol: Protocol::Tcp,
+            cluster: None,
+            max_flows: 100_000,
+            idle_timeout_ms: 60_000,
+            connect_timeout_ms: 5_000,
+            connect_attempts: 3,
+            half_closed_timeout_ms: 30_000,
+            client_prefix_v4: 32,
+            client_prefix_v6: 64,
+            on_endpoint_down: OnEndpointDown::Keep,
+        }
+    }
+}
+
+/// What a listener speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Streams.
+    Tcp,
+    /// Datagrams; known, so that the refusal can name it.
+    Udp,
+}
+
+/// What happens to established flows of an endpoint that goes down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnEndpointDown {
+    /// They stay until they end by themselves.
+    Keep,
+    /// Both sides are reset.
+    Reset,
+}
+
+/// `[[clusters]]`: endpoints that serve the same thing.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cluster {
+    /// Its name. Required and unique.
+    pub name: Option<String>,
+    /// The name of a policy, or of a native one (`round-robin`, `least-flows`, `maglev`). Default
+    /// `round-robin`: it needs no explanation.
+    pub policy: String,
+    /// Who serves. At least one is required.
+    pub endpoints: Vec<Endpoint>,
+    /// How endpoints are checked. Default: not at all, and every endpoint counts as up.
+    pub health: Option<Health>,
+    /// Whether flows are spread over all endpoints when none is up. Default true: when everything
+    /// seems down the checks are the likelier fault, and refusing all is the worst outcome.
+    pub fail_open: bool,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            name: None,
+            policy: "round-robin".to_owned(),
+            endpoints: Vec::new(),
+            health: None,
+            fail_open: true,
+        }
+    }
+}
+
+/// One address in a cluster.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Endpoint {
+    /// `address:port`. Required and unique in its cluster.
+    pub address: Option<String>,
+    /// Its share of flows relative to the others, 1 to 65535. Default 1: equals.
+    pub weight: u32,
+}
+
+impl Default for Endpoint {
+    fn default() -> Self {
+        Self { address: None, weight: 1 }
+    }
+}
+
+/// How a cluster's endpoints are checked.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// `tcp`, the default: an endpoint passes when it accepts a connection.
+    pub kind: HealthKind,
+    /// Between the starts of two checks, give or take a tenth. Default 2000: with `fall` an endpoint
+    /// is down within some seconds, and a thousand endpoints cost 500 connections a second.
+    pub interval_ms: u64,
+    /// How long a check may take. Default 1000: one lost SYN is repeated after a second, and a
+    /// check that needs the repeat has failed.
+    pub timeout_ms: u64,
+    /// Passed checks in a row that bring an endpoint up. Default 2: one may be luck.
+    pub rise: u32,
+    /// Failures in a row, of checks or of flows' connects, that take it down. Default 3: one lost
+    /// packet must not.
+    pub fall: u32,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { kind: HealthKind::Tcp, interval_ms: 2_000, timeout_ms: 1_000, rise: 2, fall: 3 }
+    }
+}
+
+/// What a check does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthKind {
+    /// Connects.
+    Tcp,
+}
+
+/// `[[policies]]`: what allocates new flows.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// Its name. Required, unique, and none of the native ones.
+    pub name: Option<String>,
+    /// A `.wasm` file, looked up beside the configuration and then in the plugin folders. Either
+    /// this or `native` is required.
+    pub plugin: Option<PathBuf>,
+    /// `round-robin`, `least-flows` or `maglev`.
+    pub native: Option<String>,
+    /// What the plugin is configured with; it gets it as JSON. Default: `null`.
+    pub config: Option<toml::Value>,
+    /// The native policy that answers when the plugin fails or defers. Default `round-robin`: it
+    /// cannot make a bad situation worse.
+    pub fallback: String,
+    /// What becomes of kept decisions when the plugin is swapped. Read and kept; without effect as
+    /// long as policies cannot be swapped at run time. Default `keep`: clients stay where they are.
+    pub on_swap: OnSwap,
+    /// How long one decision may take. Default 2: a decision takes well under a microsecond, and
+    /// the worker serves nobody else meanwhile.
+    pub decide_deadline_ms: u64,
+    /// How long configuring, or taking in new endpoints, may take. Default 200: it happens seldom
+    /// and may build tables.
+    pub configure_deadline_ms: u64,
+    /// The most memory one instance may have. Default 16: a table of 65537 slots fits many times.
+    pub memory_max_mib: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            name: None,
+            plugin: None,
+            native: None,
+            config: None,
+            fallback: "round-robin".to_owned(),
+            on_swap: OnSwap::Keep,
+            decide_deadline_ms: 2,
+            configure_deadline_ms: 200,
+            memory_max_mib: 16,
+        }
+    }
+}
+
+/// What becomes of kept decisions when a plugin is swapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnSwap {
+    /// They stay.
+    Keep,
+    /// They are asked about again when next used.
+    Revalidate,
+    /// They go.
+    Flush,
+}

@@ -1,0 +1,272 @@
+//! The control thread of a running balancer.
+//!
+//! Everything that is not traffic ends here: what checks and workers have seen, signals, workers
+//! that end, and things to be dropped. It never waits for a worker, and no worker ever waits for
+//! it.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use pointsman_core::Instant;
+use pointsman_core::health::{Observation, Transition};
+use pointsman_ring::Clock;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::access_log::{self, LogReader};
+use crate::admin;
+use crate::assembly::{self, Channels};
+use crate::failure::Failure;
+use crate::mailbox::Retired;
+use crate::plan::Plan;
+use crate::plugins::Plugins;
+use crate::prober::{self, Seen};
+use crate::problem::Problem;
+use crate::runtime::{self, Appender};
+use crate::service::Service;
+use crate::sockets::{self, AdminSocket};
+use crate::worker::Ended;
+use crate::world::{Change, World};
+
+/// How often failed connects are looked at and the access log is written.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a worker may take to end after a drain is over before it is taken to be stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+
+/// Runs a balancer until it is told to end.
+///
+/// # Errors
+/// It cannot start, or a worker broke.
+pub async fn run(plan: Plan) -> Result<ExitCode, Failure> {
+    // First of all: a signal that comes while starting must not be lost.
+    let signals = Signals::new()?;
+    let plugins = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
+    let listening = sockets::listen(&plan).map_err(Failure::input)?;
+    let world = World::new(&plan, &listening.addresses);
+    let policies =
+        assembly::policies(&plan, &plugins, &world.snapshot()).map_err(Failure::Input)?;
+    let (unix, admin_socket) = AdminSocket::bind(&plan.admin_socket).map_err(Failure::input)?;
+    let http = bind_http(&plan).await?;
+    let log = Log::open(&plan)?;
+
+    let (retired_sender, retired) = unbounded_channel();
+    let (ended_sender, ended) = unbounded_channel();
+    let (seen_sender, seen) = unbounded_channel();
+    let channels =
+        Channels { retired: retired_sender, ended: ended_sender, log: log.sender.clone() };
+    let snapshot = world.snapshot();
+    let fleet =
+        assembly::start(&plan, &plugins, listening, policies, (&snapshot, &channels)).await?;
+    for listener in &snapshot.listeners {
+        tracing::info!(listener = &*listener.name, address = %listener.address, "accepts");
+    }
+    let service = Arc::new(Service::new(plan, plugins, fleet, world, log.dropped));
+    admin::serve_unix(unix, Arc::clone(&service));
+    if let Some(http) = http {
+        admin::serve_http(http, Arc::clone(&service));
+    }
+    prober::start(service.plan(), &seen_sender);
+    let control = Control {
+        workers_left: service.fleet().len(),
+        service,
+        signals,
+        seen,
+        ended,
+        retired,
+        log: log.writer,
+        drain_until: None,
+        admin_socket,
+    };
+    control.run().await
+}
+
+async fn read_plugins(plan: &Plan) -> Vec<io::Result<Vec<u8>>> {
+    let mut files = Vec::with_capacity(plan.plugins.len());
+    for plugin in &plan.plugins {
+        files.push(runtime::read(&plugin.file).await);
+    }
+    files
+}
+
+async fn bind_http(plan: &Plan) -> Result<Option<tokio::net::TcpListener>, Failure> {
+    let Some(address) = plan.admin_http else { return Ok(None) };
+    match tokio::net::TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) => {
+            Err(Failure::input(format!("admin.http: cannot listen on {address}: {error}")))
+        }
+    }
+}
+
+/// The access log's parts, or nothing of it.
+struct Log {
+    sender: Option<access_log::LogSender>,
+    writer: Option<LogWriter>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Log {
+    fn open(plan: &Plan) -> Result<Self, Failure> {
+        let Some(target) = &plan.access_log else {
+            return Ok(Self { sender: None, writer: None, dropped: Arc::default() });
+        };
+        let file = Appender::open(target).map_err(|error| {
+            Failure::input(Problem::new("access_log.path", format!("cannot be opened: {error}")))
+        })?;
+        let (sender, reader, dropped) = access_log::channel(plan);
+        Ok(Self { sender: Some(sender), writer: Some(LogWriter { reader, file }), dropped })
+    }
+}
+
+struct LogWriter {
+    reader: LogReader,
+    file: Appender,
+}
+
+impl LogWriter {
+    /// Writes everything that waits.
+    async fn write(&self) {
+        loop {
+            let lines = self.reader.lines();
+            if lines.is_empty() {
+                return;
+            }
+            if let Err(error) = self.file.append(lines).await {
+                tracing::error!(%error, "cannot write the access log");
+            }
+        }
+    }
+}
+
+/// The signals that end the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next one: its number.
+    async fn next(&mut self) -> SignalKind {
+        tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+        }
+    }
+}
+
+struct Control {
+    service: Arc<Service>,
+    signals: Signals,
+    seen: UnboundedReceiver<Seen>,
+    ended: UnboundedReceiver<Ended>,
+    retired: UnboundedReceiver<Retired>,
+    log: Option<LogWriter>,
+    workers_left: usize,
+    drain_until: Option<Instant>,
+    admin_socket: AdminSocket,
+}
+
+impl Control {
+    async fn run(mut self) -> Result<ExitCode, Failure> {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while self.workers_left > 0 {
+            tokio::select! {
+                Some(seen) = self.seen.recv() => self.on_seen(seen),
+                Some(ended) = self.ended.recv() => self.on_ended(ended)?,
+                Some(retired) = self.retired.recv() => drop(retired),
+                signal = self.signals.next() => {
+                    if let Some(code) = self.on_signal(signal) {
+                        return Ok(code);
+                    }
+                }
+                _ = tick.tick() => self.on_tick().await?,
+            }
+        }
+        if let Some(log) = self.log {
+            log.write().await;
+            log.file.close().await;
+        }
+        drop(self.admin_socket);
+        tracing::info!("every flow has ended");
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn on_seen(&self, seen: Seen) {
+        let observation =
+            if seen.passed { Observation::CheckPassed } else { Observation::CheckFailed };
+        let change =
+            self.service.look(|world| world.observe(seen.cluster, seen.endpoint, observation));
+        self.publish(change.as_slice());
+    }
+
+    async fn on_tick(&mut self) -> anyhow::Result<()> {
+        let changes = self.service.look(World::look_at_connects);
+        self.publish(&changes);
+        if let Some(log) = &self.log {
+            log.write().await;
+        }
+        if self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER) {
+            return Err(anyhow!("{} worker(s) did not end after the drain", self.workers_left));
+        }
+        Ok(())
+    }
+
+    fn publish(&self, changes: &[Change]) {
+        for change in changes {
+            let cluster = &self.service.plan().clusters[change.cluster.index()].name;
+            match change.transition {
+                Transition::WentUp => {
+                    tracing::info!(%cluster, endpoint = %change.address, "endpoint is up");
+                }
+                Transition::WentDown => {
+                    tracing::warn!(%cluster, endpoint = %change.address, "endpoint is down");
+                }
+            }
+        }
+        if !changes.is_empty() {
+            self.service.change(|_| {});
+        }
+    }
+
+    fn on_ended(&mut self, ended: Ended) -> anyhow::Result<()> {
+        let number = ended.number;
+        match ended.outcome {
+            Ok(stats) => {
+                self.service.fleet().keep(number, stats);
+                self.workers_left -= 1;
+                Ok(())
+            }
+            Err(error) => Err(anyhow!("worker {number} broke: {error}")),
+        }
+    }
+
+    /// The first signal drains. The second ends the process with the code that a shell gives to a
+    /// process that the signal killed: 130 or 143.
+    fn on_signal(&mut self, signal: SignalKind) -> Option<ExitCode> {
+        if self.drain_until.is_some() {
+            tracing::warn!("second signal: ends at once");
+            self.service.fleet().stop();
+            let code = 128 + signal.as_raw_value();
+            return Some(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
+        }
+        let timeout = self.service.plan().drain_timeout;
+        let until = Clock.now() + timeout;
+        self.drain_until = Some(until);
+        tracing::info!(timeout_ms = timeout.as_millis(), "draining; a second signal ends at once");
+        self.service.change(|world| world.drain(until));
+        None
+    }
+}

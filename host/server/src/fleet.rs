@@ -1,0 +1,96 @@
+//! All workers, as the control thread sees them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pointsman_core::{Snapshot, Stats};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::mailbox::{Address, Command};
+
+/// How long a worker may take to say what it has counted. A turn is far below a millisecond; one
+/// that takes a second is stuck, and the others' numbers must not wait for it.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The workers, by number.
+pub struct Fleet {
+    members: Vec<Member>,
+}
+
+struct Member {
+    address: Address,
+    /// What it had counted when it last said so: totals must not go backwards when it is silent.
+    last: Mutex<Option<Stats>>,
+}
+
+impl Fleet {
+    /// Knows the workers at these addresses.
+    pub fn new(addresses: Vec<Address>) -> Self {
+        let member = |address| Member { address, last: Mutex::default() };
+        Self { members: addresses.into_iter().map(member).collect() }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Gives every worker the same new world.
+    pub fn apply(&self, snapshot: &Arc<Snapshot>) {
+        for member in &self.members {
+            member.address.post(Command::Apply(Arc::clone(snapshot)));
+        }
+    }
+
+    /// Tells every worker to end at once.
+    pub fn stop(&self) {
+        for member in &self.members {
+            member.address.post(Command::Stop);
+        }
+    }
+
+    /// Keeps what a worker had counted when it ended.
+    pub fn keep(&self, number: usize, stats: Stats) {
+        self.members[number].keep(stats);
+    }
+
+    /// What each worker has counted. All are asked at once; one that does not answer is answered
+    /// for with what it said last.
+    pub async fn stats(&self) -> Vec<Stats> {
+        let asked: Vec<_> = self.members.iter().map(Member::ask).collect();
+        let mut stats = Vec::with_capacity(asked.len());
+        let deadline = tokio::time::Instant::now() + REPORT_TIMEOUT;
+        for (number, (member, answer)) in self.members.iter().zip(asked).enumerate() {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            match timeout(left, answer).await {
+                Ok(Ok(answer)) => member.keep(answer),
+                Ok(Err(_)) => {}
+                Err(_) => tracing::warn!(worker = number, "does not say what it has counted"),
+            }
+            stats.extend(member.last());
+        }
+        stats
+    }
+}
+
+impl Member {
+    fn ask(&self) -> oneshot::Receiver<Stats> {
+        let (reply, answer) = oneshot::channel();
+        self.address.post(Command::Report(reply));
+        answer
+    }
+
+    fn keep(&self, stats: Stats) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
+    }
+
+    fn last(&self) -> Option<Stats> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,46 @@
+//! Assembles: the parts of the `pointsman` binary.
+//!
+//! ```text
+//!   file ──▶ config ──▶ plan ──▶ assembly ──▶ workers          started once
+//!                        │          ▲            ▲ │
+//!                        ▼          │   mailbox  │ │ ended, retired
+//!                      world ──▶ snapshots ──────┘ ▼
+//!                        ▲                      control ◀── prober, signals
+//!                        └──────── observations ───┘
+//!                      view ◀── reports ◀── fleet      ──▶ metrics, status, admin
+//! ```
+//!
+//! A library only so that the tests and the fuzz targets can reach the configuration.
+#![forbid(unsafe_code)]
+
+pub mod access_log;
+pub mod admin;
+pub mod assembly;
+pub mod check;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod control;
+pub mod cores;
+pub mod demo;
+pub mod doctor;
+pub mod failure;
+pub mod fleet;
+pub mod mailbox;
+pub mod metrics;
+pub mod plan;
+pub mod plugins;
+pub mod prober;
+pub mod problem;
+pub mod random;
+pub mod runtime;
+pub mod service;
+pub mod sockets;
+pub mod status;
+pub mod table;
+pub mod view;
+pub mod worker;
+pub mod world;
+
+/// The version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,84 @@
+//! How the control thread speaks to a worker.
+//!
+//! A worker looks into its mailbox once per turn, between two batches of completions, so whatever
+//! is posted takes effect at a point where no decision is half made. What a command replaces goes
+//! back to the control thread: dropping a world or a plugin takes time that flows would wait for.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use pointsman_core::policy::Policy;
+use pointsman_core::{ClusterId, Snapshot, Stats};
+use pointsman_ring::Waker;
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
+
+/// What a worker can be told.
+pub enum Command {
+    /// Act on this world from the next turn on.
+    Apply(Arc<Snapshot>),
+    /// Exchange a cluster's policy.
+    SwapPolicy {
+        /// Whose.
+        cluster: ClusterId,
+        /// The new one, ready to decide.
+        policy: Box<dyn Policy>,
+    },
+    /// Tell what you have counted.
+    Report(oneshot::Sender<Stats>),
+    /// End at once, whatever is under way.
+    Stop,
+}
+
+/// What a worker no longer needs.
+pub enum Retired {
+    /// A world.
+    Snapshot(Arc<Snapshot>),
+    /// A policy.
+    Policy(Box<dyn Policy>),
+}
+
+/// The worker's end.
+pub struct Mailbox {
+    commands: Receiver<Command>,
+    retired: UnboundedSender<Retired>,
+}
+
+impl Mailbox {
+    /// Makes a mailbox and the sender of commands to it; retired things go to `retired`.
+    pub fn new(retired: UnboundedSender<Retired>) -> (Sender<Command>, Self) {
+        let (sender, commands) = channel();
+        (sender, Self { commands, retired })
+    }
+
+    /// Takes the next command, if there is one.
+    pub fn take(&self) -> Option<Command> {
+        self.commands.try_recv().ok()
+    }
+
+    /// Sends something back to be dropped elsewhere.
+    pub fn retire(&self, retired: Retired) {
+        // Fails only when the control thread has ended, and then nobody waits for this one.
+        let _ = self.retired.send(retired);
+    }
+}
+
+/// The control thread's end.
+#[derive(Clone)]
+pub struct Address {
+    commands: Sender<Command>,
+    waker: Waker,
+}
+
+impl Address {
+    /// Joins the way commands take with the bell that announces them.
+    pub fn new(commands: Sender<Command>, waker: Waker) -> Self {
+        Self { commands, waker }
+    }
+
+    /// Posts a command and wakes the worker. Tells whether the worker is still there.
+    pub fn post(&self, command: Command) -> bool {
+        let sent = self.commands.send(command).is_ok();
+        self.waker.wake();
+        sent
+    }
+}

@@ -1,0 +1,242 @@
+//! What can be read at `/metrics`, in Prometheus' text format.
+//!
+//! Written by hand: every number already exists as a plain integer of some worker, so a registry of
+//! metrics would only be a second copy of them.
+
+use std::fmt::{Display, Write};
+
+use pointsman_core::boundary::Side;
+use pointsman_core::policy::Source;
+use pointsman_core::{
+    CloseReason, ClusterStats, DropReason, EndpointState, ListenerStats, ShedReason,
+};
+use pointsman_plugin::{FaultKind, PolicyCounts};
+
+use crate::view::View;
+
+/// The content type of the text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Renders everything.
+pub fn render(view: &View) -> String {
+    let mut text = Exposition::default();
+    listeners(view, &mut text);
+    clusters(view, &mut text);
+    endpoints(view, &mut text);
+    plugins(view, &mut text);
+    process(view, &mut text);
+    text.text
+}
+
+fn listeners(view: &View, text: &mut Exposition) {
+    let mut each = |name, kind, help, of: &dyn Fn(&ListenerStats) -> u64| {
+        text.family(name, kind, help);
+        for listener in &view.listeners {
+            text.sample(name, &[("listener", &listener.name)], of(&listener.stats));
+        }
+    };
+    each("pointsman_flows_total", "counter", "Flows admitted.", &|s| s.flows_total);
+    each("pointsman_flows_active", "gauge", "Flows admitted and not ended.", &|s| s.flows_active);
+    each(
+        "pointsman_connect_retries_total",
+        "counter",
+        "Times a flow was decided again because connecting failed.",
+        &|s| s.connect_retries_total,
+    );
+    bytes(view, text);
+    let closes = CloseReason::ALL.map(CloseReason::label);
+    by_reason(view, text, ("pointsman_closes_total", "Ended flows."), &closes, |s| &s.closes_total);
+    let sheds = ShedReason::ALL.map(ShedReason::label);
+    by_reason(view, text, ("pointsman_sheds_total", "Refused flows."), &sheds, |s| &s.sheds_total);
+    let drops = DropReason::ALL.map(DropReason::label);
+    let family = ("pointsman_drops_total", "Things accepted and lost.");
+    by_reason(view, text, family, &drops, |s| &s.drops_total);
+}
+
+fn bytes(view: &View, text: &mut Exposition) {
+    let name = "pointsman_bytes_total";
+    text.family(name, "counter", "Bytes delivered, by the side they went towards.");
+    for listener in &view.listeners {
+        for (side, label) in [(Side::Upstream, "upstream"), (Side::Downstream, "downstream")] {
+            let labels = [("listener", &*listener.name), ("direction", label)];
+            text.sample(name, &labels, listener.stats.bytes_total[side.index()]);
+        }
+    }
+}
+
+fn by_reason(
+    view: &View,
+    text: &mut Exposition,
+    (name, help): (&str, &str),
+    reasons: &[&str],
+    of: impl Fn(&ListenerStats) -> &[u64],
+) {
+    text.family(name, "counter", help);
+    for listener in &view.listeners {
+        for (reason, count) in reasons.iter().zip(of(&listener.stats)) {
+            text.sample(name, &[("listener", &listener.name), ("reason", reason)], count);
+        }
+    }
+}
+
+fn clusters(view: &View, text: &mut Exposition) {
+    let name = "pointsman_decisions_total";
+    text.family(name, "counter", "Decisions, by who made them.");
+    for cluster in &view.clusters {
+        for source in Source::ALL {
+            let labels = [("cluster", &*cluster.name), ("source", source.label())];
+            text.sample(name, &labels, cluster.stats.decisions_total[source.index()]);
+        }
+    }
+    let name = "pointsman_policy_generation";
+    text.family(name, "gauge", "1 for a cluster's first policy, one more for each swap.");
+    for cluster in &view.clusters {
+        let ClusterStats { policy_generation, .. } = cluster.stats;
+        text.sample(name, &[("cluster", &cluster.name)], policy_generation);
+    }
+}
+
+fn endpoints(view: &View, text: &mut Exposition) {
+    let mut each = |name, kind, help, of: &dyn Fn(&EndpointState) -> u64| {
+        text.family(name, kind, help);
+        for cluster in &view.clusters {
+            for state in &cluster.endpoints {
+                let address = state.endpoint.address.to_string();
+                let labels = [("cluster", &*cluster.name), ("endpoint", &*address)];
+                text.sample(name, &labels, of(state));
+            }
+        }
+    };
+    each("pointsman_endpoint_flows_total", "counter", "Flows given to the endpoint.", &|state| {
+        state.endpoint.load.flows_total()
+    });
+    each("pointsman_endpoint_flows_active", "gauge", "Flows the endpoint has now.", &|state| {
+        state.endpoint.load.flows_active().into()
+    });
+    each(
+        "pointsman_endpoint_up",
+        "gauge",
+        "Whether the endpoint is believed to serve.",
+        &|state| state.up.into(),
+    );
+}
+
+fn plugins(view: &View, text: &mut Exposition) {
+    let name = "pointsman_plugin_faults_total";
+    text.family(name, "counter", "Calls of a plugin that failed; the fallback decided instead.");
+    for plugin in &view.plugins {
+        for kind in FaultKind::ALL {
+            let labels = [("policy", &*plugin.name), ("kind", kind.label())];
+            text.sample(name, &labels, plugin.counts.faults_of(kind));
+        }
+    }
+    text.family("pointsman_decision_seconds", "histogram", "Time in calls of a plugin.");
+    for plugin in &view.plugins {
+        histogram(&plugin.name, &plugin.counts, text);
+    }
+}
+
+fn histogram(policy: &str, counts: &PolicyCounts, text: &mut Exposition) {
+    for (bound, count) in counts.decision_seconds() {
+        let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
+        let labels = [("policy", policy), ("le", &bound)];
+        text.sample("pointsman_decision_seconds_bucket", &labels, count);
+    }
+    let seconds = std::time::Duration::from_nanos(counts.decision_nanos).as_secs_f64();
+    text.sample("pointsman_decision_seconds_sum", &[("policy", policy)], seconds);
+    text.sample("pointsman_decision_seconds_count", &[("policy", policy)], counts.calls());
+}
+
+fn process(view: &View, text: &mut Exposition) {
+    let name = "pointsman_flow_table_entries";
+    text.family(name, "gauge", "Kept decisions.");
+    for (worker, entries) in view.flow_table_entries.iter().enumerate() {
+        text.sample(name, &[("worker", &worker.to_string())], entries);
+    }
+    let name = "pointsman_access_log_dropped_total";
+    text.family(name, "counter", "Ended flows that the access log had no room for.");
+    text.sample(name, &[], view.access_log_dropped);
+    let name = "pointsman_build_info";
+    text.family(name, "gauge", "Always 1; the labels say what is running.");
+    text.sample(name, &[("version", crate::VERSION)], 1);
+}
+
+#[derive(Default)]
+struct Exposition {
+    text: String,
+}
+
+impl Exposition {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        self.text.push_str(name);
+        for (place, (label, of)) in labels.iter().enumerate() {
+            self.text.push(if place == 0 { '{' } else { ',' });
+            let _ = write!(self.text, "{label}=\"{}\"", escaped(of));
+        }
+        let end = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.text, "{end} {value}");
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::tests::view;
+
+    #[test]
+    fn every_fixed_name_is_there_with_help_and_type() {
+        let text = render(&view());
+        for name in [
+            "flows_total",
+            "flows_active",
+            "bytes_total",
+            "decisions_total",
+            "decision_seconds",
+            "plugin_faults_total",
+            "policy_generation",
+            "endpoint_flows_total",
+            "endpoint_flows_active",
+            "endpoint_up",
+            "closes_total",
+            "sheds_total",
+            "drops_total",
+            "connect_retries_total",
+            "flow_table_entries",
+            "access_log_dropped_total",
+            "build_info",
+        ] {
+            assert!(text.contains(&format!("# HELP pointsman_{name} ")), "{name}");
+            assert!(text.contains(&format!("# TYPE pointsman_{name} ")), "{name}");
+        }
+    }
+
+    #[test]
+    fn samples_carry_their_labels_and_the_sum_of_all_workers() {
+        let text = render(&view());
+        for line in [
+            "pointsman_flows_total{listener=\"web\"} 6",
+            "pointsman_bytes_total{listener=\"web\",direction=\"upstream\"} 20",
+            "pointsman_bytes_total{listener=\"web\",direction=\"downstream\"} 40",
+            "pointsman_decisions_total{cluster=\"web\",source=\"native\"} 6",
+            "pointsman_endpoint_up{cluster=\"web\",endpoint=\"127.0.0.1:1\"} 1",
+            "pointsman_policy_generation{cluster=\"web\"} 1",
+            "pointsman_flow_table_entries{worker=\"1\"} 4",
+            "pointsman_closes_total{listener=\"web\",reason=\"idle-timeout\"} 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_break_out_of_its_label() {
+        assert_eq!(escaped("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+}

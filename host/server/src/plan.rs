@@ -1,0 +1,236 @@
+//! A configuration with everything looked up: names are places in lists, texts are addresses and
+//! durations, plugins are files that exist.
+//!
+//! [`resolve`] reports all problems of a file at once, each with its key, because whoever mends a
+//! configuration wants one list and not one error per attempt.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pointsman_core::boundary::PoolSizes;
+use pointsman_core::health::Thresholds;
+use pointsman_core::{ClusterId, OnEndpointDown, PrefixLengths, Timeouts};
+
+use crate::config::{Config, OnSwap};
+use crate::problem::Problem;
+
+mod clusters;
+mod findings;
+mod json;
+mod listeners;
+mod plugins;
+mod process;
+
+pub use plugins::PluginFolders;
+
+use findings::Findings;
+
+/// Everything a balancer is started with.
+#[derive(Debug)]
+pub struct Plan {
+    /// Threads that carry traffic.
+    pub workers: usize,
+    /// How long established flows may go on after a signal to end.
+    pub drain_timeout: Duration,
+    /// Kept decisions per worker.
+    pub flow_table_entries: u32,
+    /// Receive buffers per worker.
+    pub pools: PoolSizes,
+    /// The Unix socket of the command line.
+    pub admin_socket: PathBuf,
+    /// Where HTTP is served, if anywhere.
+    pub admin_http: Option<SocketAddr>,
+    /// Where ended flows are logged, if anywhere.
+    pub access_log: Option<LogTarget>,
+    /// By `ListenerId`.
+    pub listeners: Vec<ListenerPlan>,
+    /// By `ClusterId`.
+    pub clusters: Vec<ClusterPlan>,
+    /// The policies that are plugins, by [`PluginId`].
+    pub plugins: Vec<PluginPlan>,
+}
+
+/// Where a log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Standard output.
+    Stdout,
+    /// The end of this file.
+    File(PathBuf),
+}
+
+/// A listener with everything looked up.
+#[derive(Debug, Clone)]
+pub struct ListenerPlan {
+    /// Its name.
+    pub name: String,
+    /// Where it listens; port 0 is the kernel's choice.
+    pub address: SocketAddr,
+    /// Who serves its flows.
+    pub cluster: ClusterId,
+    /// Flows at a time, over all workers.
+    pub flows_max: u32,
+    /// Which clients count as one.
+    pub client_prefix: PrefixLengths,
+    /// How often a flow may try to connect.
+    pub connect_attempts: u32,
+    /// What happens to flows of an endpoint that is gone.
+    pub on_endpoint_down: OnEndpointDown,
+    /// How long each state may last.
+    pub timeouts: Timeouts,
+}
+
+/// A cluster with everything looked up.
+#[derive(Debug, Clone)]
+pub struct ClusterPlan {
+    /// Its name.
+    pub name: String,
+    /// What its policy is called in the file.
+    pub policy_name: String,
+    /// What allocates its flows.
+    pub policy: PolicyPlan,
+    /// Who serves, in the file's order.
+    pub endpoints: Vec<EndpointPlan>,
+    /// How the endpoints are checked, if at all.
+    pub check: Option<CheckPlan>,
+    /// Whether flows are spread over all endpoints when none is up.
+    pub fail_open: bool,
+}
+
+/// One address in a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndpointPlan {
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// Its share relative to the others.
+    pub weight: u32,
+}
+
+/// How endpoints are checked: by connecting to them.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckPlan {
+    /// Between the starts of two checks.
+    pub interval: Duration,
+    /// How long one may take.
+    pub timeout: Duration,
+    /// How many observations change a verdict.
+    pub thresholds: Thresholds,
+}
+
+/// What allocates a cluster's flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PolicyPlan {
+    /// One of ours.
+    Native(Native),
+    /// A plugin.
+    Plugin(PluginId),
+}
+
+/// Names a policy that is a plugin; an index into the plan's plugins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PluginId(pub usize);
+
+/// The policies that are built in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Native {
+    /// Smooth weighted round robin.
+    RoundRobin,
+    /// The fewest flows per weight.
+    LeastFlows,
+    /// Consistent hashing by Maglev's table.
+    Maglev,
+}
+
+impl Native {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::RoundRobin, Self::LeastFlows, Self::Maglev];
+
+    /// Its name in a configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round-robin",
+            Self::LeastFlows => "least-flows",
+            Self::Maglev => "maglev",
+        }
+    }
+
+    /// The one of this name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|native| native.name() == name)
+    }
+}
+
+/// A plugin with everything looked up.
+#[derive(Debug, Clone)]
+pub struct PluginPlan {
+    /// The policy's name.
+    pub name: String,
+    /// Its key in the file, for problems that show only when it is loaded.
+    pub key: String,
+    /// Where its module is.
+    pub file: PathBuf,
+    /// What it is configured with: JSON.
+    pub config: String,
+    /// Who answers when it cannot.
+    pub fallback: Native,
+    /// What becomes of kept decisions when it is swapped.
+    pub on_swap: OnSwap,
+    /// How long one decision may take.
+    pub decide_deadline: Duration,
+    /// How long configuring may take.
+    pub configure_deadline: Duration,
+    /// The most memory one instance may have.
+    pub memory_max_bytes: usize,
+}
+
+impl Plan {
+    /// The plugin of this name in the plan.
+    pub fn plugin(&self, id: PluginId) -> &PluginPlan {
+        &self.plugins[id.0]
+    }
+
+    /// Whether a cluster ever looks into a Maglev table.
+    pub fn uses_table(&self, cluster: &ClusterPlan) -> bool {
+        let native = match cluster.policy {
+            PolicyPlan::Native(native) => native,
+            PolicyPlan::Plugin(id) => self.plugin(id).fallback,
+        };
+        native == Native::Maglev
+    }
+}
+
+/// Looks everything up.
+///
+/// # Errors
+/// All problems, in no particular order.
+pub fn resolve(config: &Config, folders: &PluginFolders) -> Result<Plan, Vec<Problem>> {
+    let (plan, problems) = resolve_what_can_be(config, folders);
+    if problems.is_empty() { Ok(plan) } else { Err(problems) }
+}
+
+/// Looks up what can be looked up. The plan is whole only if there are no problems; otherwise it is
+/// good for finding more of them.
+pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, Vec<Problem>) {
+    let mut findings = Findings::default();
+    let process = process::resolve(config, &mut findings);
+    let policies = plugins::resolve(&config.policies, folders, &mut findings);
+    let clusters = clusters::resolve(&config.clusters, &policies, &mut findings);
+    let listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
+    let plan = Plan {
+        workers: process.workers,
+        drain_timeout: process.drain_timeout,
+        flow_table_entries: process.flow_table_entries,
+        pools: process.pools,
+        admin_socket: process.admin_socket,
+        admin_http: process.admin_http,
+        access_log: process.access_log,
+        listeners,
+        clusters,
+        plugins: policies.plugins,
+    };
+    (plan, findings.into_problems())
+}
+
+#[cfg(test)]
+mod tests;

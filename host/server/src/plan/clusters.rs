@@ -1,0 +1,89 @@
+//! Looks up clusters and their endpoints.
+
+use pointsman_core::health::Thresholds;
+
+use super::findings::{Distinct, Findings};
+use super::plugins::Policies;
+use super::{CheckPlan, ClusterPlan, EndpointPlan};
+use crate::config::{Cluster, Endpoint, Health, HealthKind};
+
+pub(super) fn resolve(
+    clusters: &[Cluster],
+    policies: &Policies,
+    findings: &mut Findings,
+) -> Vec<ClusterPlan> {
+    if clusters.is_empty() {
+        findings.add("clusters", "there is none; add a [[clusters]] with name and endpoints");
+    }
+    if u16::try_from(clusters.len()).is_err() {
+        findings.add("clusters", format!("there are more than {}", u16::MAX));
+    }
+    let mut names = Distinct::default();
+    let mut plans = Vec::with_capacity(clusters.len());
+    for (place, cluster) in clusters.iter().enumerate() {
+        let key = format!("clusters[{place}]");
+        let plan = resolve_one(&key, cluster, policies, findings);
+        names.note(findings, &format!("{key}.name"), &plan.name);
+        plans.push(plan);
+    }
+    plans
+}
+
+fn resolve_one(
+    key: &str,
+    cluster: &Cluster,
+    policies: &Policies,
+    findings: &mut Findings,
+) -> ClusterPlan {
+    let name = findings.required(&format!("{key}.name"), cluster.name.as_ref(), "name it");
+    ClusterPlan {
+        name: name.to_owned(),
+        policy_name: cluster.policy.clone(),
+        policy: policies.find(&format!("{key}.policy"), &cluster.policy, findings),
+        endpoints: endpoints(&format!("{key}.endpoints"), &cluster.endpoints, findings),
+        check: cluster
+            .health
+            .as_ref()
+            .map(|health| check(&format!("{key}.health"), health, findings)),
+        fail_open: cluster.fail_open,
+    }
+}
+
+fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<EndpointPlan> {
+    if endpoints.is_empty() {
+        findings
+            .add(key, "there is none; write at least one, such as { address = \"10.0.0.1:80\" }");
+    }
+    let mut addresses = Distinct::default();
+    let mut plans = Vec::with_capacity(endpoints.len());
+    for (place, endpoint) in endpoints.iter().enumerate() {
+        let key_address = format!("{key}[{place}].address");
+        let before = findings.count();
+        let address = findings.address(&key_address, endpoint.address.as_ref());
+        if findings.count() == before {
+            if address.port() == 0 {
+                findings
+                    .add(&key_address, "port 0 cannot be connected to; write the endpoint's port");
+            }
+            addresses.note(findings, &key_address, &address.to_string());
+        }
+        let weight =
+            findings.within(&format!("{key}[{place}].weight"), endpoint.weight, 1..=65_535);
+        plans.push(EndpointPlan { address, weight });
+    }
+    plans
+}
+
+fn check(key: &str, health: &Health, findings: &mut Findings) -> CheckPlan {
+    match health.kind {
+        HealthKind::Tcp => {}
+    }
+    CheckPlan {
+        interval: findings.millis(&format!("{key}.interval_ms"), health.interval_ms),
+        timeout: findings.millis(&format!("{key}.timeout_ms"), health.timeout_ms),
+        thresholds: Thresholds {
+            rise: findings.within(&format!("{key}.rise"), health.rise, 1..=1000),
+            fall: findings.within(&format!("{key}.fall"), health.fall, 1..=1000),
+        },
+    }
+}

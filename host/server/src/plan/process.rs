@@ -1,0 +1,95 @@
+//! Looks up what concerns the process as a whole.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use pointsman_core::boundary::PoolSizes;
+
+use super::LogTarget;
+use super::findings::Findings;
+use crate::config::{AccessLog, Config};
+
+/// More threads than any machine of today has cores.
+const WORKERS_MAX: u32 = 1024;
+/// The path of a Unix socket must fit into 108 bytes with its end.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+pub(super) struct Process {
+    pub(super) workers: usize,
+    pub(super) drain_timeout: Duration,
+    pub(super) flow_table_entries: u32,
+    pub(super) pools: PoolSizes,
+    pub(super) admin_socket: PathBuf,
+    pub(super) admin_http: Option<SocketAddr>,
+    pub(super) access_log: Option<LogTarget>,
+}
+
+pub(super) fn resolve(config: &Config, findings: &mut Findings) -> Process {
+    Process {
+        workers: workers(config.workers, findings),
+        drain_timeout: findings.millis("drain_timeout_ms", config.drain_timeout_ms),
+        flow_table_entries: findings.within(
+            "flow_table_entries",
+            config.flow_table_entries,
+            1..=16_777_216,
+        ),
+        pools: PoolSizes {
+            small: findings.within("buffers.small", config.buffers.small, 64..=65_536),
+            bulk: findings.within("buffers.bulk", config.buffers.bulk, 4..=65_536),
+        },
+        admin_socket: socket(&config.admin.socket, findings),
+        admin_http: config.admin.http.as_ref().map(|text| http(text, findings)),
+        access_log: config.access_log.as_ref().map(|log| access_log(log, findings)),
+    }
+}
+
+fn workers(configured: Option<u32>, findings: &mut Findings) -> usize {
+    match configured {
+        Some(count) => findings.within("workers", count, 1..=WORKERS_MAX) as usize,
+        None => available_parallelism().map_or(1, usize::from),
+    }
+}
+
+fn socket(path: &Path, findings: &mut Findings) -> PathBuf {
+    if path.as_os_str().is_empty() {
+        findings
+            .add("admin.socket", "is empty; write a path, such as \"/run/pointsman/admin.sock\"");
+    } else if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        findings.add(
+            "admin.socket",
+            format!(
+                "is longer than the {SOCKET_PATH_BYTES_MAX} bytes of a socket's path; shorten it"
+            ),
+        );
+    }
+    path.to_owned()
+}
+
+fn http(text: &String, findings: &mut Findings) -> SocketAddr {
+    let address = findings.address("admin.http", Some(text));
+    if !address.ip().is_loopback() && text.parse() == Ok(address) {
+        findings.add(
+            "admin.http",
+            format!(
+                "{address} can be reached from outside and nobody is asked for a password; use a \
+                 loopback address, such as \"127.0.0.1:{}\"",
+                address.port()
+            ),
+        );
+    }
+    address
+}
+
+fn access_log(log: &AccessLog, findings: &mut Findings) -> LogTarget {
+    match log.path.as_deref() {
+        Some(path) if path == Path::new("-") => LogTarget::Stdout,
+        Some(path) if !path.as_os_str().is_empty() => LogTarget::File(path.to_owned()),
+        _ => {
+            findings
+                .add("access_log.path", "is missing; write a file, or \"-\" for standard output");
+            LogTarget::Stdout
+        }
+    }
+}

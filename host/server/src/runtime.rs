@@ -1,0 +1,95 @@
+//! The control thread's runtime: the only module that knows `tokio-uring`.
+//!
+//! Sockets, timers and signals of the control thread are tokio's; its files go through the ring of
+//! `tokio-uring`, so that a slow disk stalls neither health checks nor the admin interface. Nothing
+//! here is on the data path.
+
+use std::fs::File as StdFile;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use tokio_uring::fs::File;
+
+use crate::plan::LogTarget;
+
+/// Read at a time.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// To the kernel: where the file's own position is.
+const AT_POSITION: u64 = u64::MAX;
+
+/// Runs a future on the calling thread, and everything it spawns, until it ends.
+pub fn start<F: Future>(future: F) -> F::Output {
+    tokio_uring::start(future)
+}
+
+/// Runs a future beside the others of this thread.
+pub fn spawn(future: impl Future<Output = ()> + 'static) {
+    tokio_uring::spawn(future);
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub async fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path).await?;
+    let mut bytes = Vec::new();
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    loop {
+        let (result, back) = file.read_at(chunk, bytes.len() as u64).await;
+        chunk = back;
+        let count = result?;
+        if count == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&chunk[..count]);
+    }
+    file.close().await?;
+    Ok(bytes)
+}
+
+/// A file that is only ever made longer.
+pub struct Appender {
+    file: File,
+}
+
+impl Appender {
+    /// Opens a log's target, made if it is not there.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    pub fn open(target: &LogTarget) -> io::Result<Self> {
+        let file = match target {
+            LogTarget::Stdout => StdFile::from(io::stdout().as_fd().try_clone_to_owned()?),
+            LogTarget::File(path) => StdFile::options().append(true).create(true).open(path)?,
+        };
+        Ok(Self { file: File::from_std(file) })
+    }
+
+    /// Appends all of `bytes`.
+    ///
+    /// # Errors
+    /// Whatever the kernel says; some of the bytes may then be written.
+    pub async fn append(&self, bytes: Vec<u8>) -> io::Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (result, back) = self.file.write_at(rest, AT_POSITION).submit().await;
+            let count = result?;
+            rest = back;
+            if count == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            rest.drain(..count);
+        }
+        Ok(())
+    }
+
+    /// Ends the file; the kernel is done with it afterwards.
+    pub async fn close(self) {
+        if let Err(error) = self.file.close().await {
+            tracing::warn!(%error, "cannot close the access log");
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! The status as JSON and as a table: what `/v1/status` answers and `pointsman status` prints.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use pointsman_core::boundary::Side;
+use pointsman_core::policy::Source;
+use pointsman_core::{CloseReason, DropReason, EndpointState, ShedReason};
+use pointsman_plugin::FaultKind;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{ClusterPlan, Plan, PolicyPlan};
+use crate::table::Table;
+use crate::view::{ClusterView, ListenerView, PluginView, View};
+
+/// Counts by name; those that are zero are left out.
+pub type Counts = BTreeMap<String, u64>;
+
+/// Everything about a running balancer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The program's version.
+    pub version: String,
+    /// Since it began to accept.
+    pub uptime_s: u64,
+    /// Threads that carry traffic.
+    pub workers: usize,
+    /// Which world is published.
+    pub generation: u64,
+    /// Whether it is about to end.
+    pub draining: bool,
+    /// In the configuration's order.
+    pub listeners: Vec<Listener>,
+    /// In the configuration's order.
+    pub clusters: Vec<Cluster>,
+    /// The policies that are plugins.
+    pub policies: Vec<Policy>,
+}
+
+/// A listener.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Listener {
+    /// Its name.
+    pub name: String,
+    /// Where it really listens.
+    pub address: String,
+    /// Who serves its flows.
+    pub cluster: String,
+    /// Flows now.
+    pub flows_active: u64,
+    /// Flows ever.
+    pub flows_total: u64,
+    /// Bytes delivered towards endpoints.
+    pub bytes_upstream: u64,
+    /// Bytes delivered towards clients.
+    pub bytes_downstream: u64,
+    /// Times a flow was decided again.
+    pub connect_retries: u64,
+    /// Ended flows by reason.
+    pub closes: Counts,
+    /// Refused flows by reason.
+    pub sheds: Counts,
+    /// Things lost by reason.
+    pub drops: Counts,
+}
+
+/// A cluster.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Its name.
+    pub name: String,
+    /// Its policy's name.
+    pub policy: String,
+    /// `plugin` or `native`.
+    pub kind: String,
+    /// Which of its policies is deciding, from 1.
+    pub policy_generation: u64,
+    /// Decisions by who made them.
+    pub decisions: Counts,
+    /// In the configuration's order.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// An endpoint.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Where it serves.
+    pub address: String,
+    /// Its share.
+    pub weight: u32,
+    /// Whether it is believed to serve.
+    pub up: bool,
+    /// Whether it gets nothing new.
+    pub draining: bool,
+    /// Flows now.
+    pub flows_active: u32,
+    /// Flows ever.
+    pub flows_total: u64,
+    /// Failed connects ever.
+    pub connect_failures: u64,
+}
+
+/// A policy that is a plugin.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Policy {
+    /// Its name.
+    pub name: String,
+    /// Its file.
+    pub plugin: String,
+    /// Who answers when it cannot.
+    pub fallback: String,
+    /// How often it was asked.
+    pub calls: u64,
+    /// How often it left the answer to the fallback.
+    pub deferred: u64,
+    /// Time in its calls.
+    pub decision_ns: u64,
+    /// Failed calls by kind.
+    pub faults: Counts,
+}
+
+impl Status {
+    /// Describes what the view shows.
+    pub fn new(plan: &Plan, view: &View, uptime_s: u64) -> Self {
+        let clusters = plan.clusters.iter().zip(&view.clusters);
+        let listeners = plan.listeners.iter().zip(&view.listeners);
+        Self {
+            version: crate::VERSION.to_owned(),
+            uptime_s,
+            workers: plan.workers,
+            generation: view.snapshot.generation.0,
+            draining: view.snapshot.drain_until.is_some(),
+            listeners: view
+                .snapshot
+                .listeners
+                .iter()
+                .zip(listeners)
+                .map(|(listener, (listener_plan, counts))| {
+                    let cluster = &plan.clusters[listener_plan.cluster.index()].name;
+                    Listener::new(listener.address.to_string(), cluster, counts)
+                })
+                .collect(),
+            clusters: clusters.map(|(plan, view)| Cluster::new(plan, view)).collect(),
+            policies: plan
+                .plugins
+                .iter()
+                .zip(&view.plugins)
+                .map(|(plan, view)| {
+                    let file = plan.file.display().to_string();
+                    Policy::new(file, plan.fallback.name(), view)
+                })
+                .collect(),
+        }
+    }
+
+    /// The status for a person.
+    pub fn to_table(&self) -> String {
+        let mut text = String::new();
+        let state = if self.draining { "draining" } else { "serving" };
+        let _ = writeln!(
+            text,
+            "pointsman {}, {state}, up {} s, {} worker(s), generation {}\n",
+            self.version, self.uptime_s, self.workers, self.generation
+        );
+        text.push_str(&self.listeners_table());
+        text.push('\n');
+        text.push_str(&self.endpoints_table());
+        text.push('\n');
+        text.push_str(&self.decisions_table());
+        text
+    }
+
+    fn listeners_table(&self) -> String {
+        let heads = [
+            "LISTENER", "ADDRESS", "CLUSTER", "ACTIVE", "FLOWS", "UP B", "DOWN B", "CLOSES",
+            "SHEDS",
+        ];
+        let mut table = Table::new(&heads);
+        for listener in &self.listeners {
+            table.row([
+                listener.name.clone(),
+                listener.address.clone(),
+                listener.cluster.clone(),
+                listener.flows_active.to_string(),
+                listener.flows_total.to_string(),
+                listener.bytes_upstream.to_string(),
+                listener.bytes_downstream.to_string(),
+                shown(&listener.closes),
+                shown(&listener.sheds),
+            ]);
+        }
+        table.to_string()
+    }
+
+    fn endpoints_table(&self) -> String {
+        let heads = ["CLUSTER", "ENDPOINT", "WEIGHT", "STATE", "ACTIVE", "FLOWS", "FAILED"];
+        let mut table = Table::new(&heads);
+        for cluster in &self.clusters {
+            for endpoint in &cluster.endpoints {
+                let state = match (endpoint.up, endpoint.draining) {
+                    (true, false) => "up",
+                    (true, true) => "draining",
+                    (false, _) => "down",
+                };
+                table.row([
+                    cluster.name.clone(),
+                    endpoint.address.clone(),
+                    endpoint.weight.to_string(),
+                    state.to_owned(),
+                    endpoint.flows_active.to_string(),
+                    endpoint.flows_total.to_string(),
+                    endpoint.connect_failures.to_string(),
+                ]);
+            }
+        }
+        table.to_string()
+    }
+
+    fn decisions_table(&self) -> String {
+        let heads = ["CLUSTER", "POLICY", "KIND", "GENERATION", "DECISIONS", "FAULTS"];
+        let mut table = Table::new(&heads);
+        for cluster in &self.clusters {
+            let plugin = self.policies.iter().find(|policy| policy.name == cluster.policy);
+            table.row([
+                cluster.name.clone(),
+                cluster.policy.clone(),
+                cluster.kind.clone(),
+                cluster.policy_generation.to_string(),
+                shown(&cluster.decisions),
+                plugin.map_or_else(|| "-".to_owned(), |policy| shown(&policy.faults)),
+            ]);
+        }
+        table.to_string()
+    }
+}
+
+impl Listener {
+    fn new(address: String, cluster: &str, view: &ListenerView) -> Self {
+        let stats = &view.stats;
+        Self {
+            name: view.name.clone(),
+            address,
+            cluster: cluster.to_owned(),
+            flows_active: stats.flows_active,
+            flows_total: stats.flows_total,
+            bytes_upstream: stats.bytes_total[Side::Upstream.index()],
+            bytes_downstream: stats.bytes_total[Side::Downstream.index()],
+            connect_retries: stats.connect_retries_total,
+            closes: counts(CloseReason::ALL.map(CloseReason::label), &stats.closes_total),
+            sheds: counts(ShedReason::ALL.map(ShedReason::label), &stats.sheds_total),
+            drops: counts(DropReason::ALL.map(DropReason::label), &stats.drops_total),
+        }
+    }
+}
+
+impl Cluster {
+    fn new(plan: &ClusterPlan, view: &ClusterView) -> Self {
+        let kind = match plan.policy {
+            PolicyPlan::Native(_) => "native",
+            PolicyPlan::Plugin(_) => "plugin",
+        };
+        Self {
+            name: view.name.clone(),
+            policy: plan.policy_name.clone(),
+            kind: kind.to_owned(),
+            policy_generation: view.stats.policy_generation,
+            decisions: counts(Source::ALL.map(Source::label), &view.stats.decisions_total),
+            endpoints: view.endpoints.iter().map(Endpoint::new).collect(),
+        }
+    }
+}
+
+impl Endpoint {
+    fn new(state: &EndpointState) -> Self {
+        let load = &state.endpoint.load;
+        Self {
+            address: state.endpoint.address.to_string(),
+            weight: state.endpoint.weight,
+            up: state.up,
+            draining: state.draining,
+            flows_active: load.flows_active(),
+            flows_total: load.flows_total(),
+            connect_failures: load.connect_failures_total(),
+        }
+    }
+}
+
+impl Policy {
+    fn new(plugin: String, fallback: &str, view: &PluginView) -> Self {
+        Self {
+            name: view.name.clone(),
+            plugin,
+            fallback: fallback.to_owned(),
+            calls: view.counts.calls(),
+            deferred: view.counts.deferred,
+            decision_ns: view.counts.decision_nanos,
+            faults: counts(FaultKind::ALL.map(FaultKind::label), &view.counts.faults),
+        }
+    }
+}
+
+fn counts<const N: usize>(names: [&str; N], of: &[u64]) -> Counts {
+    let named = names.into_iter().zip(of);
+    named.filter(|(_, n)| **n > 0).map(|(name, n)| (name.to_owned(), *n)).collect()
+}
+
+fn shown(counts: &Counts) -> String {
+    if counts.is_empty() {
+        return "-".to_owned();
+    }
+    let each = counts.iter().map(|(name, count)| format!("{name} {count}"));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::tests::{plan, view};
+
+    #[test]
+    fn the_status_survives_its_way_over_the_socket() {
+        let status = Status::new(&plan(), &view(), 7);
+        let text = serde_json::to_string(&status).expect("JSON");
+        let back: Status = serde_json::from_str(&text).expect("a status");
+        assert_eq!(back.listeners[0].flows_total, 6);
+        assert_eq!(back.listeners[0].closes["idle-timeout"], 2);
+        assert_eq!(back.clusters[0].decisions["native"], 6);
+        assert!(back.clusters[0].endpoints[0].up);
+    }
+
+    #[test]
+    fn the_table_names_listener_endpoint_and_policy() {
+        let table = Status::new(&plan(), &view(), 7).to_table();
+        for part in ["web", "127.0.0.1:8080", "127.0.0.1:1", "round-robin", "native 6", "up 7 s"] {
+            assert!(table.contains(part), "{part} is not in\n{table}");
+        }
+    }
+}

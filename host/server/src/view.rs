@@ -1,0 +1,168 @@
+//! What the balancer looks like at one moment, with all workers' counts summed.
+//!
+//! Metrics, the JSON status and the command line show the same thing in three ways; this is the
+//! thing.
+
+use std::sync::Arc;
+
+use pointsman_core::policy::Source;
+use pointsman_core::{ClusterStats, EndpointState, ListenerStats, Snapshot, Stats};
+use pointsman_plugin::PolicyCounts;
+
+/// Everything there is to see.
+#[derive(Debug)]
+pub struct View {
+    /// The world that was published last.
+    pub snapshot: Arc<Snapshot>,
+    /// By `ListenerId`.
+    pub listeners: Vec<ListenerView>,
+    /// By `ClusterId`.
+    pub clusters: Vec<ClusterView>,
+    /// The policies that are plugins.
+    pub plugins: Vec<PluginView>,
+    /// Kept decisions, by worker.
+    pub flow_table_entries: Vec<u32>,
+    /// Ended flows that the access log had no room for.
+    pub access_log_dropped: u64,
+}
+
+/// A listener's counts.
+#[derive(Debug)]
+pub struct ListenerView {
+    /// Its name.
+    pub name: String,
+    /// Over all workers.
+    pub stats: ListenerStats,
+}
+
+/// A cluster's counts and endpoints.
+#[derive(Debug)]
+pub struct ClusterView {
+    /// Its name.
+    pub name: String,
+    /// Over all workers; the generation is the newest.
+    pub stats: ClusterStats,
+    /// As of the last published world.
+    pub endpoints: Vec<EndpointState>,
+}
+
+/// A plugin's counts.
+#[derive(Debug)]
+pub struct PluginView {
+    /// The policy's name.
+    pub name: String,
+    /// Over all workers.
+    pub counts: PolicyCounts,
+}
+
+impl View {
+    /// Sums what the workers have counted.
+    pub fn new(
+        snapshot: Arc<Snapshot>,
+        workers: &[Stats],
+        plugins: Vec<PluginView>,
+        access_log_dropped: u64,
+    ) -> Self {
+        let listeners = snapshot.listeners.iter().enumerate().map(|(place, listener)| {
+            let mut stats = ListenerStats::default();
+            workers.iter().for_each(|worker| add_listener(&mut stats, &worker.listeners[place]));
+            ListenerView { name: listener.name.to_string(), stats }
+        });
+        let clusters = snapshot.clusters.iter().enumerate().map(|(place, cluster)| {
+            let mut stats =
+                ClusterStats { decisions_total: [0; Source::ALL.len()], policy_generation: 0 };
+            workers.iter().for_each(|worker| add_cluster(&mut stats, &worker.clusters[place]));
+            ClusterView {
+                name: cluster.name.to_string(),
+                stats,
+                endpoints: cluster.endpoints.to_vec(),
+            }
+        });
+        Self {
+            listeners: listeners.collect(),
+            clusters: clusters.collect(),
+            plugins,
+            flow_table_entries: workers.iter().map(|worker| worker.flow_table_entries).collect(),
+            access_log_dropped,
+            snapshot,
+        }
+    }
+}
+
+fn add_listener(sum: &mut ListenerStats, one: &ListenerStats) {
+    sum.flows_total += one.flows_total;
+    sum.flows_active += one.flows_active;
+    sum.connect_retries_total += one.connect_retries_total;
+    add_each(&mut sum.bytes_total, &one.bytes_total);
+    add_each(&mut sum.closes_total, &one.closes_total);
+    add_each(&mut sum.sheds_total, &one.sheds_total);
+    add_each(&mut sum.drops_total, &one.drops_total);
+}
+
+fn add_cluster(sum: &mut ClusterStats, one: &ClusterStats) {
+    add_each(&mut sum.decisions_total, &one.decisions_total);
+    sum.policy_generation = sum.policy_generation.max(one.policy_generation);
+}
+
+fn add_each(sum: &mut [u64], one: &[u64]) {
+    for (sum, one) in sum.iter_mut().zip(one) {
+        *sum += one;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use pointsman_core::CloseReason;
+    use pointsman_core::boundary::Side;
+
+    use super::*;
+    use crate::plan::{Plan, PluginFolders, resolve};
+    use crate::world::World;
+
+    const TEXT: &str = r#"
+[[listeners]]
+name = "web"
+address = "127.0.0.1:8080"
+cluster = "web"
+[[clusters]]
+name = "web"
+endpoints = [{ address = "127.0.0.1:1" }]
+"#;
+
+    pub(crate) fn plan() -> Plan {
+        resolve(&crate::config::read(TEXT).config, &PluginFolders::default()).expect("a plan")
+    }
+
+    fn worker(factor: u64) -> Stats {
+        let mut listener = ListenerStats { flows_total: 2 * factor, ..ListenerStats::default() };
+        listener.bytes_total[Side::Upstream.index()] = 10;
+        listener.bytes_total[Side::Downstream.index()] = 20;
+        listener.closes_total[CloseReason::IdleTimeout.index()] = 1;
+        let decisions_total = [0; Source::ALL.len()];
+        let mut cluster = ClusterStats { decisions_total, policy_generation: 1 };
+        cluster.decisions_total[Source::Native.index()] = 2 * factor;
+        Stats {
+            listeners: Box::new([listener]),
+            clusters: Box::new([cluster]),
+            sessions_active: 0,
+            flow_table_entries: 4,
+        }
+    }
+
+    /// One listener, one cluster, one endpoint, one plugin, two workers.
+    pub(crate) fn view() -> View {
+        let plan = plan();
+        let world = World::new(&plan, &[plan.listeners[0].address]);
+        let plugin = PluginView { name: "p2c".to_owned(), counts: PolicyCounts::default() };
+        View::new(world.snapshot(), &[worker(1), worker(2)], vec![plugin], 0)
+    }
+
+    #[test]
+    fn counts_of_all_workers_add_up() {
+        let view = view();
+        assert_eq!(view.listeners[0].stats.flows_total, 6);
+        assert_eq!(view.clusters[0].stats.decisions_total[Source::Native.index()], 6);
+        assert_eq!(view.clusters[0].stats.policy_generation, 1);
+        assert_eq!(view.flow_table_entries, [4, 4]);
+    }
+}

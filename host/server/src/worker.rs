@@ -1,0 +1,189 @@
+//! A worker: one thread, one ring, one balancer, and the loop that joins them.
+//!
+//! ```text
+//!            ops                        completions
+//!   ┌───────────────▶ Ring (kernel) ─────────────────┐
+//!   │                                                ▼
+//!   └──────────────────────────────────────────── Balancer ◀── mailbox, between two turns
+//! ```
+//!
+//! No executor, no futures, no locks. Everything that takes long (compiling, resolving, dropping a
+//! world, writing logs) is done by the control thread.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+
+use pointsman_core::boundary::{ListenerId, Ops};
+use pointsman_core::policy::Policy;
+use pointsman_core::{Balancer, BalancerConfig, Instant, Snapshot, Stats};
+use pointsman_plugin::Engine;
+use pointsman_ring::{Clock, Ring, RingConfig, Waker};
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
+
+use crate::access_log::LogSender;
+use crate::cores::Core;
+use crate::mailbox::{Command, Mailbox, Retired};
+
+/// Completions per turn: enough to share a system call among many, few enough that a turn stays
+/// well below a millisecond and the mailbox is looked at often.
+const REAP_MAX: usize = 128;
+/// Guests run on a worker's stack, up to 256 KiB of it.
+const STACK_BYTES: usize = 4 * 1024 * 1024;
+
+/// Everything a worker is made of that can be made on another thread.
+pub struct Parts {
+    /// Which one, from 0.
+    pub number: usize,
+    /// Where it runs, if that could be found out.
+    pub core: Option<Core>,
+    /// How large its ring is.
+    pub ring: RingConfig,
+    /// How large its balancer is.
+    pub balancer: BalancerConfig,
+    /// The world at the start.
+    pub snapshot: Arc<Snapshot>,
+    /// By cluster.
+    pub policies: Vec<Box<dyn Policy>>,
+    /// Listening sockets, by listener.
+    pub sockets: Vec<OwnedFd>,
+    /// The plugins' engine, if there are plugins.
+    pub engine: Option<Engine>,
+    /// Where commands come from.
+    pub mailbox: Mailbox,
+    /// Where ended flows are told, if anywhere.
+    pub log: Option<LogSender>,
+}
+
+/// How a worker ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Which one.
+    pub number: usize,
+    /// What it had counted, or what broke it.
+    pub outcome: Result<Stats, String>,
+}
+
+/// Says that a worker accepts, and how it is woken; or why it cannot start.
+pub type Started = oneshot::Sender<Result<Waker, String>>;
+
+/// Starts a worker on a thread of its own. It always says how it ended, even if it panics.
+///
+/// # Errors
+/// The system refuses the thread.
+pub fn spawn(parts: Parts, started: Started, ended: UnboundedSender<Ended>) -> io::Result<()> {
+    let number = parts.number;
+    let body = move || {
+        let outcome = catch_unwind(AssertUnwindSafe(|| start_and_run(parts, started)));
+        let outcome = outcome.unwrap_or_else(|panic| Err(describe(&*panic)));
+        // Fails only when the control thread has ended, and then the process is about to.
+        let _ = ended.send(Ended { number, outcome });
+    };
+    thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .stack_size(STACK_BYTES)
+        .spawn(body)
+        .map(drop)
+}
+
+fn start_and_run(parts: Parts, started: Started) -> Result<Stats, String> {
+    let mut worker = match Worker::new(parts) {
+        Ok(worker) => worker,
+        Err(error) => {
+            let _ = started.send(Err(error.clone()));
+            return Err(error);
+        }
+    };
+    let _ = started.send(Ok(worker.ring.waker()));
+    worker.run().map_err(|error| format!("its ring broke: {error}"))?;
+    Ok(worker.balancer.stats().clone())
+}
+
+fn describe(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("it panicked: {}", text.unwrap_or_else(|| "without words".to_owned()))
+}
+
+struct Worker {
+    ring: Ring,
+    balancer: Balancer,
+    ops: Ops,
+    clock: Clock,
+    mailbox: Mailbox,
+    log: Option<LogSender>,
+    told_to_stop: bool,
+}
+
+impl Worker {
+    fn new(parts: Parts) -> Result<Self, String> {
+        if let Some(core) = parts.core
+            && let Err(error) = core.pin_this_thread()
+        {
+            tracing::warn!(worker = parts.number, %error, "cannot be pinned to a core");
+        }
+        if let Some(engine) = &parts.engine {
+            engine.prepare_thread();
+        }
+        let mut ring = Ring::new(&parts.ring).map_err(|error| error.to_string())?;
+        for (id, socket) in (0..).map(ListenerId).zip(parts.sockets) {
+            ring.listen(id, socket).map_err(|error| error.to_string())?;
+        }
+        Ok(Self {
+            ring,
+            balancer: Balancer::new(&parts.balancer, parts.snapshot, parts.policies),
+            ops: Ops::with_capacity(REAP_MAX * Balancer::OPS_PER_COMPLETION_MAX),
+            clock: Clock,
+            mailbox: parts.mailbox,
+            log: parts.log,
+            told_to_stop: false,
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        while !self.stopped() {
+            self.ring.submit(self.ops.drain());
+            self.ring.wait(self.balancer.next_timeout())?;
+            let now = self.clock.now();
+            for completion in self.ring.reap(REAP_MAX) {
+                self.balancer.handle(now, completion, &mut self.ops);
+            }
+            self.balancer.handle_timeout(now, &mut self.ops);
+            self.take_commands(now);
+            self.tell_ended_flows();
+        }
+        Ok(())
+    }
+
+    fn stopped(&self) -> bool {
+        self.told_to_stop || self.balancer.is_drained()
+    }
+
+    fn take_commands(&mut self, now: Instant) {
+        while let Some(command) = self.mailbox.take() {
+            match command {
+                Command::Apply(snapshot) => {
+                    let old = self.balancer.apply(now, snapshot, &mut self.ops);
+                    self.mailbox.retire(Retired::Snapshot(old));
+                }
+                Command::SwapPolicy { cluster, policy } => {
+                    let old = self.balancer.swap_policy(cluster, policy);
+                    self.mailbox.retire(Retired::Policy(old));
+                }
+                Command::Report(reply) => {
+                    // Nobody listens any more if the answer took too long.
+                    let _ = reply.send(self.balancer.stats().clone());
+                }
+                Command::Stop => self.told_to_stop = true,
+            }
+        }
+    }
+
+    fn tell_ended_flows(&mut self) {
+        if let Some(log) = &self.log {
+            log.offer(self.balancer.take_records());
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What the control thread knows, and how it becomes a [`Snapshot`].
+//!
+//! The world changes in place, here, on one thread; workers only ever see whole copies of it. A
+//! cluster's candidates stay the same `Arc` from copy to copy unless they really changed: policies
+//! keep state per endpoint, and a health transition next door must not reset it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use pointsman_core::health::{Health, Observation, Transition};
+use pointsman_core::policy::maglev::Table;
+use pointsman_core::{
+    Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Instant,
+    Listener, Load, SharedCount, Snapshot,
+};
+
+use crate::plan::{ClusterPlan, ListenerPlan, Plan};
+
+/// Everything that can change while the balancer runs.
+#[derive(Debug)]
+pub struct World {
+    generation: Generation,
+    listeners: Vec<ListenerState>,
+    clusters: Vec<ClusterState>,
+    drain_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct ListenerState {
+    plan: ListenerPlan,
+    flows_active: Arc<SharedCount>,
+}
+
+#[derive(Debug)]
+struct ClusterState {
+    name: Box<str>,
+    fail_open: bool,
+    uses_table: bool,
+    endpoints: Vec<Watched>,
+    candidates: Arc<Candidates>,
+    /// Whether the candidates are endpoints that are down, for want of better ones.
+    is_failing_open: bool,
+}
+
+/// An endpoint, and what has been seen of it.
+#[derive(Debug)]
+struct Watched {
+    endpoint: Endpoint,
+    /// `None` counts as up: nobody checks it.
+    health: Option<Health>,
+    draining: bool,
+    /// Failed connects when they were last looked at.
+    failures_seen: u64,
+    /// Failed connects in a row that were held against it before it last came up.
+    failures_forgiven: u32,
+}
+
+/// An endpoint that came up or went down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its address.
+    pub address: SocketAddr,
+    /// Which way.
+    pub transition: Transition,
+}
+
+impl World {
+    /// The world at the start: every endpoint up. `addresses` are those the listeners really have,
+    /// which are the plan's but for the port where that is 0.
+    pub fn new(plan: &Plan, addresses: &[SocketAddr]) -> Self {
+        let listeners = plan.listeners.iter().zip(addresses).map(|(plan, address)| ListenerState {
+            plan: ListenerPlan { address: *address, ..plan.clone() },
+            flows_active: Arc::default(),
+        });
+        let clusters = plan
+            .clusters
+            .iter()
+            .map(|cluster| ClusterState::new(cluster, plan.uses_table(cluster)));
+        Self {
+            generation: Generation(1),
+            listeners: listeners.collect(),
+            clusters: clusters.collect(),
+            drain_until: None,
+        }
+    }
+
+    /// Takes in what a check saw of an endpoint.
+    pub fn observe(
+        &mut self,
+        cluster: ClusterId,
+        endpoint: EndpointId,
+        observation: Observation,
+    ) -> Option<Change> {
+        let watched = self.clusters[cluster.index()].endpoints.get_mut(endpoint.0 as usize)?;
+        let transition = watched.observe(observation)?;
+        Some(Change { cluster, address: watched.endpoint.address, transition })
+    }
+
+    /// Takes in what flows have seen of endpoints since the last look: connects that failed.
+    pub fn look_at_connects(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (place, cluster) in (0..).map(ClusterId).zip(&mut self.clusters) {
+            for watched in &mut cluster.endpoints {
+                let address = watched.endpoint.address;
+                let transition = watched.look_at_connects();
+                let change = |transition| Change { cluster: place, address, transition };
+                changes.extend(transition.map(change));
+            }
+        }
+        changes
+    }
+
+    /// Says that the process is to end.
+    pub fn drain(&mut self, until: Instant) {
+        self.drain_until = Some(until);
+    }
+
+    /// Whether the process is to end.
+    pub fn is_draining(&self) -> bool {
+        self.drain_until.is_some()
+    }
+
+    /// Copies the world as it is, for the workers.
+    pub fn publish(&mut self) -> Arc<Snapshot> {
+        self.generation.0 += 1;
+        for cluster in &mut self.clusters {
+            cluster.choose_candidates(self.generation);
+        }
+        self.snapshot()
+    }
+
+    /// The world as it was last published, or at the start.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::new(Snapshot {
+            generation: self.generation,
+            listeners: self.listeners.iter().map(ListenerState::snapshot).collect(),
+            clusters: self.clusters.iter().map(ClusterState::snapshot).collect(),
+            drain_until: self.drain_until,
+        })
+    }
+}
+
+impl ListenerState {
+    fn snapshot(&self) -> Listener {
+        Listener {
+            name: self.plan.name.as_str().into(),
+            address: self.plan.address,
+            cluster: self.plan.cluster,
+            flows_max: self.plan.flows_max,
+            flows_active: Arc::clone(&self.flows_active),
+            client_prefix: self.plan.client_prefix,
+            connect_attempts: self.plan.connect_attempts,
+            on_endpoint_down: self.plan.on_endpoint_down,
+            timeouts: self.plan.timeouts,
+        }
+    }
+}
+
+impl ClusterState {
+    fn new(plan: &ClusterPlan, uses_table: bool) -> Self {
+        let endpoints: Vec<_> = (0..)
+            .map(EndpointId)
+            .zip(&plan.endpoints)
+            .map(|(id, endpoint)| Watched {
+                endpoint: Endpoint {
+                    id,
+                    address: endpoint.address,
+                    weight: endpoint.weight,
+                    load: Arc::new(Load::default()),
+                },
+                health: plan.check.map(|check| Health::new(check.thresholds)),
+                draining: false,
+                failures_seen: 0,
+                failures_forgiven: 0,
+            })
+            .collect();
+        let all = endpoints.iter().map(|watched| watched.endpoint.clone()).collect();
+        Self {
+            name: plan.name.as_str().into(),
+            fail_open: plan.fail_open,
+            uses_table,
+            candidates: Arc::new(candidates(Generation(1), all, uses_table)),
+            endpoints,
+            is_failing_open: false,
+        }
+    }
+
+    fn snapshot(&self) -> Cluster {
+        Cluster {
+            name: self.name.clone(),
+            endpoints: self.endpoints.iter().map(Watched::state).collect(),
+            candidates: Arc::clone(&self.candidates),
+        }
+    }
+
+    /// Makes a new list only if it would hold other endpoints than the one there is.
+    fn choose_candidates(&mut self, generation: Generation) {
+        let serving = |watched: &&Watched| watched.is_up() && !watched.draining;
+        let mut chosen: Vec<_> = self.endpoints.iter().filter(serving).collect();
+        let nobody_serves = chosen.is_empty();
+        if nobody_serves && self.fail_open {
+            chosen = self.endpoints.iter().filter(|watched| !watched.draining).collect();
+        }
+        let ids = chosen.iter().map(|watched| watched.endpoint.id);
+        if !ids.eq(self.candidates.endpoints.iter().map(|endpoint| endpoint.id)) {
+            let endpoints = chosen.iter().map(|watched| watched.endpoint.clone()).collect();
+            self.candidates = Arc::new(candidates(generation, endpoints, self.uses_table));
+        }
+        self.tell(nobody_serves);
+    }
+
+    fn tell(&mut self, nobody_serves: bool) {
+        let was_failing_open = std::mem::replace(&mut self.is_failing_open, nobody_serves);
+        let cluster = &*self.name;
+        match (was_failing_open, nobody_serves, self.fail_open) {
+            (false, true, true) => {
+                tracing::warn!(cluster, "no endpoint is up: fails open, flows go to all of them");
+            }
+            (false, true, false) => {
+                tracing::warn!(cluster, "no endpoint is up: new flows are refused");
+            }
+            (true, false, _) => tracing::info!(cluster, "no longer without an endpoint"),
+            _ => {}
+        }
+    }
+}
+
+fn candidates(generation: Generation, endpoints: Box<[Endpoint]>, uses_table: bool) -> Candidates {
+    let table = uses_table.then(|| table(&endpoints)).flatten();
+    Candidates { generation, endpoints, table }
+}
+
+fn table(endpoints: &[Endpoint]) -> Option<Table> {
+    let keys: Vec<_> = endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+    let weights = endpoints.iter().map(|endpoint| endpoint.weight);
+    let weighted: Vec<_> = keys.iter().map(String::as_str).zip(weights).collect();
+    Table::build(&weighted, Table::DEFAULT_SIZE)
+}
+
+impl Watched {
+    fn is_up(&self) -> bool {
+        self.health.as_ref().is_none_or(Health::is_up)
+    }
+
+    fn state(&self) -> EndpointState {
+        EndpointState { endpoint: self.endpoint.clone(), up: self.is_up(), draining: self.draining }
+    }
+
+    fn observe(&mut self, observation: Observation) -> Option<Transition> {
+        let transition = self.health.as_mut()?.observe(observation);
+        if transition == Some(Transition::WentUp) {
+            self.failures_forgiven = self.endpoint.load.connect_failures_in_a_row();
+        }
+        transition
+    }
+
+    /// Judges only failures that are new: an endpoint that checks have brought up has still the
+    /// row of failures that took it down, until a flow gets through.
+    fn look_at_connects(&mut self) -> Option<Transition> {
+        let failures = self.endpoint.load.connect_failures_total();
+        if std::mem::replace(&mut self.failures_seen, failures) == failures {
+            return None;
+        }
+        let in_a_row = self.endpoint.load.connect_failures_in_a_row();
+        if in_a_row < self.failures_forgiven {
+            self.failures_forgiven = 0;
+        }
+        self.observe(Observation::ConnectsFailed { in_a_row: in_a_row - self.failures_forgiven })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! Transitions, what they publish, and what they leave alone.
+
+use std::path::Path;
+
+use super::*;
+use crate::plan::{PluginFolders, resolve};
+
+const TEXT: &str = r#"
+[[listeners]]
+name = "web"
+address = "127.0.0.1:8080"
+cluster = "web"
+
+[[clusters]]
+name = "web"
+policy = "maglev"
+endpoints = [{ address = "127.0.0.1:1" }, { address = "127.0.0.1:2" }]
+health = { rise = 2, fall = 2 }
+
+[[clusters]]
+name = "other"
+endpoints = [{ address = "127.0.0.1:3" }]
+"#;
+
+const WEB: ClusterId = ClusterId(0);
+
+fn world_of(text: &str) -> World {
+    let folders = PluginFolders::new(Path::new("x.toml"), &[]);
+    let plan = resolve(&crate::config::read(text).config, &folders).expect("the test's plan");
+    World::new(&plan, &plan.listeners.iter().map(|listener| listener.address).collect::<Vec<_>>())
+}
+
+fn candidates_of(world: &mut World) -> Vec<u32> {
+    let snapshot = world.publish();
+    snapshot.clusters[0].candidates.endpoints.iter().map(|endpoint| endpoint.id.0).collect()
+}
+
+fn fail(world: &mut World, endpoint: u32) -> Option<Change> {
+    let mut observe = || world.observe(WEB, EndpointId(endpoint), Observation::CheckFailed);
+    observe().or_else(observe)
+}
+
+fn pass(world: &mut World, endpoint: u32) -> Option<Change> {
+    let mut observe = || world.observe(WEB, EndpointId(endpoint), Observation::CheckPassed);
+    observe().or_else(observe)
+}
+
+#[test]
+fn an_endpoint_that_goes_down_is_no_candidate_until_it_comes_up() {
+    let mut world = world_of(TEXT);
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+    let change = fail(&mut world, 0).expect("a transition");
+    assert_eq!(change.transition, Transition::WentDown);
+    assert_eq!(change.address.port(), 1);
+    assert_eq!(candidates_of(&mut world), [1]);
+    assert_eq!(pass(&mut world, 0).map(|change| change.transition), Some(Transition::WentUp));
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+}
+
+#[test]
+fn a_cluster_without_an_endpoint_that_is_up_fails_open() {
+    let mut world = world_of(TEXT);
+    fail(&mut world, 0);
+    fail(&mut world, 1);
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+}
+
+#[test]
+fn a_cluster_that_may_not_fail_open_has_no_candidates_then() {
+    let mut world = world_of(&TEXT.replace("health", "fail_open = false\nhealth"));
+    fail(&mut world, 0);
+    fail(&mut world, 1);
+    assert_eq!(candidates_of(&mut world), [0_u32; 0]);
+}
+
+#[test]
+fn candidates_that_did_not_change_are_the_same_object() {
+    let mut world = world_of(TEXT);
+    let before = world.publish();
+    fail(&mut world, 0);
+    let after = world.publish();
+    assert!(after.generation > before.generation);
+    assert!(!Arc::ptr_eq(&before.clusters[0].candidates, &after.clusters[0].candidates));
+    assert!(Arc::ptr_eq(&before.clusters[1].candidates, &after.clusters[1].candidates));
+}
+
+#[test]
+fn counts_live_on_from_snapshot_to_snapshot() {
+    let mut world = world_of(TEXT);
+    let before = world.publish();
+    before.clusters[0].endpoints[0].endpoint.load.on_flow_started();
+    fail(&mut world, 1);
+    let after = world.publish();
+    assert_eq!(after.clusters[0].endpoints[0].endpoint.load.flows_active(), 1);
+    assert_eq!(after.clusters[0].candidates.endpoints[0].load.flows_active(), 1);
+}
+
+#[test]
+fn a_table_is_made_where_one_is_used_and_nowhere_else() {
+    let snapshot = world_of(TEXT).publish();
+    assert!(snapshot.clusters[0].candidates.table.is_some());
+    assert!(snapshot.clusters[1].candidates.table.is_none());
+}
+
+#[test]
+fn failed_connects_of_flows_take_an_endpoint_down() {
+    let mut world = world_of(TEXT);
+    let snapshot = world.publish();
+    let load = &snapshot.clusters[0].endpoints[1].endpoint.load;
+    load.on_connect_failed();
+    assert_eq!(world.look_at_connects(), []);
+    load.on_connect_failed();
+    let changes = world.look_at_connects();
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0].address.port(), 2);
+    assert_eq!(candidates_of(&mut world), [0]);
+}
+
+#[test]
+fn old_failures_are_not_held_against_an_endpoint_that_came_up() {
+    let mut world = world_of(TEXT);
+    let snapshot = world.publish();
+    let load = &snapshot.clusters[0].endpoints[0].endpoint.load;
+    load.on_connect_failed();
+    load.on_connect_failed();
+    assert_eq!(world.look_at_connects().len(), 1);
+    assert!(pass(&mut world, 0).is_some());
+    assert_eq!(world.look_at_connects(), []);
+    load.on_connect_failed();
+    assert_eq!(world.look_at_connects(), [], "one new failure is fewer than two");
+    load.on_connect_failed();
+    assert_eq!(world.look_at_connects().len(), 1);
+}
+
+#[test]
+fn endpoints_that_nobody_checks_stay_up() {
+    let mut world = world_of(TEXT);
+    let snapshot = world.publish();
+    for _ in 0..10 {
+        snapshot.clusters[1].endpoints[0].endpoint.load.on_connect_failed();
+    }
+    assert_eq!(world.look_at_connects(), []);
+    assert_eq!(world.publish().clusters[1].candidates.endpoints.len(), 1);
+}
