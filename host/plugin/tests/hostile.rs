@@ -117,6 +117,16 @@ fn a_refused_growth_that_a_guest_lives_with_is_no_fault() {
 }
 
 #[test]
+fn a_growth_refused_long_ago_is_not_blamed_for_a_trap() {
+    let guest = Guest::deciding(
+        "(if (i64.eq (local.get $random) (i64.const 666)) (then unreachable))
+         (drop (memory.grow (i32.const 30000)))
+         (call $forward (i32.const 0))",
+    );
+    costs_its_own_decision(&guest, patient(), FaultKind::Trap);
+}
+
+#[test]
 fn a_fault_on_a_changed_list_is_answered_and_repaired_with_that_list() {
     let cases = [
         (TRAP, patient(), FaultKind::Trap),

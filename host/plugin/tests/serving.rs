@@ -226,6 +226,7 @@ fn load_is_what_all_workers_count_at_this_moment() {
     assert_eq!(tag(&mut table), 1);
     // A changed list brings its own counters.
     table.among = candidates(2, 2);
+    assert_eq!(tag(&mut table), 0);
     table.among.endpoints[1].load.on_flow_started();
     assert_eq!(tag(&mut table), 1);
 }
