@@ -8,8 +8,8 @@ use pointsman_core::Candidates;
 use pointsman_core::policy::maglev::Maglev;
 use pointsman_core::policy::{LeastFlows, Policy, RoundRobin};
 use pointsman_plugin::{
-    Engine, EngineLimits, GuestPolicy, LogLevel, LogLine, Module, PolicyCounts, PolicySettings,
-    PolicyStats, Speaker,
+    Engine, EngineLimits, GuestPolicy, InstanceError, LogLevel, LogLine, Module, PolicyCounts,
+    PolicySettings, PolicyStats, Speaker,
 };
 
 use crate::plan::{Native, Plan, PluginId, PluginPlan, PolicyPlan};
@@ -132,8 +132,13 @@ impl Loaded {
     fn instance(&self, worker: usize, among: &Arc<Candidates>) -> Result<GuestPolicy, Problem> {
         let settings = Arc::clone(&self.settings);
         let stats = Arc::clone(&self.stats[worker]);
-        GuestPolicy::new(&self.module, settings, stats, make_native(self.fallback), among)
-            .map_err(|error| Problem::new(format!("{}.plugin", self.key), error.to_string()))
+        GuestPolicy::new(&self.module, settings, stats, make_native(self.fallback), among).map_err(
+            |error| {
+                let key =
+                    if matches!(error, InstanceError::Config(_)) { "config" } else { "plugin" };
+                Problem::new(format!("{}.{key}", self.key), error.to_string())
+            },
+        )
     }
 }
 

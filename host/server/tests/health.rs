@@ -1,0 +1,163 @@
+//! Endpoints that die and come back: who gets flows then, and who is told.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use support::{Balancer, Client, Endpoint, ask_once, eventually};
+
+fn config(endpoints: &[SocketAddr], more: &str) -> String {
+    let endpoints: Vec<_> =
+        endpoints.iter().map(|address| format!("{{ address = \"{address}\" }}")).collect();
+    format!(
+        r#"
+workers = 2
+[[listeners]]
+name = "web"
+address = "127.0.0.1:0"
+cluster = "web"
+{more}
+[[clusters]]
+name = "web"
+endpoints = [{}]
+health = {{ interval_ms = 50, timeout_ms = 1000, rise = 2, fall = 2 }}
+"#,
+        endpoints.join(", ")
+    )
+}
+
+fn who_answers(address: SocketAddr) -> BTreeSet<SocketAddr> {
+    (0..20).filter_map(|_| ask_once(address).ok()).collect()
+}
+
+#[test]
+fn flows_avoid_a_dead_endpoint_and_return_to_it_when_it_is_back() {
+    let stays = Endpoint::start();
+    let dies = Endpoint::start();
+    let balancer = Balancer::start(&config(&[stays.address, dies.address], ""));
+    let web = balancer.address("web");
+    assert_eq!(who_answers(web), BTreeSet::from([stays.address, dies.address]));
+
+    let address = dies.address;
+    drop(dies);
+    eventually("the dead endpoint is down", || !balancer.is_up(address));
+    assert_eq!(who_answers(web), BTreeSet::from([stays.address]));
+    let retries = balancer.metric("pointsman_connect_retries_total{listener=\"web\"}");
+    assert_eq!(who_answers(web), BTreeSet::from([stays.address]));
+    assert_eq!(
+        balancer.metric("pointsman_connect_retries_total{listener=\"web\"}"),
+        retries,
+        "an endpoint that is down is not even tried"
+    );
+    let up = format!("pointsman_endpoint_up{{cluster=\"web\",endpoint=\"{address}\"}}");
+    assert_eq!(balancer.metric(&up), 0.0);
+
+    let _back = Endpoint::start_at(address);
+    eventually("the endpoint is up again", || balancer.is_up(address));
+    eventually("flows return to it", || who_answers(web).contains(&address));
+    assert_eq!(balancer.metric(&up), 1.0);
+}
+
+#[test]
+fn no_flow_is_lost_while_an_endpoint_is_dead_and_not_yet_known_to_be() {
+    let stays = Endpoint::start();
+    let dies = Endpoint::start();
+    let address = dies.address;
+    let text =
+        config(&[stays.address, address], "").replace("interval_ms = 50", "interval_ms = 3600000");
+    let balancer = Balancer::start(&text);
+    let web = balancer.address("web");
+    drop(dies);
+    for _ in 0..20 {
+        assert_eq!(ask_once(web).expect("an answer"), stays.address);
+    }
+    eventually("failed connects alone take it down", || !balancer.is_up(address));
+    assert!(balancer.metric("pointsman_connect_retries_total{listener=\"web\"}") >= 1.0);
+}
+
+#[test]
+fn a_cluster_whose_endpoints_are_all_down_fails_open() {
+    let endpoints = [Endpoint::start(), Endpoint::start()];
+    let addresses = [endpoints[0].address, endpoints[1].address];
+    let text = config(&addresses, "connect_attempts = 1").replace("rise = 2", "rise = 1000");
+    let balancer = Balancer::start(&text);
+    let web = balancer.address("web");
+    drop(endpoints);
+    eventually("both are down", || addresses.iter().all(|address| !balancer.is_up(*address)));
+    assert!(ask_once(web).is_err(), "nobody is there to answer");
+
+    let _back = addresses.map(Endpoint::start_at);
+    assert_eq!(who_answers(web), BTreeSet::from(addresses), "they are down, and serve");
+    assert!(addresses.iter().all(|address| !balancer.is_up(*address)));
+    assert!(balancer.log().contains("fails open"), "{}", balancer.log());
+}
+
+#[test]
+fn a_cluster_that_may_not_fail_open_refuses() {
+    let endpoint = Endpoint::start();
+    let address = endpoint.address;
+    let text = config(&[address], "")
+        .replace("health =", "fail_open = false\nhealth =")
+        .replace("rise = 2", "rise = 1000");
+    let balancer = Balancer::start(&text);
+    let web = balancer.address("web");
+    drop(endpoint);
+    eventually("it is down", || !balancer.is_up(address));
+    let _back = Endpoint::start_at(address);
+    assert!(ask_once(web).is_err());
+    let closes = "pointsman_closes_total{listener=\"web\",reason=\"no-endpoint\"}";
+    eventually("the refusal is counted", || balancer.metric(closes) >= 1.0);
+}
+
+#[test]
+fn established_flows_stay_or_go_as_the_listener_says() {
+    for (on_endpoint_down, stays) in [("keep", true), ("reset", false)] {
+        // The probes are refused by one address while the flow lives on another: the endpoint stops
+        // listening and keeps its connections.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let more = format!("on_endpoint_down = \"{on_endpoint_down}\"");
+        let text = config(&[address], &more).replace("interval_ms = 50", "interval_ms = 200");
+        let balancer = Balancer::start(&text);
+        let mut client = Client::connect(balancer.address("web")).expect("a connection");
+        let server = std::thread::spawn(move || serve_one_flow(&listener));
+        assert_eq!(client.ask("before").expect("an answer"), address);
+        eventually("it is down", || !balancer.is_up(address));
+        if stays {
+            assert_eq!(client.ask("after").expect("an answer"), address);
+        } else {
+            assert!(client.is_ended());
+            let closes = "pointsman_closes_total{listener=\"web\",reason=\"endpoint-down\"}";
+            eventually("the reset is counted", || balancer.metric(closes) == 1.0);
+        }
+        drop(client);
+        server.join().expect("the endpoint");
+    }
+}
+
+/// Serves the first connection that says something, and listens no more from then on.
+fn serve_one_flow(listener: &std::net::TcpListener) {
+    use std::io::{BufRead, BufReader, Write};
+
+    let address = listener.local_addr().expect("its address");
+    for stream in listener.incoming().flatten() {
+        let mut reader = BufReader::new(stream.try_clone().expect("a second handle"));
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+            continue;
+        }
+        // Without `accept` and with a shut-down listener, probes are refused.
+        rustix::net::shutdown(listener, rustix::net::Shutdown::Both).expect("it is shut down");
+        let mut writer = stream;
+        loop {
+            if write!(writer, "{address} {line}").is_err() {
+                return;
+            }
+            line.clear();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+        }
+    }
+}
