@@ -4,10 +4,15 @@
 mod common;
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Instant;
 
-use common::{Guest, Table, candidates, engine, flow, patient, policy_of, round_robin};
+use common::{
+    Guest, Table, candidates, engine, engine_with_log, flow, patient, policy_of, round_robin,
+};
+use pointsman_core::Candidates;
 use pointsman_core::policy::Policy;
+use pointsman_plugin::{GuestPolicy, PolicySettings, PolicyStats};
 
 /// Few calls in each of many rounds: on a busy machine the fastest round is the undisturbed one.
 const ROUNDS: u32 = 2000;
@@ -22,16 +27,8 @@ fn nanoseconds_of_a_decision() {
         "(call $forward (i32.gt_u (call $load (i32.const 0)) (call $load (i32.const 1))))",
     );
     for (name, guest) in [("round robin", round_robin()), ("two loads", p2c)] {
-        let mut table = Table::new(&engine, &guest, patient());
-        let flow = flow();
-        let mut best = u128::MAX;
-        for _ in 0..ROUNDS {
-            let begun = Instant::now();
-            for _ in 0..CALLS {
-                black_box(table.decide(black_box(&flow)));
-            }
-            best = best.min(begun.elapsed().as_nanos() / u128::from(CALLS));
-        }
+        let Table { mut policy, among, .. } = Table::new(&engine, &guest, patient());
+        let best = best_of(&mut policy, &among);
         println!("{name}: {best} ns");
     }
 }
@@ -50,4 +47,36 @@ fn microseconds_of_an_instance() {
         black_box(policy.decide(&flow(), &among));
     }
     println!("make, ask once, drop: {} us", begun.elapsed().as_micros() / 1000);
+}
+
+/// Measures a plugin as built: `POLICY=path/to/policy.wasm`, and `CONFIG` for its configuration.
+#[test]
+#[ignore = "measures, and needs a plugin"]
+fn nanoseconds_of_a_plugin() {
+    let Ok(path) = std::env::var("POLICY") else { return };
+    let config = std::env::var("CONFIG").unwrap_or("null".into());
+    let (engine, log) = engine_with_log();
+    let module = engine.load(&std::fs::read(&path).unwrap()).unwrap_or_else(|e| panic!("{e}"));
+    let settings = PolicySettings { config_json: config, ..patient() };
+    let among = candidates(1, 3);
+    let stats = Arc::<PolicyStats>::default();
+    let mut policy = policy_of(&module, settings, &stats, &among).unwrap_or_else(|e| panic!("{e}"));
+    let best = best_of(&mut policy, &among);
+    for line in log.try_iter().take(10) {
+        println!("{:?} {:?}: {}", line.speaker, line.level, line.message);
+    }
+    println!("{path}: {best} ns, {} faults", stats.snapshot().faults_total());
+}
+
+/// Nanoseconds per call in the fastest round.
+fn best_of(policy: &mut GuestPolicy, among: &Arc<Candidates>) -> u128 {
+    let flow = flow();
+    let round = |_| {
+        let begun = Instant::now();
+        for _ in 0..CALLS {
+            black_box(policy.decide(black_box(&flow), among));
+        }
+        begun.elapsed().as_nanos() / u128::from(CALLS)
+    };
+    (0..ROUNDS).map(round).min().unwrap_or_default()
 }
