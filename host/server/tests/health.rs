@@ -113,12 +113,12 @@ fn a_cluster_that_may_not_fail_open_refuses() {
 #[test]
 fn established_flows_stay_or_go_as_the_listener_says() {
     for (on_endpoint_down, stays) in [("keep", true), ("reset", false)] {
-        // The probes are refused by one address while the flow lives on another: the endpoint stops
-        // listening and keeps its connections.
+        // The endpoint stops listening and keeps its connection. The cluster must not fail open:
+        // an endpoint that may still be given flows keeps those it has.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
         let more = format!("on_endpoint_down = \"{on_endpoint_down}\"");
-        let text = config(&[address], &more).replace("interval_ms = 50", "interval_ms = 200");
+        let text = config(&[address], &more).replace("health =", "fail_open = false\nhealth =");
         let balancer = Balancer::start(&text);
         let mut client = Client::connect(balancer.address("web")).expect("a connection");
         let server = std::thread::spawn(move || serve_one_flow(&listener));

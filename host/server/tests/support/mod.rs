@@ -2,7 +2,7 @@
 //!
 //! Nothing here measures time. Whatever is awaited is polled until it is true, and given up long
 //! after it should have been.
-#![allow(dead_code, reason = "each scenario uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each scenario uses a part of it")]
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -239,9 +239,11 @@ fn answer(stream: TcpStream, address: SocketAddr, served: &AtomicUsize) {
     for line in BufReader::new(stream).lines().map_while(Result::ok) {
         served.fetch_add(1, SeqCst);
         if writeln!(writer, "{address} {line}").is_err() {
-            return;
+            break;
         }
     }
+    // Another handle is kept to end the connection with the endpoint, so dropping ends nothing.
+    let _ = writer.shutdown(std::net::Shutdown::Both);
 }
 
 /// A client with one connection.
@@ -268,9 +270,13 @@ impl Client {
         endpoint.parse().map_err(io::Error::other)
     }
 
-    /// Whether the other side has ended the connection, in whatever way.
+    /// Waits until the other side has ended the connection, in whatever way; false if it never
+    /// does.
     pub fn is_ended(&mut self) -> bool {
-        matches!(self.reader.read(&mut [0; 1]), Ok(0) | Err(_))
+        match self.reader.read(&mut [0; 1]) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
     }
 }
 
