@@ -1,10 +1,12 @@
 //! From a plan to running workers: sizes, secrets, sockets, policies, threads.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use pointsman_core::policy::Policy;
 use pointsman_core::{BalancerConfig, Snapshot};
+use pointsman_plugin::Engine;
 use pointsman_ring::{RingConfig, raise_descriptor_limit};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
@@ -17,7 +19,6 @@ use crate::plan::Plan;
 use crate::plugins::Plugins;
 use crate::problem::Problem;
 use crate::random;
-use crate::sockets::Listening;
 use crate::worker::{self, Ended, Parts};
 
 /// Descriptors that are not for sessions: listeners, rings, checks, the admin interface.
@@ -35,31 +36,40 @@ pub struct Channels {
     pub log: Option<LogSender>,
 }
 
+/// What workers are given besides their sizes.
+pub struct Outfit {
+    /// The listeners' sockets, by worker.
+    pub sockets: Vec<Vec<OwnedFd>>,
+    /// By worker, then by cluster.
+    pub policies: Vec<Vec<Box<dyn Policy>>>,
+    /// The plugins' engine, if there are plugins.
+    pub engine: Option<Engine>,
+    /// The world at the start.
+    pub snapshot: Arc<Snapshot>,
+    /// Where they send things.
+    pub channels: Channels,
+}
+
 /// Starts all workers, and returns once every one of them accepts.
 ///
 /// # Errors
 /// A thread, a ring or memory cannot be had.
-pub async fn start(
-    plan: &Plan,
-    plugins: &Plugins,
-    listening: Listening,
-    policies: Vec<Vec<Box<dyn Policy>>>,
-    (snapshot, channels): (&Arc<Snapshot>, &Channels),
-) -> anyhow::Result<Fleet> {
+pub async fn start(plan: &Plan, outfit: Outfit) -> anyhow::Result<Fleet> {
+    let Outfit { sockets, policies, engine, snapshot, channels } = outfit;
     let sizes = Sizes::new(plan, channels.log.is_some())?;
     let cores = Core::allowed();
     let mut addresses = Vec::with_capacity(plan.workers);
-    for (number, (sockets, policies)) in listening.sockets.into_iter().zip(policies).enumerate() {
+    for (number, (sockets, policies)) in sockets.into_iter().zip(policies).enumerate() {
         let (commands, mailbox) = Mailbox::new(channels.retired.clone());
         let parts = Parts {
             number,
             core: cores.get(number % cores.len().max(1)).copied(),
             ring: sizes.ring,
             balancer: BalancerConfig { seed: random::secret()?, ..sizes.balancer.clone() },
-            snapshot: Arc::clone(snapshot),
+            snapshot: Arc::clone(&snapshot),
             policies,
             sockets,
-            engine: plugins.engine(),
+            engine: engine.clone(),
             mailbox,
             log: channels.log.clone(),
         };

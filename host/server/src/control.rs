@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::access_log::{self, LogReader};
 use crate::admin;
-use crate::assembly::{self, Channels};
+use crate::assembly::{self, Channels, Outfit};
 use crate::failure::Failure;
 use crate::mailbox::Retired;
 use crate::plan::Plan;
@@ -57,11 +57,19 @@ pub async fn run(plan: Plan) -> Result<ExitCode, Failure> {
     let (retired_sender, retired) = unbounded_channel();
     let (ended_sender, ended) = unbounded_channel();
     let (seen_sender, seen) = unbounded_channel();
-    let channels =
-        Channels { retired: retired_sender, ended: ended_sender, log: log.sender.clone() };
     let snapshot = world.snapshot();
-    let fleet =
-        assembly::start(&plan, &plugins, listening, policies, (&snapshot, &channels)).await?;
+    let outfit = Outfit {
+        sockets: listening.sockets,
+        policies,
+        engine: plugins.engine(),
+        snapshot: Arc::clone(&snapshot),
+        channels: Channels {
+            retired: retired_sender,
+            ended: ended_sender,
+            log: log.sender.clone(),
+        },
+    };
+    let fleet = assembly::start(&plan, outfit).await?;
     for listener in &snapshot.listeners {
         tracing::info!(listener = &*listener.name, address = %listener.address, "accepts");
     }

@@ -187,3 +187,52 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pointsman_core::boundary::PoolSizes;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::view::tests::plan;
+    use crate::world::World;
+
+    /// A worker without the policies that its world needs, which is a bug that panics.
+    fn broken_parts(mailbox: Mailbox) -> Parts {
+        let plan = plan();
+        let pools = PoolSizes { small: 16, bulk: 4 };
+        let snapshot = World::new(&plan, &[plan.listeners[0].address]).snapshot();
+        Parts {
+            number: 7,
+            core: None,
+            ring: RingConfig { links_max: 2, listeners_max: 1, buffers: pools },
+            balancer: BalancerConfig {
+                sessions_max: 1,
+                flow_table_entries_max: 1,
+                pools,
+                hash_key: [0; 2],
+                seed: 0,
+                record_flows: false,
+            },
+            snapshot,
+            policies: Vec::new(),
+            sockets: Vec::new(),
+            engine: None,
+            mailbox,
+            log: None,
+        }
+    }
+
+    #[test]
+    fn a_worker_that_panics_is_heard_of() {
+        let (retired, _retired) = unbounded_channel();
+        let (_commands, mailbox) = Mailbox::new(retired);
+        let (started, answer) = oneshot::channel();
+        let (ended, mut endings) = unbounded_channel();
+        spawn(broken_parts(mailbox), started, ended).expect("a thread");
+        assert!(answer.blocking_recv().is_err(), "it never says that it has started");
+        let ending = endings.blocking_recv().expect("it says how it ended");
+        assert_eq!(ending.number, 7);
+        assert!(ending.outcome.expect_err("it failed").contains("panicked"));
+    }
+}
