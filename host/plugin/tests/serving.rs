@@ -11,7 +11,9 @@ use common::{
 };
 use pointsman_core::policy::{Flow, Method, Policy, Scope, Source, Verdict};
 use pointsman_core::{Candidates, EndpointId, Instant};
-use pointsman_plugin::{GuestPolicy, LogLevel, PolicySettings, PolicyStats, Speaker};
+use pointsman_plugin::{
+    Engine, EngineLimits, GuestPolicy, LogLevel, PolicySettings, PolicyStats, Speaker,
+};
 
 #[test]
 fn a_guest_decides_and_keeps_its_state() {
@@ -279,19 +281,24 @@ fn a_guest_that_talks_too_much_is_cut_short() {
 
 #[test]
 fn a_full_sink_does_not_hold_up_a_decision() {
-    let limits = pointsman_plugin::EngineLimits { instances_max: 2, ..Default::default() };
+    // Each may write a hundred lines per second, and together more than the queue holds.
+    const POLICIES: usize = 16;
+    let limits = EngineLimits { instances_max: 16, ..EngineLimits::default() };
     let (release, held) = std::sync::mpsc::channel::<()>();
     let held = std::sync::Mutex::new(held);
     let sink = move |_| {
         let _ = held.lock().unwrap().recv();
     };
-    let engine = pointsman_plugin::Engine::new(limits, Arc::new(sink)).unwrap();
+    let engine = Engine::new(limits, Arc::new(sink)).unwrap();
     let guest = Guest::deciding(
         "(call $log (i32.const 0) (i32.const 0) (i32.const 1)) (call $forward (i32.const 0))",
     );
-    let mut table = Table::new(&engine, &guest, patient());
-    for _ in 0..3000 {
-        assert_eq!(table.decide(&flow()).source, Source::Plugin);
+    let mut tables: Vec<_> =
+        (0..POLICIES).map(|_| Table::new(&engine, &guest, patient())).collect();
+    for table in &mut tables {
+        for _ in 0..150 {
+            assert_eq!(table.decide(&flow()).source, Source::Plugin);
+        }
     }
     drop(release);
 }
