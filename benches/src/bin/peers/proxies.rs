@@ -165,14 +165,13 @@ fn haproxy(folder: &Path, endpoint: SocketAddr) -> Result<Plan> {
         format!(
             "global
     nbthread 1
-    maxconn 9000
+    maxconn 6000
     log /dev/null local0
 defaults
     mode tcp
     timeout connect 5s
     timeout client 60s
     timeout server 60s
-    option splice-auto
 frontend peers
     bind {address} backlog 4096
     default_backend peers
