@@ -71,6 +71,7 @@ impl Bench {
         let config = BalancerConfig {
             sessions_max: 1_024,
             flow_table_entries_max: 65_536,
+            board: None,
             pools,
             hash_key: [1, 2],
             seed: 3,

@@ -11,7 +11,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 /// What each crate may depend on, at most. The server is not listed: it may depend on anything.
 const ALLOWED: [(&str, &[&str]); 4] = [
     // No files, sockets, clocks, threads, wasm or serde: small crates without std.
-    ("pointsman-core", &["hashbrown", "siphasher", "twox-hash"]),
+    ("pointsman-core", &["hashbrown", "siphasher", "spin", "twox-hash"]),
     // The core's boundary and the kernel; no clusters and no policies.
     ("pointsman-ring", &["pointsman-core", "io-uring", "libc"]),
     // The core's policy trait and a guest; no ring and no sockets.

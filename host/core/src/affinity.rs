@@ -1,11 +1,15 @@
 //! Kept decisions: the same client, the same answer, without asking again.
 //!
 //! What is kept names the endpoint by its lasting id, not by its place in the list a policy saw, so
-//! that an entry stays true over generations and is given up when its endpoint is.
+//! that an entry stays true over generations and is given up when its endpoint is. Each worker has
+//! a table of its own, which every flow but a client's first is served from; what the workers tell
+//! each other stands on the [`Board`].
 
+use alloc::sync::Arc;
 use core::net::{IpAddr, Ipv6Addr};
 use core::time::Duration;
 
+use crate::board::Board;
 use crate::flow_table::{FlowTable, Full};
 use crate::policy::{Decision, Method, Verdict};
 use crate::snapshot::{Candidates, ClusterId, Endpoint, EndpointId, Listener, PrefixLengths};
@@ -13,7 +17,7 @@ use crate::time::Instant;
 
 /// Who a decision of client scope is kept for: one cluster's clients of one address prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-struct ClientKey {
+pub(crate) struct ClientKey {
     /// The masked address, IPv4 mapped into IPv6, in two halves.
     prefix: [u64; 2],
     cluster: u16,
@@ -40,7 +44,7 @@ pub(crate) enum KeptVerdict {
 
 /// What is kept of a decision.
 #[derive(Debug, Clone, Copy)]
-struct Kept {
+pub(crate) struct Kept {
     verdict: KeptVerdict,
     method: CompactMethod,
     /// The generation of the policy that decided.
@@ -109,11 +113,13 @@ pub(crate) struct Found<'a> {
 #[derive(Debug)]
 pub(crate) struct Affinity {
     table: FlowTable<ClientKey, Kept>,
+    board: Option<Arc<Board>>,
 }
 
 impl Affinity {
-    pub(crate) fn new(entries_max: u32, hash_key: [u64; 2]) -> Self {
-        Self { table: FlowTable::new(entries_max as usize, hash_key) }
+    /// `board` is what joins this worker to the others, if there are others.
+    pub(crate) fn new(entries_max: u32, hash_key: [u64; 2], board: Option<Arc<Board>>) -> Self {
+        Self { table: FlowTable::new(entries_max as usize, hash_key), board }
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -129,17 +135,24 @@ impl Affinity {
         client: IpAddr,
         among: &'a Candidates,
     ) -> Option<Found<'a>> {
-        if self.table.is_empty() {
+        if self.table.is_empty() && self.board.is_none() {
             return None;
         }
         let key = ClientKey::new(client, listener.client_prefix, listener.cluster);
-        let kept = *self.table.get(now, &key)?;
+        let kept = match self.table.get(now, &key) {
+            Some(kept) => *kept,
+            None => self.learn(now, key)?,
+        };
         let target = match kept.verdict {
             KeptVerdict::Forward(id) => Some(among.find(id)?),
             KeptVerdict::Reset | KeptVerdict::Drop => None,
         };
         if kept.sliding_ttl_ms != 0 {
-            self.table.extend(&key, now + Duration::from_millis(kept.sliding_ttl_ms.into()));
+            let expires = now + Duration::from_millis(kept.sliding_ttl_ms.into());
+            self.table.extend(&key, expires);
+            if let Some(board) = &self.board {
+                board.extend(&key, expires);
+            }
         }
         Some(Found {
             target,
@@ -147,6 +160,15 @@ impl Affinity {
             method: kept.method.into(),
             policy_generation: kept.policy_generation.into(),
         })
+    }
+
+    /// Takes over what another worker keeps for this client.
+    #[cold]
+    fn learn(&mut self, now: Instant, key: ClientKey) -> Option<Kept> {
+        let (kept, expires) = self.board.as_ref()?.find(now, &key)?;
+        // Without room of its own the worker learns it again for the client's next flow.
+        let _ = self.table.insert(now, key, kept, expires);
+        Some(kept)
     }
 
     /// Keeps a decision for this client, in place of an earlier one.
@@ -172,7 +194,11 @@ impl Affinity {
             sliding_ttl_ms: if decision.sliding { millis(ttl).max(1) } else { 0 },
         };
         let key = ClientKey::new(client, listener.client_prefix, listener.cluster);
-        self.table.insert(now, key, kept, now + ttl)
+        self.table.insert(now, key, kept, now + ttl)?;
+        if let Some(board) = &self.board {
+            board.put(now, key, kept, now + ttl);
+        }
+        Ok(())
     }
 }
 
@@ -187,6 +213,8 @@ pub(crate) struct NewEntry<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::EndpointIndex;
+    use crate::snapshot::{Generation, OnEndpointDown, Timeouts};
 
     fn key(address: &str, v4: u8, v6: u8) -> ClientKey {
         ClientKey::new(address.parse().unwrap(), PrefixLengths { v4, v6 }, ClusterId(0))
@@ -194,7 +222,7 @@ mod tests {
 
     #[test]
     fn an_entry_fits_into_a_cache_line() {
-        let affinity = Affinity::new(100_000, [0, 0]);
+        let affinity = Affinity::new(100_000, [0, 0], None);
         assert!(affinity.table.memory_bytes() <= 100_000 * 100);
     }
 
@@ -224,5 +252,84 @@ mod tests {
         };
         assert_eq!(Method::from(CompactMethod::from(method)), method);
         assert_eq!(Method::from(CompactMethod::from(Method::DEFAULT)), Method::DEFAULT);
+    }
+
+    fn listener() -> Listener {
+        Listener {
+            name: "web".into(),
+            address: "127.0.0.1:80".parse().unwrap(),
+            cluster: ClusterId(0),
+            flows_max: 10,
+            flows_active: Arc::default(),
+            client_prefix: PrefixLengths { v4: 32, v6: 64 },
+            connect_attempts: 1,
+            on_endpoint_down: OnEndpointDown::Keep,
+            timeouts: Timeouts {
+                connect: Duration::from_secs(1),
+                idle: Duration::from_secs(60),
+                half_closed: Duration::from_secs(30),
+            },
+        }
+    }
+
+    fn candidates() -> Candidates {
+        let endpoint = |n: u32| Endpoint {
+            id: EndpointId(n),
+            address: "10.0.0.1:80".parse().unwrap(),
+            weight: 1,
+            load: Arc::default(),
+        };
+        let endpoints = (0..3).map(endpoint).collect();
+        Candidates { generation: Generation(1), endpoints, table: None }
+    }
+
+    /// Two workers that share a board, and a decision for the third endpoint kept by the first.
+    fn two_workers(sliding: bool) -> (Affinity, Affinity) {
+        let board = Arc::new(Board::new(100, [3, 4]));
+        let [mut one, other] = [(); 2].map(|()| Affinity::new(100, [1, 2], Some(board.clone())));
+        let decision = Decision {
+            ttl: Duration::from_secs(10),
+            sliding,
+            ..Decision::forward(EndpointIndex(2))
+        };
+        let among = candidates();
+        let target = among.get(EndpointIndex(2));
+        let entry = NewEntry { decision: &decision, target, policy_generation: 1 };
+        one.keep(Instant::ZERO, &listener(), CLIENT, &entry).unwrap();
+        (one, other)
+    }
+
+    const CLIENT: IpAddr = IpAddr::V4(core::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn found(worker: &mut Affinity, seconds: u64) -> Option<KeptVerdict> {
+        let now = Instant::from_millis(seconds * 1_000);
+        worker.find(now, &listener(), CLIENT, &candidates()).map(|found| found.verdict)
+    }
+
+    #[test]
+    fn what_one_worker_keeps_the_other_knows_until_it_expires() {
+        let (_, mut other) = two_workers(false);
+        assert_eq!(found(&mut other, 9), Some(KeptVerdict::Forward(EndpointId(2))));
+        assert_eq!(found(&mut other, 10), None);
+    }
+
+    #[test]
+    fn a_sliding_decision_used_by_one_worker_lives_on_for_the_other() {
+        let (mut one, mut other) = two_workers(true);
+        assert!(found(&mut one, 9).is_some());
+        assert!(found(&mut other, 18).is_some());
+        assert!(found(&mut one, 18).is_some(), "its own copy has not expired");
+        assert!(found(&mut other, 27).is_some());
+    }
+
+    #[test]
+    fn a_worker_that_finds_a_shard_taken_does_not_wait() {
+        let (_, mut other) = two_workers(false);
+        let board = other.board.clone().unwrap();
+        let key = ClientKey::new(CLIENT, listener().client_prefix, ClusterId(0));
+        let guard = board.lock(&key);
+        assert_eq!(found(&mut other, 1), None);
+        drop(guard);
+        assert!(found(&mut other, 1).is_some());
     }
 }

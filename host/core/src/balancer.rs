@@ -11,6 +11,7 @@ use core::net::SocketAddr;
 
 use crate::affinity::Affinity;
 use crate::allocation::{Allocator, Denied, Request};
+use crate::board::Board;
 use crate::boundary::{
     Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Op, Ops, Pool,
     PoolSizes, ReceiveEnd, SendEnd, Side,
@@ -32,6 +33,8 @@ pub struct BalancerConfig {
     pub sessions_max: u32,
     /// Kept decisions at a time.
     pub flow_table_entries_max: u32,
+    /// Where workers tell each other what they keep; `None` for a worker that is alone.
+    pub board: Option<Arc<Board>>,
     /// The ring's buffers.
     pub pools: PoolSizes,
     /// The secret key of the flow table's hash; random, different in every process.
@@ -82,7 +85,8 @@ impl Balancer {
         policies: Vec<Box<dyn Policy>>,
     ) -> Self {
         assert_eq!(policies.len(), snapshot.clusters.len(), "one policy per cluster");
-        let affinity = Affinity::new(config.flow_table_entries_max, config.hash_key);
+        let affinity =
+            Affinity::new(config.flow_table_entries_max, config.hash_key, config.board.clone());
         Self {
             stats: Stats::new(snapshot.listeners.len(), snapshot.clusters.len()),
             listeners_open: snapshot.listeners.len(),

@@ -132,6 +132,12 @@ impl<K: Hash + Eq + Copy + Default, V: Copy + Default> FlowTable<K, V> {
         Ok(())
     }
 
+    /// When an entry's life ends.
+    #[must_use]
+    pub fn expires(&self, key: &K) -> Option<Instant> {
+        self.find(self.hash(key), key).map(|place| self.entries[place].expires)
+    }
+
     /// Moves the end of an entry's life.
     pub fn extend(&mut self, key: &K, expires: Instant) {
         if let Some(place) = self.find(self.hash(key), key) {

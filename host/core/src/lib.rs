@@ -13,6 +13,7 @@ extern crate std;
 mod affinity;
 mod allocation;
 mod balancer;
+mod board;
 pub mod boundary;
 mod chain;
 pub mod flow_table;
@@ -27,6 +28,7 @@ mod time;
 mod timers;
 
 pub use balancer::{Balancer, BalancerConfig};
+pub use board::Board;
 pub use snapshot::{
     Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Listener,
     Load, OnEndpointDown, PrefixLengths, SharedCount, Snapshot, Timeouts,

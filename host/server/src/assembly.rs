@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use pointsman_core::policy::Policy;
-use pointsman_core::{BalancerConfig, Snapshot};
+use pointsman_core::{BalancerConfig, Board, Snapshot};
 use pointsman_plugin::Engine;
 use pointsman_ring::{RingConfig, raise_descriptor_limit};
 use tokio::sync::mpsc::UnboundedSender;
@@ -122,6 +122,7 @@ struct Sizes {
 impl Sizes {
     fn new(plan: &Plan, record_flows: bool) -> anyhow::Result<Self> {
         let sessions_max = sessions_max(plan)?;
+        let board_key = [random::secret()?, random::secret()?];
         Ok(Self {
             ring: RingConfig {
                 links_max: sessions_max * 2,
@@ -131,6 +132,8 @@ impl Sizes {
             balancer: BalancerConfig {
                 sessions_max,
                 flow_table_entries_max: plan.flow_table_entries,
+                board: (plan.workers > 1)
+                    .then(|| Arc::new(Board::new(plan.flow_table_entries, board_key))),
                 pools: plan.pools,
                 hash_key: [random::secret()?, random::secret()?],
                 seed: 0,

@@ -209,6 +209,7 @@ mod tests {
             balancer: BalancerConfig {
                 sessions_max: 1,
                 flow_table_entries_max: 1,
+                board: None,
                 pools,
                 hash_key: [0; 2],
                 seed: 0,

@@ -10,9 +10,9 @@ use pointsman_core::policy::{
     Source, Verdict, maglev,
 };
 use pointsman_core::{
-    Balancer, BalancerConfig, Candidates, CloseReason, Cluster, ClusterId, DropReason, Endpoint,
-    EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown, PrefixLengths,
-    ShedReason, Snapshot, Timeouts,
+    Balancer, BalancerConfig, Board, Candidates, CloseReason, Cluster, ClusterId, DropReason,
+    Endpoint, EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown,
+    PrefixLengths, ShedReason, Snapshot, Timeouts,
 };
 
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
@@ -95,9 +95,12 @@ impl Run {
         let policies =
             logged.iter().map(|&logged| policy(&mut rng, logged.then_some(&calls))).collect();
         let sessions_max = rng.between(3, 40) as u32;
+        let entries_max = rng.pick(&[1, 3, 50]);
+        let board = Arc::new(Board::new(1_000, [rng.next(), rng.next()]));
         let config = BalancerConfig {
             sessions_max,
-            flow_table_entries_max: rng.pick(&[1, 3, 50]),
+            flow_table_entries_max: entries_max,
+            board: rng.chance(500).then_some(board),
             pools,
             hash_key: [rng.next(), rng.next()],
             seed: rng.next(),

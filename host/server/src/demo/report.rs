@@ -62,11 +62,10 @@ fn calls(cluster: &Cluster, flows: u64, status: &Status) {
     let faults: u64 = plugin.faults.values().sum();
     println!(
         "  {} Wasm calls for {flows} flows ({} %), {nanos} ns each, {faults} fault(s); kept \
-         decisions\n  answered {} flows (each of {} worker(s) keeps its own)",
+         decisions\n  answered {} flows",
         plugin.calls,
         plugin.calls * 100 / flows.max(1),
         cluster.decisions.get("cache").copied().unwrap_or_default(),
-        status.workers,
     );
 }
 

@@ -1,0 +1,72 @@
+//! Decisions kept for a client, told to the other workers.
+//!
+//! A client's connections land on any worker, and all of them must meet the same endpoint. So a
+//! worker that finds nothing in its own table looks here before it asks a policy, and puts up what
+//! it was answered. Only a client's first flow on each worker comes here, and no flow ever waits: a
+//! worker that finds a shard taken by another goes on as if there were nothing in it.
+
+use alloc::boxed::Box;
+use core::hash::{Hash, Hasher};
+
+use siphasher::sip::SipHasher13;
+use spin::Mutex;
+
+use crate::affinity::{ClientKey, Kept};
+use crate::flow_table::FlowTable;
+use crate::time::Instant;
+
+/// Enough that two workers seldom want the same one.
+const SHARDS: usize = 64;
+
+/// The kept decisions of all workers.
+#[derive(Debug)]
+pub struct Board {
+    shards: Box<[Mutex<FlowTable<ClientKey, Kept>>]>,
+    hasher: SipHasher13,
+}
+
+impl Board {
+    /// Allocates room for about twice `entries_max` decisions, since keys do not spread evenly.
+    /// `hash_key` must be secret.
+    #[must_use]
+    pub fn new(entries_max: u32, hash_key: [u64; 2]) -> Self {
+        let in_shard = (entries_max as usize * 2).div_ceil(SHARDS);
+        let shard = |_| Mutex::new(FlowTable::new(in_shard, [hash_key[1], hash_key[0]]));
+        Self {
+            shards: (0..SHARDS).map(shard).collect(),
+            hasher: SipHasher13::new_with_keys(hash_key[0], hash_key[1]),
+        }
+    }
+
+    /// What some worker keeps for this client, and until when.
+    pub(crate) fn find(&self, now: Instant, key: &ClientKey) -> Option<(Kept, Instant)> {
+        let mut shard = self.shard(key).try_lock()?;
+        let kept = *shard.get(now, key)?;
+        Some((kept, shard.expires(key)?))
+    }
+
+    /// Tells the other workers. If there is no room they will ask their own policies.
+    pub(crate) fn put(&self, now: Instant, key: ClientKey, kept: Kept, expires: Instant) {
+        if let Some(mut shard) = self.shard(&key).try_lock() {
+            let _ = shard.insert(now, key, kept, expires);
+        }
+    }
+
+    /// A worker has used a decision whose life begins anew with each use.
+    pub(crate) fn extend(&self, key: &ClientKey, expires: Instant) {
+        if let Some(mut shard) = self.shard(key).try_lock() {
+            shard.extend(key, expires);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn lock(&self, key: &ClientKey) -> impl Sized + '_ {
+        self.shard(key).lock()
+    }
+
+    fn shard(&self, key: &ClientKey) -> &Mutex<FlowTable<ClientKey, Kept>> {
+        let mut hasher = self.hasher;
+        key.hash(&mut hasher);
+        &self.shards[hasher.finish() as usize % SHARDS]
+    }
+}
