@@ -19,7 +19,7 @@ use crate::boundary::{
 use crate::chain::Chains;
 use crate::policy::Policy;
 use crate::relay::Step;
-use crate::session::{Allocation, RecordFacts, Session, State, Tried};
+use crate::session::{Allocation, Due, RecordFacts, Session, State, Tried};
 use crate::slab::Slab;
 use crate::snapshot::{ClusterId, OnEndpointDown, Snapshot};
 use crate::stats::{CloseReason, FlowRecord, ShedReason, Stats};
@@ -280,7 +280,7 @@ impl Balancer {
             return;
         }
         session.allocation.endpoint.load.on_connected();
-        session.establish(now, &mut Step { slot: link.slot(), chains: &mut self.chains, ops });
+        session.establish(now, &mut Step { now, slot: link.slot(), chains: &mut self.chains, ops });
         self.set_timer(link.slot());
     }
 
@@ -301,7 +301,7 @@ impl Balancer {
                 self.retry(now, link.slot(), CloseReason::ConnectFailed, ops);
             }
             ConnectFailure::Descriptors | ConnectFailure::Cancelled => {
-                self.close(link.slot(), CloseReason::Descriptors, ops);
+                self.close(now, link.slot(), CloseReason::Descriptors, ops);
             }
         }
     }
@@ -313,7 +313,7 @@ impl Balancer {
         session.tried.push(session.allocation.endpoint.id);
         let attempts = session.tried.as_slice().len() as u32;
         if attempts >= self.snapshot.listeners[session.listener.index()].connect_attempts {
-            self.close(slot, reason, ops);
+            self.close(now, slot, reason, ops);
             return;
         }
         let Session { listener, client, tried, .. } = *session;
@@ -321,7 +321,7 @@ impl Balancer {
         let request = Request { now, listener, client, tried: &tried };
         match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
             Ok(allocation) => self.rebind(now, slot, allocation, ops),
-            Err(denied) => self.close(slot, denied.reason, ops),
+            Err(denied) => self.close(now, slot, denied.reason, ops),
         }
     }
 
@@ -342,7 +342,7 @@ impl Balancer {
             return;
         }
         session.on_progress(now);
-        let mut step = Step { slot: link.slot(), chains: &mut self.chains, ops };
+        let mut step = Step { now, slot: link.slot(), chains: &mut self.chains, ops };
         session.relay_from(link.side()).on_received(buffer, &mut step);
     }
 
@@ -352,14 +352,16 @@ impl Balancer {
             return;
         }
         if end == ReceiveEnd::Reset {
-            self.close(link.slot(), reset_by(link.side()), ops);
+            self.close(now, link.slot(), reset_by(link.side()), ops);
             return;
         }
-        let mut step = Step { slot: link.slot(), chains: &mut self.chains, ops };
+        let mut step = Step { now, slot: link.slot(), chains: &mut self.chains, ops };
         session.relay_from(link.side()).on_receive_ended(end, &mut step);
         if end == ReceiveEnd::EndOfStream {
             session.on_progress(now);
             session.settle(&mut step);
+        }
+        if end == ReceiveEnd::EndOfStream || session.is_throttled() {
             self.set_timer(link.slot());
         }
     }
@@ -373,15 +375,18 @@ impl Balancer {
             return;
         }
         if delivery.end == SendEnd::Broken {
-            self.close(link.slot(), reset_by(link.side()), ops);
+            self.close(now, link.slot(), reset_by(link.side()), ops);
             return;
         }
         session.on_progress(now);
-        let mut step = Step { slot: link.slot(), chains: &mut self.chains, ops };
+        let mut step = Step { now, slot: link.slot(), chains: &mut self.chains, ops };
         let relay = session.relay_from(link.side().other());
         relay.on_sent(&mut step);
-        if relay.is_drained() {
+        let drained = relay.is_drained();
+        if drained {
             session.settle(&mut step);
+        }
+        if drained || session.is_throttled() {
             self.set_timer(link.slot());
         }
     }
@@ -399,28 +404,32 @@ impl Balancer {
     fn on_timer(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
         let timeouts = &self.snapshot.listeners[session.listener.index()].timeouts;
-        match session.deadline(timeouts) {
+        match session.due(timeouts) {
             None => {}
-            Some((deadline, _)) if deadline > now => self.timers.set(slot, deadline),
-            Some((_, CloseReason::ConnectTimeout)) => {
-                session.abandon(&mut Step { slot, chains: &mut self.chains, ops });
+            Some((at, _)) if at > now => self.timers.set(slot, at),
+            Some((_, Due::Resume)) => {
+                session.resume(&mut Step { now, slot, chains: &mut self.chains, ops });
+                self.set_timer(slot);
             }
-            Some((_, reason)) => self.close(slot, reason, ops),
+            Some((_, Due::Close(CloseReason::ConnectTimeout))) => {
+                session.abandon(&mut Step { now, slot, chains: &mut self.chains, ops });
+            }
+            Some((_, Due::Close(reason))) => self.close(now, slot, reason, ops),
         }
     }
 
     fn set_timer(&mut self, slot: u32) {
         let session = &self.sessions[slot];
         let timeouts = &self.snapshot.listeners[session.listener.index()].timeouts;
-        match session.deadline(timeouts) {
-            Some((deadline, _)) => self.timers.set(slot, deadline),
+        match session.due(timeouts) {
+            Some((at, _)) => self.timers.set(slot, at),
             None => self.timers.cancel(slot),
         }
     }
 
-    fn close(&mut self, slot: u32, reason: CloseReason, ops: &mut Ops) {
+    fn close(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
         self.timers.cancel(slot);
-        self.sessions[slot].close(reason, &mut Step { slot, chains: &mut self.chains, ops });
+        self.sessions[slot].close(reason, &mut Step { now, slot, chains: &mut self.chains, ops });
     }
 
     /// Nothing of the session is in flight any more: its slot is free.
@@ -444,7 +453,7 @@ impl Balancer {
                 return;
             }
             if let Some(reason) = self.verdict_of_sweep(now, slot) {
-                self.close(slot, reason, ops);
+                self.close(now, slot, reason, ops);
             }
             self.sweep.next = Some(slot + 1).filter(|&next| next < self.sessions.slots_end());
         }

@@ -18,6 +18,7 @@ pub mod boundary;
 mod chain;
 pub mod flow_table;
 pub mod health;
+mod pace;
 pub mod policy;
 mod relay;
 mod session;

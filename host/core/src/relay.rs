@@ -14,6 +14,8 @@
 
 use crate::boundary::{Buffer, Link, Op, Ops, Pool, ReceiveEnd, Side};
 use crate::chain::{Chains, Queue, Tally};
+use crate::pace::Pace;
+use crate::time::Instant;
 
 /// Buffers in one run of sends at most.
 const RUN_MAX: u32 = 64;
@@ -49,6 +51,7 @@ enum Outbound {
 
 /// What the relay's session lends it for one step.
 pub(crate) struct Step<'a> {
+    pub(crate) now: Instant,
     pub(crate) slot: u32,
     pub(crate) chains: &'a mut Chains,
     pub(crate) ops: &'a mut Ops,
@@ -66,6 +69,9 @@ pub(crate) struct Relay {
     /// Bytes the destination's kernel has taken.
     delivered: u64,
     gauge: Gauge,
+    pace: Option<Pace>,
+    /// When a throttled source is to be started again, if it waits for that.
+    resumes: Option<Instant>,
 }
 
 impl Relay {
@@ -78,16 +84,36 @@ impl Relay {
             sending: Tally::default(),
             delivered: 0,
             gauge: Gauge::new(Pool::Small),
+            pace: None,
+            resumes: None,
         }
     }
 
-    /// Both ends are connected: asks for the first bytes.
-    pub(crate) fn start(&mut self, step: &mut Step<'_>) {
+    /// Both ends are connected: asks for the first bytes. At most `throttle_kib_s` KiB per second
+    /// are taken from the source, if that is some.
+    pub(crate) fn start(&mut self, throttle_kib_s: Option<u32>, step: &mut Step<'_>) {
+        self.pace = throttle_kib_s.map(|kib_s| Pace::new(kib_s, step.now));
         self.subscribe(step);
+    }
+
+    /// When a throttled source is to be started again, if it waits for that.
+    pub(crate) fn resumes(&self) -> Option<Instant> {
+        self.resumes
+    }
+
+    /// Starts a throttled source again, if its time has come.
+    pub(crate) fn resume(&mut self, step: &mut Step<'_>) {
+        if self.resumes.is_some_and(|at| at <= step.now) {
+            self.resumes = None;
+            self.proceed(step);
+        }
     }
 
     pub(crate) fn on_received(&mut self, buffer: Buffer, step: &mut Step<'_>) {
         self.gauge.on_received(&buffer);
+        if let Some(pace) = &mut self.pace {
+            pace.on_received(step.now, buffer.len());
+        }
         step.chains.push(&mut self.queue, buffer);
         if self.outbound == Outbound::Idle {
             self.send(step);
@@ -169,7 +195,10 @@ impl Relay {
         let little_waits = self.waiting_bytes() <= self.gauge.pool.window_bytes() / 2
             && self.waiting_buffers() <= WAITING_MAX / 2;
         if self.inbound == Inbound::Paused && little_waits {
-            self.subscribe(step);
+            self.resumes = self.pace.and_then(|pace| pace.waits_until(step.now));
+            if self.resumes.is_none() {
+                self.subscribe(step);
+            }
         }
     }
 
@@ -183,6 +212,7 @@ impl Relay {
         } else {
             pool.window_bytes().saturating_sub(self.waiting_bytes()).max(pool.buffer_bytes())
         };
+        let credit = credit.min(self.pace.map_or(u32::MAX, |pace| pace.slice_bytes()));
         self.gauge = Gauge::new(pool);
         self.inbound = Inbound::Subscribed;
         step.ops.push(Op::Receive { link: self.source(step), pool, credit });

@@ -117,7 +117,7 @@ impl Session {
         self.connected = Some(now);
         self.progressed = now;
         for relay in &mut self.relays {
-            relay.start(step);
+            relay.start(self.allocation.method.throttle_kib_s, step);
         }
     }
 
@@ -174,8 +174,30 @@ impl Session {
         }
     }
 
-    /// When this session is overdue if nothing happens, and what that means.
-    pub(crate) fn deadline(&self, timeouts: &Timeouts) -> Option<(Instant, CloseReason)> {
+    /// When something is due for this session, and what: throttled bytes, or its end for want of
+    /// progress.
+    pub(crate) fn due(&self, timeouts: &Timeouts) -> Option<(Instant, Due)> {
+        let (end, reason) = self.deadline(timeouts)?;
+        match self.relays.iter().filter_map(Relay::resumes).min() {
+            Some(at) => Some((at, Due::Resume)),
+            None => Some((end, Due::Close(reason))),
+        }
+    }
+
+    /// Whether a relay waits for its time.
+    pub(crate) fn is_throttled(&self) -> bool {
+        self.relays.iter().any(|relay| relay.resumes().is_some())
+    }
+
+    /// Starts the throttled relays whose time has come. The wait was ours: it is no idleness.
+    pub(crate) fn resume(&mut self, step: &mut Step<'_>) {
+        self.progressed = step.now;
+        for relay in &mut self.relays {
+            relay.resume(step);
+        }
+    }
+
+    fn deadline(&self, timeouts: &Timeouts) -> Option<(Instant, CloseReason)> {
         let idle = self.allocation.method.idle_timeout.unwrap_or(timeouts.idle);
         let half_closed = self.relays.iter().any(Relay::has_ended);
         let (timeout, reason) = match self.state {
@@ -233,6 +255,15 @@ impl Session {
             "a session without an endpoint is decided on at once"
         );
     }
+}
+
+/// What a session's timer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// A throttled direction may go on.
+    Resume,
+    /// The session has made no progress for too long.
+    Close(CloseReason),
 }
 
 /// What a record needs that a session does not know.

@@ -10,19 +10,31 @@ struct Bench {
     chains: Chains,
     ops: Ops,
     next_buffer: u32,
+    now: Instant,
 }
 
 impl Bench {
     fn started() -> Self {
+        Self::throttled(None)
+    }
+
+    fn throttled(kib_s: Option<u32>) -> Self {
         let chains = Chains::new(PoolSizes { small: 1_024, bulk: 64 });
         let relay = Relay::new(Side::Downstream);
-        let mut bench = Self { relay, chains, ops: Ops::with_capacity(256), next_buffer: 0 };
-        bench.with(Relay::start);
+        let mut bench = Self {
+            relay,
+            chains,
+            ops: Ops::with_capacity(256),
+            next_buffer: 0,
+            now: Instant::ZERO,
+        };
+        bench.with(|relay, step| relay.start(kib_s, step));
         bench
     }
 
     fn with(&mut self, act: impl FnOnce(&mut Relay, &mut Step<'_>)) {
-        let mut step = Step { slot: SLOT, chains: &mut self.chains, ops: &mut self.ops };
+        let mut step =
+            Step { now: self.now, slot: SLOT, chains: &mut self.chains, ops: &mut self.ops };
         act(&mut self.relay, &mut step);
         self.relay.check_invariants();
     }
@@ -166,4 +178,22 @@ fn a_short_pool_grants_one_buffer_at_a_time() {
     (100..1_000).for_each(|n| bench.chains.push(&mut hoard, Buffer::new(Pool::Small, n, 1)));
     bench.with(|relay, step| relay.on_receive_ended(ReceiveEnd::Paused, step));
     assert_eq!(bench.subscription(), (Pool::Small, 4_096));
+}
+
+#[test]
+fn a_throttled_source_gets_its_slice_and_then_waits_for_its_time() {
+    let mut bench = Bench::throttled(Some(40));
+    assert_eq!(bench.subscription(), (Pool::Small, 2_048));
+    bench.receive(Pool::Small, 2_048);
+    bench.sent();
+    bench.ops();
+    bench.with(|relay, step| relay.on_receive_ended(ReceiveEnd::Paused, step));
+    assert_eq!(bench.ops(), [], "no credit before its time");
+    assert_eq!(bench.relay.resumes(), Some(Instant::from_millis(50)));
+    bench.now = Instant::from_millis(49);
+    bench.with(Relay::resume);
+    assert_eq!(bench.ops(), []);
+    bench.now = Instant::from_millis(50);
+    bench.with(Relay::resume);
+    assert_eq!(bench.subscription(), (Pool::Small, 2_048));
 }

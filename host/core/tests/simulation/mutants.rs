@@ -112,6 +112,18 @@ const MUTANTS: &[Mutant] = &[
         mutated: "        let _ = now;\n    }\n\n    /// Passes on",
     },
     Mutant {
+        breaks: "throttle: credit is granted before its time",
+        file: "pace.rs",
+        original: "Some(self.on_schedule).filter(|&at| at > now)",
+        mutated: "Some(self.on_schedule).filter(|&at| at < now)",
+    },
+    Mutant {
+        breaks: "throttle: a source whose time has come is not started again",
+        file: "relay.rs",
+        original: "self.resumes.is_some_and(|at| at <= step.now)",
+        mutated: "self.resumes.is_some_and(|at| at < step.now)",
+    },
+    Mutant {
         breaks: "timeouts: a flow without an answer waits for ever",
         file: "balancer.rs",
         original: "                ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });\n                self.set_timer(slot);",

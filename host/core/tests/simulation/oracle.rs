@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pointsman_core::boundary::{Buffer, Completion, Goodbye, Link, Op, Pool, ReceiveEnd, Side};
-use pointsman_core::policy::{Decision, Scope, Verdict};
+use pointsman_core::policy::{Decision, Method, Scope, Verdict};
 use pointsman_core::{CloseReason, EndpointId, FlowRecord, Instant, Snapshot};
 
 use crate::world::World;
@@ -61,10 +61,42 @@ struct Flow {
     /// By the side the bytes come from: what the balancer holds, and what of it is being sent.
     held: [Held; 2],
     sending: [Held; 2],
-    idle_timeout: Option<Duration>,
+    method: Method,
+    /// When the endpoint was connected, and what each side has sent since.
+    connected: Instant,
+    received: [u64; 2],
 }
 
 impl Flow {
+    fn new(arrival: &Arrival, cluster: usize, method: Method) -> Self {
+        Self {
+            client: arrival.client,
+            cluster,
+            conns: [Some(arrival.conn), None],
+            attempts: 0,
+            established: false,
+            half_closed: false,
+            closing: false,
+            abandoning: false,
+            progressed: arrival.now,
+            held: Default::default(),
+            sending: Default::default(),
+            method,
+            connected: arrival.now,
+            received: [0; 2],
+        }
+    }
+
+    /// A throttled flow is on schedule, but for a slice of 50 ms and a buffer.
+    fn check_throttle(&self, now: Instant, from: Side) {
+        let Some(kib_s) = self.method.throttle_kib_s else { return };
+        let millis = now.since(self.connected).as_millis() as u64 + 50;
+        let earned = u64::from(kib_s) * 1024 * millis / 1_000;
+        let slack = 2 * u64::from(Pool::Bulk.buffer_bytes());
+        let received = self.received[from.index()];
+        assert!(received <= earned + slack, "{received} bytes in {millis} ms at {kib_s} KiB/s");
+    }
+
     fn progress(&mut self, now: Instant) {
         if !self.closing {
             self.progressed = now;
@@ -76,7 +108,7 @@ impl Flow {
 struct Kept {
     verdict: Verdict,
     endpoint: Option<EndpointId>,
-    idle_timeout: Option<Duration>,
+    method: Method,
     expires: Instant,
     slides: Option<Duration>,
 }
@@ -121,6 +153,8 @@ impl Oracle {
                 held.add(buffer);
                 let within = held.bytes <= HELD_BYTES_MAX && held.buffers <= HELD_BUFFERS_MAX;
                 assert!(within || flow.closing, "{held:?}");
+                flow.received[link.side().index()] += u64::from(buffer.len());
+                flow.check_throttle(now, link.side());
                 flow.progress(now);
             }
             Completion::ReceiveEnded { link, end: ReceiveEnd::EndOfStream } => {
@@ -138,6 +172,7 @@ impl Oracle {
             }),
             Completion::Connected { link } => self.with(*link, |flow| {
                 flow.established = !flow.closing && !flow.abandoning;
+                flow.connected = now;
                 flow.progress(now);
             }),
             Completion::Closed { link } => self.with(*link, |flow| flow.abandoning = false),
@@ -179,7 +214,7 @@ impl Oracle {
             [Op::Refuse { goodbye, .. }] => (None, Some(*goodbye)),
             other => panic!("a client is adopted or refused: {other:?}"),
         };
-        let idle_timeout = match (live, &calls[..]) {
+        let method = match (live, &calls[..]) {
             (Some(kept), []) => {
                 if let Some(entry) = self.kept.get_mut(&key)
                     && let Some(ttl) = kept.slides
@@ -189,7 +224,7 @@ impl Oracle {
                 let address = kept.endpoint.and_then(|id| Some(candidates.find(id)?.address));
                 assert_eq!(target, address, "a live entry beats a fresh decision");
                 assert_eq!(refused, denial(kept.verdict));
-                kept.idle_timeout
+                kept.method
             }
             (Some(_), calls) => panic!("cached means cached: {calls:?}"),
             (None, [call]) => {
@@ -199,31 +234,18 @@ impl Oracle {
                 if !full {
                     self.keep(arrival.now, key, call, view);
                 }
-                call.decision.method.idle_timeout
+                call.decision.method
             }
             (None, []) => {
                 let unasked = !view.logged[cluster] || candidates.endpoints.is_empty();
                 assert!(unasked, "a flow that no entry covers is decided on");
-                None
+                Method::DEFAULT
             }
             (None, calls) => panic!("a flow is decided on once: {calls:?}"),
         };
         for op in ops {
             if let Op::Adopt { link, .. } = op {
-                let flow = Flow {
-                    client: arrival.client,
-                    cluster,
-                    conns: [Some(arrival.conn), None],
-                    attempts: 0,
-                    established: false,
-                    half_closed: false,
-                    closing: false,
-                    abandoning: false,
-                    progressed: arrival.now,
-                    held: Default::default(),
-                    sending: Default::default(),
-                    idle_timeout,
-                };
+                let flow = Flow::new(arrival, cluster, method);
                 assert!(self.flows.insert(link.slot(), flow).is_none(), "the slot was taken");
             }
         }
@@ -258,7 +280,7 @@ impl Oracle {
         let kept = Kept {
             verdict: decision.verdict,
             endpoint,
-            idle_timeout: decision.method.idle_timeout,
+            method: decision.method,
             expires: now + ttl,
             slides: decision.sliding.then_some(ttl),
         };
@@ -302,7 +324,7 @@ impl Oracle {
         if let [call] = &calls[..] {
             let flow = self.flows.values_mut().find(|flow| flow.client == call.client);
             let flow = flow.expect("a retry belongs to a flow");
-            flow.idle_timeout = call.decision.method.idle_timeout;
+            flow.method = call.decision.method;
             let key = (flow.cluster, flow.client.ip());
             if !full {
                 self.keep(now, key, call, view);
@@ -330,10 +352,19 @@ impl Oracle {
     /// Nobody may live beyond its deadline.
     pub(crate) fn assert_nobody_is_overdue(&self, now: Instant, view: &View<'_>) {
         for flow in self.flows.values().filter(|flow| flow.established && !flow.closing) {
+            if flow.method.throttle_kib_s.is_some() {
+                continue;
+            }
             let timeout = self.timeout_of(flow, view);
             let overdue = flow.progressed + timeout + Duration::from_millis(2);
             assert!(now <= overdue, "{} is overdue", flow.client);
         }
+    }
+
+    /// Flows that may be waiting for nothing but their time.
+    pub(crate) fn throttled_flows(&self) -> usize {
+        let throttled = |flow: &&Flow| flow.established && flow.method.throttle_kib_s.is_some();
+        self.flows.values().filter(throttled).count()
     }
 
     fn timeout_of(&self, flow: &Flow, view: &View<'_>) -> Duration {
@@ -342,7 +373,7 @@ impl Oracle {
         if flow.half_closed {
             timeouts.half_closed
         } else {
-            flow.idle_timeout.unwrap_or(timeouts.idle)
+            flow.method.idle_timeout.unwrap_or(timeouts.idle)
         }
     }
 

@@ -60,7 +60,11 @@ impl Policy for Scripted {
             scope: if rng.chance(self.client_scope) { Scope::Client } else { Scope::Flow },
             ttl: Duration::from_millis(rng.pick(&[0, 20, 500, 10_000])),
             sliding: rng.chance(500),
-            method: Method { idle_timeout: idle, ..Method::DEFAULT },
+            method: Method {
+                idle_timeout: idle,
+                throttle_kib_s: rng.chance(150).then(|| rng.pick(&[1, 100, 10_000])),
+                ..Method::DEFAULT
+            },
         };
         let call = crate::oracle::Call { client: flow.client, attempt: flow.attempt, decision };
         self.calls.lock().expect("nobody panicked").push(call);
@@ -170,7 +174,9 @@ impl Run {
                 continue;
             }
             let waiting = self.balancer.stats().sessions_active as usize;
-            assert_eq!(waiting, self.world.silent_dials(), "a flow is stuck");
+            let throttled = self.oracle.throttled_flows();
+            let explained = self.world.silent_dials()..=self.world.silent_dials() + throttled;
+            assert!(explained.contains(&waiting), "a flow is stuck");
             match self.balancer.next_timeout() {
                 Some(at) if waiting > 0 => self.world.now = self.world.now.max(at),
                 _ => return,
