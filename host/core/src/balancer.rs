@@ -368,9 +368,9 @@ impl Balancer {
 
     fn on_sent(&mut self, now: Instant, link: Link, delivery: Delivery, ops: &mut Ops) {
         let session = &mut self.sessions[link.slot()];
-        self.stats.listener(session.listener).on_delivered(link.side(), delivery.bytes);
         let relay = session.relay_from(link.side().other());
-        relay.on_delivered(delivery.bytes, &mut self.chains);
+        let bytes = relay.on_delivered(delivery.bytes, &mut self.chains);
+        self.stats.listener(session.listener).on_delivered(link.side(), bytes);
         if session.state != State::Established {
             return;
         }

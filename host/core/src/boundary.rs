@@ -5,7 +5,8 @@
 //!
 //! The contract, which the simulator and the ring both keep:
 //!
-//! 1. Every one-shot op ([`Op::Connect`], a run of [`Op::Send`], [`Op::Shutdown`], [`Op::Close`])
+//! 1. Every one-shot op ([`Op::Connect`], a run of [`Op::Send`], [`Op::Announce`], [`Op::Shutdown`],
+//!    [`Op::Close`])
 //!    yields exactly one completion.
 //! 2. A receive is a *subscription*: [`Completion::Received`] items, then exactly one
 //!    [`Completion::ReceiveEnded`]. It ends when its credit is used up, when it is paused, at the
@@ -272,6 +273,14 @@ pub enum Op {
         buffer: Buffer,
         /// Whether the next op continues this run.
         more: bool,
+    },
+    /// Tells the peer of `link`, before anything else is sent to it, who the peer of `about` is: a
+    /// PROXY protocol header, version 2. A run of sends of its own: yields `Sent`.
+    Announce {
+        /// A connected link to which nothing has been sent.
+        link: Link,
+        /// The connected link whose peer is announced.
+        about: Link,
     },
     /// Gives a buffer back unsent; has no completion.
     Recycle {

@@ -69,6 +69,8 @@ pub(crate) struct Relay {
     /// Bytes the destination's kernel has taken.
     delivered: u64,
     gauge: Gauge,
+    /// Whether what is being sent is not the stream's, but the announcement before it.
+    announcing: bool,
     pace: Option<Pace>,
     /// When a throttled source is to be started again, if it waits for that.
     resumes: Option<Instant>,
@@ -84,6 +86,7 @@ impl Relay {
             sending: Tally::default(),
             delivered: 0,
             gauge: Gauge::new(Pool::Small),
+            announcing: false,
             pace: None,
             resumes: None,
         }
@@ -94,6 +97,14 @@ impl Relay {
     pub(crate) fn start(&mut self, throttle_kib_s: Option<u32>, step: &mut Step<'_>) {
         self.pace = throttle_kib_s.map(|kib_s| Pace::new(kib_s, step.now));
         self.subscribe(step);
+    }
+
+    /// Tells the destination who the source is, before the first byte.
+    pub(crate) fn announce(&mut self, step: &mut Step<'_>) {
+        self.announcing = true;
+        self.outbound = Outbound::Sending;
+        let (link, about) = (self.destination(step), self.source(step));
+        step.ops.push(Op::Announce { link, about });
     }
 
     /// When a throttled source is to be started again, if it waits for that.
@@ -133,10 +144,12 @@ impl Relay {
     }
 
     /// A run of sends is over, in whatever state the session is: counts what the destination's
-    /// kernel took, and the buffers that are free again.
-    pub(crate) fn on_delivered(&mut self, bytes: u32, chains: &mut Chains) {
-        self.delivered += u64::from(bytes);
+    /// kernel took, and the buffers that are free again. Returns the bytes of the stream.
+    pub(crate) fn on_delivered(&mut self, bytes: u32, chains: &mut Chains) -> u32 {
         chains.release(core::mem::take(&mut self.sending));
+        let bytes = if core::mem::take(&mut self.announcing) { 0 } else { bytes };
+        self.delivered += u64::from(bytes);
+        bytes
     }
 
     /// The run was whole, and the session goes on.

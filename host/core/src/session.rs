@@ -116,6 +116,9 @@ impl Session {
         self.state = State::Established;
         self.connected = Some(now);
         self.progressed = now;
+        if self.allocation.method.announce {
+            self.relays[Side::Downstream.index()].announce(step);
+        }
         for relay in &mut self.relays {
             relay.start(self.allocation.method.throttle_kib_s, step);
         }

@@ -88,6 +88,12 @@ impl Buffers {
         Buffer::new(pool, u32::from(number), len)
     }
 
+    /// Fills a free small buffer, if there is one.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Option<Buffer> {
+        let index = self.pools[Pool::Small.index()].write(bytes)?;
+        Some(Buffer::new(Pool::Small, index, bytes.len() as u32))
+    }
+
     /// Takes a buffer back; nobody needs its bytes.
     pub(crate) fn put(&mut self, buffer: &Buffer) {
         self.pools[buffer.pool().index()].put(buffer.index());
@@ -243,6 +249,19 @@ impl Memory {
         }
         self.fresh += 1;
         Some((self.fresh - 1) as u16)
+    }
+
+    /// Fills a free buffer, if there is one.
+    ///
+    /// # Panics
+    /// There are more bytes than fit.
+    fn write(&mut self, bytes: &[u8]) -> Option<u32> {
+        assert!(bytes.len() <= self.pool.buffer_bytes() as usize);
+        let index = u32::from(self.take()?);
+        // SAFETY: the buffer was free, so neither the kernel nor the core has it, and the bytes
+        // fit into it.
+        unsafe { self.start(index).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Some(index)
     }
 
     fn put(&mut self, index: u32) {

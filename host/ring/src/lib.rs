@@ -24,6 +24,7 @@
 #![deny(unsafe_code)]
 #![allow(rustdoc::private_intra_doc_links)]
 
+mod announce;
 mod buffers;
 mod error;
 mod listener;

@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use pointsman_core::Instant;
 use pointsman_core::boundary::{
     Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Op, Pool, PoolSizes,
-    ReceiveEnd,
+    ReceiveEnd, SendEnd,
 };
 
 use crate::buffers::Buffers;
@@ -22,7 +22,7 @@ use crate::reap::Reap;
 use crate::ring::{Run, Uring};
 use crate::socket::{Receive, Socket};
 use crate::token::Token;
-use crate::{RingError, RingFeatures, Waker, sys};
+use crate::{RingError, RingFeatures, Waker, announce, sys};
 
 /// How large a ring is. Everything is reserved at start and touched only when used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +156,7 @@ impl Ring {
             Op::Pause { link } => self.pause(link),
             Op::Send { link, buffer, more } => self.send(link, &buffer, more),
             Op::Recycle { buffer } => self.uring.put(&buffer),
+            Op::Announce { link, about } => self.announce(link, about),
             Op::Shutdown { link } => self.shutdown(link),
             Op::Close { link, goodbye } => self.close(link, goodbye),
             Op::StopAccepting { listener } => self.stop_accepting(listener),
@@ -284,6 +285,22 @@ impl Ring {
         socket.sending = run.head;
         socket.sending_bytes = run.bytes;
         self.uring.send(Token::Send(link), socket.descriptor(), &run);
+    }
+
+    /// Sends the header in a buffer of our own. Without one, or without a client to tell of, the
+    /// flow cannot be what its policy decided, and ends.
+    fn announce(&mut self, link: Link, about: Link) {
+        let client = self.sockets[about.index()].stream.as_ref();
+        let addresses =
+            client.and_then(|stream| stream.peer_addr().ok().zip(stream.local_addr().ok()));
+        let header = addresses.map(|(client, local)| announce::header(client, local));
+        match header.and_then(|header| self.uring.write(&header)) {
+            Some(buffer) => self.send(link, &buffer, false),
+            None => {
+                let (bytes, end) = (0, SendEnd::Broken);
+                self.pending.push_back(Completion::Sent { link, bytes, end });
+            }
+        }
     }
 
     fn shutdown(&mut self, link: Link) {

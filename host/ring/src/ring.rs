@@ -260,6 +260,11 @@ impl Uring {
     }
 
     /// Takes a buffer back.
+    /// Fills a free small buffer, if there is one.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Option<Buffer> {
+        self.buffers.write(bytes)
+    }
+
     pub(crate) fn put(&mut self, buffer: &Buffer) {
         self.buffers.put(buffer);
     }

@@ -5,7 +5,7 @@ mod common;
 use std::io::Write;
 
 use common::{adopt, collect, link, pattern, read, receive, ring, ring_with, send, turn};
-use pointsman_core::boundary::{Buffer, Completion, Pool, SendEnd};
+use pointsman_core::boundary::{Buffer, Completion, Op, Pool, SendEnd};
 use pointsman_ring::Ring;
 
 /// Fills buffers of a pool with a pattern, by receiving it from a peer of link 0.
@@ -32,6 +32,32 @@ fn a_run_of_many_buffers_arrives_whole_and_in_order() {
     assert_whole(&mut ring, len);
     assert_eq!(read(&mut peer, len), pattern(len));
     assert_eq!(ring.free_buffers(Pool::Small), 1024);
+}
+
+#[test]
+fn an_announcement_names_the_client_and_comes_before_the_stream() {
+    let mut ring = ring();
+    let client = adopt(&mut ring, link(0));
+    let mut peer = adopt(&mut ring, link(1));
+    ring.submit([Op::Announce { link: link(1), about: link(0) }].into_iter());
+    assert_whole(&mut ring, 28);
+    let header = read(&mut peer, 28);
+    assert_eq!(&header[..16], b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c");
+    let port = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    assert_eq!(&header[16..24], &[127, 0, 0, 1, 127, 0, 0, 1]);
+    assert_eq!(port(24), client.local_addr().expect("an address").port());
+    assert_eq!(port(26), client.peer_addr().expect("an address").port());
+    assert_eq!(ring.free_buffers(Pool::Small), 1024);
+}
+
+#[test]
+fn without_a_buffer_to_announce_with_the_flow_is_broken() {
+    let mut ring = ring_with(4, 1, 1);
+    let (_client, _peer) = (adopt(&mut ring, link(0)), adopt(&mut ring, link(1)));
+    common::quiet(&mut ring);
+    ring.submit([Op::Announce { link: link(1), about: link(0) }].into_iter());
+    let broken = Completion::Sent { link: link(1), bytes: 0, end: SendEnd::Broken };
+    assert_eq!(collect(&mut ring, 1), [broken]);
 }
 
 #[test]

@@ -197,3 +197,19 @@ fn a_throttled_source_gets_its_slice_and_then_waits_for_its_time() {
     bench.with(Relay::resume);
     assert_eq!(bench.subscription(), (Pool::Small, 2_048));
 }
+
+#[test]
+fn an_announcement_goes_ahead_of_the_stream_and_is_not_counted() {
+    let mut bench = Bench::started();
+    bench.ops();
+    bench.with(Relay::announce);
+    let (link, about) = (Link::new(SLOT, Side::Upstream), Link::new(SLOT, Side::Downstream));
+    assert_eq!(bench.ops(), [Op::Announce { link, about }]);
+    bench.receive(Pool::Small, 10);
+    assert_eq!(bench.ops(), [], "the first byte waits");
+    assert_eq!(bench.relay.on_delivered(28, &mut bench.chains), 0);
+    bench.with(Relay::on_sent);
+    assert_eq!(bench.ops().len(), 1, "and then leaves");
+    assert_eq!(bench.relay.on_delivered(10, &mut bench.chains), 10);
+    assert_eq!(bench.relay.delivered(), 10);
+}

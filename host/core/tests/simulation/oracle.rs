@@ -400,6 +400,7 @@ impl Oracle {
                     assert!(to.taken == from.received && to.fin_from_us && !to.reset_from_us);
                 }
                 assert_eq!(record.bytes, [client.taken, endpoint.taken]);
+                assert_eq!(endpoint.announced, flow.method.announce, "{record:?}");
             }
             (CloseReason::DownstreamReset, Some(endpoint)) => {
                 assert!(client.reset_by_peer && endpoint.reset_from_us, "{record:?}");

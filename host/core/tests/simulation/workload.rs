@@ -63,6 +63,7 @@ impl Policy for Scripted {
             method: Method {
                 idle_timeout: idle,
                 throttle_kib_s: rng.chance(150).then(|| rng.pick(&[1, 100, 10_000])),
+                announce: rng.chance(200),
                 ..Method::DEFAULT
             },
         };

@@ -47,6 +47,8 @@ pub(crate) struct Conn {
     pub(crate) fin_from_us: bool,
     pub(crate) reset_from_us: bool,
     pub(crate) gone: bool,
+    /// Whether the peer was told of another.
+    pub(crate) announced: bool,
     /// Bytes our kernel holds for the peer at most.
     space: u64,
 }
@@ -162,6 +164,7 @@ impl World {
             fin_from_us: false,
             reset_from_us: false,
             gone: false,
+            announced: false,
             space: self.rng.pick(&[if self.is_calm { 10_000 } else { 1 }, 2_000, 30_000, 300_000]),
         });
         self.conns.len() - 1
@@ -373,6 +376,7 @@ impl World {
                 self.free[freed.0].push(freed.1);
             }
         }
+        conn.announced |= run.is_empty() && conn.taken == 0;
         let end = if run.is_empty() { SendEnd::Whole } else { SendEnd::Broken };
         for (buffer, _) in socket.send.take()? {
             self.chunks.remove(&(buffer.pool().index(), buffer.index()));
@@ -438,6 +442,15 @@ impl World {
                 }
             }
             Op::Send { link, buffer, more } => self.send(link, buffer, more),
+            Op::Announce { link, about } => {
+                assert_eq!(link.index(), about.index() ^ 1, "one side is told of the other");
+                let conn = self.open_socket(link).conn;
+                assert_eq!(self.conns[conn].taken, 0, "an announcement comes first");
+                let socket = self.open_socket(link);
+                assert!(socket.send.is_none(), "one run at a time: {link:?}");
+                socket.send = Some(VecDeque::new());
+                socket.sent = 28;
+            }
             Op::Recycle { buffer } => {
                 let key = (buffer.pool().index(), buffer.index());
                 assert!(self.chunks.remove(&key).is_some(), "a buffer is given back once");
