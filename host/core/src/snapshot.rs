@@ -40,7 +40,7 @@ pub struct Generation(pub u64);
 pub struct Snapshot {
     /// Which world this is.
     pub generation: Generation,
-    /// By [`ListenerId`].
+    /// By [`ListenerId`](crate::boundary::ListenerId).
     pub listeners: Box<[Listener]>,
     /// By [`ClusterId`].
     pub clusters: Box<[Cluster]>,
