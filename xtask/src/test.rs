@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
 /// The tests of host and server load real plugins, so those come first. cargo's own summary comes
 /// last: CI reads it.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    setup::run(&setup::Arguments { peers: true })?;
+    setup::run(&setup::Arguments::default())?;
     plugins::run(&plugins::Arguments::default())?;
     let mut command = cargo();
     command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);

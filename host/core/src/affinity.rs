@@ -53,6 +53,16 @@ pub(crate) struct Kept {
     sliding_ttl_ms: u32,
 }
 
+impl Kept {
+    /// Whether its endpoint may be given flows.
+    fn holds(&self, among: &Candidates) -> bool {
+        match self.verdict {
+            KeptVerdict::Forward(id) => among.find(id).is_some(),
+            KeptVerdict::Reset | KeptVerdict::Drop => true,
+        }
+    }
+}
+
 impl Default for Kept {
     fn default() -> Self {
         Self {
@@ -139,12 +149,10 @@ impl Affinity {
             return None;
         }
         let key = ClientKey::new(client, listener.client_prefix, listener.cluster);
-        let kept = match self.table.get(now, &key) {
-            Some(kept) => *kept,
-            None => self.learn(now, key)?,
-        };
+        let known = self.table.get(now, &key).copied().filter(|kept| kept.holds(among));
+        let kept = known.or_else(|| self.learn(now, key, among))?;
         let target = match kept.verdict {
-            KeptVerdict::Forward(id) => Some(among.find(id)?),
+            KeptVerdict::Forward(id) => among.find(id),
             KeptVerdict::Reset | KeptVerdict::Drop => None,
         };
         if kept.sliding_ttl_ms != 0 {
@@ -162,10 +170,12 @@ impl Affinity {
         })
     }
 
-    /// Takes over what another worker keeps for this client.
+    /// Takes over what another worker keeps for this client, in place of an entry whose endpoint
+    /// is gone.
     #[cold]
-    fn learn(&mut self, now: Instant, key: ClientKey) -> Option<Kept> {
-        let (kept, expires) = self.board.as_ref()?.find(now, &key)?;
+    fn learn(&mut self, now: Instant, key: ClientKey, among: &Candidates) -> Option<Kept> {
+        let found = self.board.as_ref()?.find(now, &key);
+        let (kept, expires) = found.filter(|(kept, _)| kept.holds(among))?;
         // Without room of its own the worker learns it again for the client's next flow.
         let _ = self.table.insert(now, key, kept, expires);
         Some(kept)
@@ -302,8 +312,29 @@ mod tests {
     const CLIENT: IpAddr = IpAddr::V4(core::net::Ipv4Addr::new(192, 0, 2, 1));
 
     fn found(worker: &mut Affinity, seconds: u64) -> Option<KeptVerdict> {
+        found_among(worker, seconds, &candidates())
+    }
+
+    fn found_among(worker: &mut Affinity, seconds: u64, among: &Candidates) -> Option<KeptVerdict> {
         let now = Instant::from_millis(seconds * 1_000);
-        worker.find(now, &listener(), CLIENT, &candidates()).map(|found| found.verdict)
+        worker.find(now, &listener(), CLIENT, among).map(|found| found.verdict)
+    }
+
+    #[test]
+    fn after_an_endpoint_is_gone_the_workers_agree_on_the_next() {
+        let (mut one, mut other) = two_workers(false);
+        assert!(found(&mut one, 1).is_some() && found(&mut other, 1).is_some());
+        let mut fewer = candidates();
+        fewer.endpoints = fewer.endpoints[..2].into();
+        assert_eq!(found_among(&mut other, 2, &fewer), None);
+        let decision =
+            Decision { ttl: Duration::from_secs(10), ..Decision::forward(EndpointIndex(0)) };
+        let target = fewer.get(EndpointIndex(0));
+        let entry = NewEntry { decision: &decision, target, policy_generation: 1 };
+        other.keep(Instant::from_millis(2_000), &listener(), CLIENT, &entry).unwrap();
+        let agreed = Some(KeptVerdict::Forward(EndpointId(0)));
+        assert_eq!(found_among(&mut one, 3, &fewer), agreed);
+        assert_eq!(found(&mut one, 4), agreed, "and stay with it when the first is back");
     }
 
     #[test]

@@ -45,15 +45,13 @@ pub enum LoadError {
         bytes_max: usize,
     },
     /// The file is something else altogether.
-    #[error("not a WebAssembly file but {0}; give the .wasm that `pointsman policy build` writes")]
+    #[error("not a WebAssembly file but {0}; give the .wasm that `cargo xtask plugins` writes")]
     NotWasm(&'static str),
     /// The file is WebAssembly, but damaged or in need of something that is switched off.
     #[error("not a WebAssembly file that can be run ({0}); build it again")]
     Invalid(String),
     /// A core module that says nothing about its interface.
-    #[error(
-        "a module without an interface; build it with pointsman-sdk (`pointsman policy build`)"
-    )]
+    #[error("a module without an interface; build it with pointsman-sdk (`cargo xtask plugins`)")]
     NoInterface,
     /// It imports part of WASI.
     #[error("it imports `{0}`, but a policy gets no WASI; build it for wasm32-unknown-unknown")]
@@ -84,7 +82,7 @@ pub enum LoadError {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InstanceError {
     /// Every reserved place is taken.
-    #[error("all places for plugin instances are taken; raise `EngineLimits::instances_max`")]
+    #[error("all places for plugin instances are taken; run fewer workers or fewer policies")]
     Full,
     /// The guest did not like its configuration. The message is the guest's.
     #[error("the policy refuses its configuration: {0}")]

@@ -279,8 +279,8 @@ pub struct Policy {
     /// How long one decision may take. Default 2: a decision takes well under a microsecond, and
     /// the worker serves nobody else meanwhile.
     pub decide_deadline_ms: u64,
-    /// How long configuring, or taking in new endpoints, may take. Default 200: it happens seldom
-    /// and may build tables.
+    /// How long each step of starting an instance may take: loading, configuring, and hearing of the
+    /// first endpoints. Default 200: it happens seldom, off the data path, and may build tables.
     pub configure_deadline_ms: u64,
     /// The most memory one instance may have. Default 16: a table of 65537 slots fits many times.
     pub memory_max_mib: u32,

@@ -102,7 +102,7 @@ fn credit(probe: &Probe) -> Finding {
         (Ok(_), false) => (Verdict::Warn, "receives must be paused one by one"),
         (Err(_), false) => (Verdict::Fail, "not tried, for want of io_uring"),
     };
-    let remedy = "run Linux 6.10 or newer for back-pressure without extra calls";
+    let remedy = "run Linux 6.17 or newer for back-pressure without extra calls";
     finding("credit", verdict, found.to_owned(), remedy)
 }
 

@@ -1,3 +1,5 @@
+//! What one direction does, step by step.
+
 use super::*;
 use crate::boundary::PoolSizes;
 use alloc::vec::Vec;

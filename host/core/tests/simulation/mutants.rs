@@ -102,8 +102,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "affinity: an endpoint that is gone is still used",
         file: "affinity.rs",
-        original: "KeptVerdict::Forward(id) => Some(among.find(id)?),",
-        mutated: "KeptVerdict::Forward(id) => among.find(id).or(among.endpoints.first()),",
+        original: "KeptVerdict::Forward(id) => among.find(id).is_some(),",
+        mutated: "KeptVerdict::Forward(id) => id >= EndpointId(0) || among.find(id).is_some(),",
     },
     Mutant {
         breaks: "timeouts: progress does not put them off",
