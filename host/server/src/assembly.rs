@@ -156,6 +156,7 @@ fn sessions_max(plan: &Plan) -> anyhow::Result<u32> {
             "fewer flows than max_flows are possible: raise the limit of open files (ulimit -n)"
         );
     }
-    // A session's number must leave room for its two links in 32 bits.
-    Ok(u32::try_from(wanted.min(possible)).unwrap_or(u32::MAX).min(1 << 30))
+    // One more than the listeners may have, so that the listener's limit is what refuses a flow and
+    // is named for it. A session's number must leave room for its two links in 32 bits.
+    Ok(u32::try_from(wanted.min(possible) + 1).unwrap_or(u32::MAX).min(1 << 30))
 }

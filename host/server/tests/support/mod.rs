@@ -19,6 +19,8 @@ use pointsman::status::Status;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+pub mod raw;
+
 /// Long after everything should have happened, on the slowest machine.
 pub const GIVE_UP: Duration = Duration::from_secs(60);
 
@@ -58,16 +60,33 @@ impl Balancer {
     /// better have port 0.
     pub fn start(config: &str) -> Self {
         let mut balancer = Self::launch(config);
-        eventually("the balancer is ready", || {
-            let ended = balancer.process.try_wait().expect("its state");
-            assert!(ended.is_none(), "it ended: {ended:?}\n{}", balancer.log());
-            client::get(&balancer.socket(), "/readyz").is_ok()
-        });
+        balancer.await_start();
         balancer
+    }
+
+    /// The same for a process that may have no more descriptors than this.
+    pub fn start_with_descriptors(config: &str, limit: u64) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &limit.to_string(), POINTSMAN]);
+        let mut balancer = Self::launch_by(command, config);
+        balancer.await_start();
+        balancer
+    }
+
+    fn await_start(&mut self) {
+        eventually("the balancer is ready", || {
+            let ended = self.process.try_wait().expect("its state");
+            assert!(ended.is_none(), "it ended: {ended:?}\n{}", self.log());
+            client::get(&self.socket(), "/readyz").is_ok()
+        });
     }
 
     /// Starts one without waiting for anything.
     pub fn launch(config: &str) -> Self {
+        Self::launch_by(Command::new(POINTSMAN), config)
+    }
+
+    fn launch_by(mut command: Command, config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("admin.sock");
         // Top-level keys come first in a file, so the section goes to the end.
@@ -75,7 +94,7 @@ impl Balancer {
         let file = folder.path().join("pointsman.toml");
         fs::write(&file, config).expect("the configuration is written");
         let log = fs::File::create(folder.path().join("log")).expect("a log");
-        let process = Command::new(POINTSMAN)
+        let process = command
             .arg("run")
             .arg("--config")
             .arg(&file)
@@ -86,6 +105,11 @@ impl Balancer {
             .spawn()
             .expect("the balancer starts");
         Self { process, folder }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
     }
 
     /// Its admin socket.
@@ -141,8 +165,7 @@ impl Balancer {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.process);
-        kill_process(pid, signal).expect("the signal is sent");
+        kill_process(self.pid(), signal).expect("the signal is sent");
     }
 
     /// Whether it has ended.
