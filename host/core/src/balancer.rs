@@ -473,7 +473,8 @@ impl Balancer {
         let id = session.allocation.endpoint.id;
         let serves = cluster.endpoint(id).is_some_and(|state| state.up)
             || cluster.candidates.find(id).is_some();
-        let resets = listener.on_endpoint_down == OnEndpointDown::Reset;
+        let resets = listener.on_endpoint_down == OnEndpointDown::Reset
+            && session.state == State::Established;
         (resets && !serves).then_some(CloseReason::EndpointDown)
     }
 

@@ -3,10 +3,12 @@
 //! A client's connections land on any worker, and all of them must meet the same endpoint. So a
 //! worker that finds nothing in its own table looks here before it asks a policy, and puts up what
 //! it was answered. Only a client's first flow on each worker comes here, and no flow ever waits: a
-//! worker that finds a shard taken by another goes on as if there were nothing in it.
+//! worker that finds a shard taken by another goes on as if there were nothing in it. (Besides, each
+//! use of a decision that slides is noted here.)
 
 use alloc::boxed::Box;
 use core::hash::{Hash, Hasher};
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use siphasher::sip::SipHasher13;
 use spin::Mutex;
@@ -23,6 +25,8 @@ const SHARDS: usize = 64;
 pub struct Board {
     shards: Box<[Mutex<FlowTable<ClientKey, Kept>>]>,
     hasher: SipHasher13,
+    /// Whether anything was ever put up: most policies keep nothing, and then nobody needs to look.
+    used: AtomicBool,
 }
 
 impl Board {
@@ -35,11 +39,15 @@ impl Board {
         Self {
             shards: (0..SHARDS).map(shard).collect(),
             hasher: SipHasher13::new_with_keys(hash_key[0], hash_key[1]),
+            used: AtomicBool::new(false),
         }
     }
 
     /// What some worker keeps for this client, and until when.
     pub(crate) fn find(&self, now: Instant, key: &ClientKey) -> Option<(Kept, Instant)> {
+        if !self.used.load(Relaxed) {
+            return None;
+        }
         let mut shard = self.shard(key).try_lock()?;
         let kept = *shard.get(now, key)?;
         Some((kept, shard.expires(key)?))
@@ -47,6 +55,9 @@ impl Board {
 
     /// Tells the other workers. If there is no room they will ask their own policies.
     pub(crate) fn put(&self, now: Instant, key: ClientKey, kept: Kept, expires: Instant) {
+        if !self.used.load(Relaxed) {
+            self.used.store(true, Relaxed);
+        }
         if let Some(mut shard) = self.shard(&key).try_lock() {
             let _ = shard.insert(now, key, kept, expires);
         }

@@ -146,6 +146,15 @@ impl Pool {
         }
     }
 
+    /// The other pool.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Small => Self::Bulk,
+            Self::Bulk => Self::Small,
+        }
+    }
+
     /// 0 for small, 1 for bulk.
     #[must_use]
     pub const fn index(self) -> usize {
@@ -253,7 +262,7 @@ pub enum Op {
     Receive {
         /// A connected link without a subscription.
         link: Link,
-        /// Where the bytes go.
+        /// Where the bytes go, as long as it has buffers.
         pool: Pool,
         /// Bytes until it pauses, at least 1.
         credit: u32,

@@ -216,8 +216,10 @@ impl Relay {
     }
 
     fn subscribe(&mut self, step: &mut Step<'_>) {
+        let slice = self.pace.map_or(u32::MAX, |pace| pace.slice_bytes());
         let mut pool = self.gauge.next_pool();
-        if pool == Pool::Bulk && step.chains.is_short(Pool::Bulk) {
+        // The last buffer may overshoot the credit: a bulk one would be many slices at once.
+        if slice < Pool::Bulk.buffer_bytes() || step.chains.is_short(Pool::Bulk) {
             pool = Pool::Small;
         }
         let credit = if step.chains.is_short(pool) {
@@ -225,7 +227,7 @@ impl Relay {
         } else {
             pool.window_bytes().saturating_sub(self.waiting_bytes()).max(pool.buffer_bytes())
         };
-        let credit = credit.min(self.pace.map_or(u32::MAX, |pace| pace.slice_bytes()));
+        let credit = credit.min(slice);
         self.gauge = Gauge::new(pool);
         self.inbound = Inbound::Subscribed;
         step.ops.push(Op::Receive { link: self.source(step), pool, credit });

@@ -29,6 +29,8 @@ use crate::ring::Event;
 use crate::sys::{self, Clock};
 use crate::token::Token;
 
+/// More than a backlog usually holds.
+const LAST_CLIENTS_MAX: u32 = 8_192;
 const REST_MIN: Duration = Duration::from_millis(10);
 const REST_MAX: Duration = Duration::from_millis(100);
 
@@ -46,6 +48,8 @@ struct Listener {
     state: State,
     /// Whether it accepts for the last time.
     ending: bool,
+    /// Clients it takes out of its backlog when it ends, at most: new ones keep coming meanwhile.
+    last_clients: u32,
     /// How long it rests next; the shortest rest, if it is not short of descriptors.
     rest: Duration,
 }
@@ -71,8 +75,13 @@ impl Listeners {
         match self.slots.get_mut(id.index()) {
             Some(slot @ None) => {
                 let socket = TcpListener::from(socket);
-                *slot =
-                    Some(Listener { socket, state: State::Armed, ending: false, rest: REST_MIN });
+                *slot = Some(Listener {
+                    socket,
+                    state: State::Armed,
+                    ending: false,
+                    last_clients: LAST_CLIENTS_MAX,
+                    rest: REST_MIN,
+                });
                 Ok(())
             }
             Some(Some(_)) => Err(io::Error::from_raw_os_error(libc::EEXIST)),
@@ -222,6 +231,10 @@ impl Ring {
             if listener.state != State::Draining {
                 return None;
             }
+            if listener.last_clients == 0 {
+                return Some(self.end(id));
+            }
+            listener.last_clients -= 1;
             let next =
                 listener.socket.set_nonblocking(true).and_then(|()| listener.socket.accept());
             match next {

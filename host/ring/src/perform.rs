@@ -48,8 +48,8 @@ pub struct Ring {
     run: Option<(Link, Run)>,
     /// Completions that the kernel does not report, oldest first.
     pub(crate) pending: VecDeque<Completion>,
-    /// Per pool, the links that wait for buffers, longest first.
-    pub(crate) starved: [VecDeque<Link>; 2],
+    /// Links that wait for buffers, longest first.
+    pub(crate) starved: VecDeque<Link>,
     pub(crate) listeners: Listeners,
     pub(crate) waker: Waker,
 }
@@ -72,7 +72,7 @@ impl Ring {
             run: None,
             // A link has at most a shutdown, the end of its subscription and its close to report.
             pending: VecDeque::with_capacity(3 * links + usize::from(config.listeners_max)),
-            starved: [VecDeque::with_capacity(links), VecDeque::with_capacity(links)],
+            starved: VecDeque::with_capacity(links),
             listeners: Listeners::new(config.listeners_max),
             waker,
         })
@@ -134,7 +134,7 @@ impl Ring {
             || self.listeners.is_draining()
             || self.can_feed()
             || self.uring.has_events();
-        if ready && !self.uring.has_entries() {
+        if ready && !self.uring.has_entries() && !self.listeners.is_draining() {
             return Ok(());
         }
         self.uring.enter(!ready, deadline)
@@ -205,49 +205,40 @@ impl Ring {
         self.uring.receive(Token::Receive(link), socket.descriptor(), pool, credit);
     }
 
-    /// Puts a subscription off until its pool has buffers.
+    /// Puts a subscription off until there are buffers.
     pub(crate) fn starve(&mut self, link: Link) {
         let socket = &mut self.sockets[link.index()];
         socket.receive = Receive::Starved;
         if !socket.queued {
             socket.queued = true;
-            self.starved[socket.pool.index()].push_back(link);
+            self.starved.push_back(link);
         }
     }
 
-    /// Arms again as many starved subscriptions as there are buffers to see.
+    /// Arms again as many starved subscriptions as there are buffers to see. One whose own pool has
+    /// none takes the other's: a few slow readers may have all bulk buffers in their hands for long.
     fn feed_starved(&mut self) {
-        for pool in Pool::BOTH {
-            let mut feasts = self.uring.buffers().visible(pool);
-            while feasts > 0
-                && let Some(link) = self.starved[pool.index()].pop_front()
-            {
-                feasts -= u32::from(self.feed(link, pool));
+        let mut feasts = Pool::BOTH.map(|pool| self.uring.buffers().visible(pool));
+        while feasts != [0; 2]
+            && let Some(link) = self.starved.pop_front()
+        {
+            let socket = &mut self.sockets[link.index()];
+            socket.queued = false;
+            if socket.receive != Receive::Starved {
+                continue;
             }
-        }
-    }
-
-    /// Arms a link's subscription if it still waits for this pool.
-    fn feed(&mut self, link: Link, pool: Pool) -> bool {
-        let socket = &mut self.sockets[link.index()];
-        socket.queued = false;
-        if socket.receive != Receive::Starved {
-            return false;
-        }
-        let waits_here = socket.pool == pool;
-        if waits_here {
+            if feasts[socket.pool.index()] == 0 {
+                socket.pool = socket.pool.other();
+            }
+            feasts[socket.pool.index()] -= 1;
             self.arm(link);
-        } else {
-            self.starve(link);
         }
-        waits_here
     }
 
     /// Whether links wait for buffers that are there: the ones fed so far may not want theirs.
     fn can_feed(&self) -> bool {
-        Pool::BOTH.into_iter().any(|pool| {
-            !self.starved[pool.index()].is_empty() && self.uring.buffers().visible(pool) > 0
-        })
+        let visible = |pool| self.uring.buffers().visible(pool) > 0;
+        !self.starved.is_empty() && Pool::BOTH.into_iter().any(visible)
     }
 
     fn pause(&mut self, link: Link) {
@@ -430,20 +421,38 @@ mod tests {
     }
 
     #[test]
-    fn an_older_kernel_ignores_credit_and_obeys_pauses() {
+    fn credit_is_counted_for_a_kernel_that_does_not() {
         let mut ring = ring_of_an_older_kernel();
         let (ours, mut theirs) = UnixStream::pair().expect("pair");
         let (link, socket) = (Link::from_index(0), Accepted::new(ours.into_raw_fd()));
-        let receive = Op::Receive { link, pool: Pool::Small, credit: 1 };
+        let receive = Op::Receive { link, pool: Pool::Small, credit: 30 };
         ring.submit([Op::Adopt { link, socket }, receive].into_iter());
-        for _ in 0..3 {
-            theirs.write_all(b"more than the credit").expect("write");
+        for _ in 0..2 {
+            theirs.write_all(b"twenty bytes, or so.").expect("write");
             let completion = next(&mut ring);
             assert!(matches!(completion, Completion::Received { .. }), "{completion:?}");
         }
-        ring.submit(std::iter::once(Op::Pause { link }));
         let ended = Completion::ReceiveEnded { link, end: ReceiveEnd::Paused };
         assert_eq!(next(&mut ring), ended);
+    }
+
+    #[test]
+    fn a_link_that_wants_bulk_buffers_takes_small_ones_where_there_are_none() {
+        let mut ring = ring_of_an_older_kernel();
+        let (ours, mut theirs) = UnixStream::pair().expect("pair");
+        let (hog, mut hogs_peer) = UnixStream::pair().expect("pair");
+        for (index, stream) in [hog, ours].into_iter().enumerate() {
+            let link = Link::from_index(index as u32);
+            let socket = Accepted::new(stream.into_raw_fd());
+            let receive = Op::Receive { link, pool: Pool::Bulk, credit: 1 << 20 };
+            ring.submit([Op::Adopt { link, socket }, receive].into_iter());
+        }
+        hogs_peer.write_all(b"takes the only bulk buffer").expect("write");
+        let Completion::Received { buffer: held, .. } = next(&mut ring) else { panic!("no bytes") };
+        assert_eq!(held.pool(), Pool::Bulk);
+        theirs.write_all(b"is served all the same").expect("write");
+        let Completion::Received { buffer, .. } = next(&mut ring) else { panic!("no bytes") };
+        assert_eq!(buffer.pool(), Pool::Small);
     }
 
     #[test]

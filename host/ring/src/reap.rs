@@ -11,7 +11,7 @@ use crate::Ring;
 use crate::buffers::BufferId;
 use crate::perform::connect_failure;
 use crate::ring::Event;
-use crate::socket::Ending;
+use crate::socket::{Ending, Receive};
 use crate::token::Token;
 
 /// Completions, oldest first, up to a limit. Borrows only the [`Ring`].
@@ -81,6 +81,7 @@ impl Ring {
             None => None,
         };
         if event.more() {
+            self.enforce_credit(link);
             return received;
         }
         let ended = self.on_receive_end(link, event.result);
@@ -91,6 +92,16 @@ impl Ring {
         self.pending.extend(ended);
         self.settle(link);
         received
+    }
+
+    /// Pauses a subscription that has used up its credit on a kernel that does not count it.
+    fn enforce_credit(&mut self, link: Link) {
+        let socket = &mut self.sockets[link.index()];
+        let spent = socket.credit == 0 && socket.receive == Receive::Armed;
+        if spent && socket.closing.is_none() && !self.uring.features().credit {
+            socket.receive = Receive::Pausing;
+            self.uring.cancel(Token::Receive(link));
+        }
     }
 
     fn on_receive_end(&mut self, link: Link, result: i32) -> Option<Completion> {

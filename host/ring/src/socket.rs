@@ -52,7 +52,7 @@ pub(crate) struct Socket {
     /// Where the subscription's bytes go.
     pub(crate) pool: Pool,
     pub(crate) connecting: bool,
-    /// Whether a starved list has an entry for this link, be it an old one.
+    /// Whether the starved list has an entry for this link, be it an old one.
     pub(crate) queued: bool,
     pub(crate) closing: Option<Goodbye>,
 }

@@ -172,7 +172,9 @@ fn an_idle_link_does_not_keep_a_buffer_from_one_that_has_bytes() {
     let mut peers: Vec<_> = (0..8).map(|at| adopt(&mut ring, link(at))).collect();
     peers[0].write_all(b"x").expect("write");
     let held = receive(&mut ring, link(0), Pool::Small, 1);
-    for at in 1..8 {
+    peers[1].write_all(b"x").expect("write");
+    let _held_for_good = receive(&mut ring, link(1), Pool::Bulk, 1);
+    for at in 2..8 {
         submit(&mut ring, [Op::Receive { link: link(at), pool: Pool::Small, credit: 9 }]);
     }
     peers[7].write_all(b"last in line").expect("write");

@@ -16,7 +16,8 @@ use pointsman_core::health::{Observation, Transition};
 use pointsman_ring::Clock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::access_log::{self, LogReader};
 use crate::admin;
@@ -33,8 +34,10 @@ use crate::sockets::{self, AdminSocket};
 use crate::worker::Ended;
 use crate::world::{Change, World};
 
-/// How often failed connects are looked at and the access log is written.
+/// How often failed connects are looked at, and the access log is written.
 const TICK: Duration = Duration::from_millis(100);
+/// How long the access log may take to write its last lines.
+const LOG_END_MAX: Duration = Duration::from_secs(2);
 /// How long a worker may take to end after a drain is over before it is taken to be stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
@@ -86,7 +89,7 @@ pub async fn run(plan: Plan) -> Result<ExitCode, Failure> {
         seen,
         ended,
         retired,
-        log: log.writer,
+        log: log.writer.map(LogWriter::start),
         drain_until: None,
         admin_socket,
     };
@@ -137,6 +140,23 @@ struct LogWriter {
 }
 
 impl LogWriter {
+    /// Writes what waits, ten times a second, in a task of its own: a disk that is full or a pipe
+    /// that nobody reads holds up nothing else.
+    fn start(self) -> LogTask {
+        let (stop, mut stopped) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        runtime::spawn(async move {
+            while timeout(TICK, &mut stopped).await.is_err() {
+                self.write().await;
+            }
+            self.write().await;
+            self.file.close().await;
+            // Nobody waits any more if it took too long.
+            let _ = end.send(());
+        });
+        LogTask { stop, ended }
+    }
+
     /// Writes everything that waits.
     async fn write(&self) {
         loop {
@@ -148,6 +168,20 @@ impl LogWriter {
                 tracing::error!(%error, "cannot write the access log");
             }
         }
+    }
+}
+
+/// A writer at work.
+struct LogTask {
+    stop: oneshot::Sender<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl LogTask {
+    /// Lets it write its last lines. Tells if it could, in reasonable time.
+    async fn finish(self) -> bool {
+        let _ = self.stop.send(());
+        timeout(LOG_END_MAX, self.ended).await.is_ok()
     }
 }
 
@@ -180,7 +214,7 @@ struct Control {
     seen: UnboundedReceiver<Seen>,
     ended: UnboundedReceiver<Ended>,
     retired: UnboundedReceiver<Retired>,
-    log: Option<LogWriter>,
+    log: Option<LogTask>,
     workers_left: usize,
     drain_until: Option<Instant>,
     admin_socket: AdminSocket,
@@ -197,19 +231,26 @@ impl Control {
                 Some(retired) = self.retired.recv() => drop(retired),
                 signal = self.signals.next() => {
                     if let Some(code) = self.on_signal(signal) {
-                        return Ok(code);
+                        self.leave(code);
                     }
                 }
-                _ = tick.tick() => self.on_tick().await?,
+                _ = tick.tick() => self.on_tick()?,
             }
         }
-        if let Some(log) = self.log {
-            log.write().await;
-            log.file.close().await;
-        }
-        drop(self.admin_socket);
         tracing::info!("every flow has ended");
+        if let Some(log) = self.log.take()
+            && !log.finish().await
+        {
+            tracing::warn!("the access log takes nothing: its last lines are lost");
+            self.leave(0);
+        }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Ends the process although something may still be under way that the runtime would wait for.
+    fn leave(self, code: i32) -> ! {
+        drop(self.admin_socket);
+        std::process::exit(code)
     }
 
     fn on_seen(&self, seen: Seen) {
@@ -220,12 +261,9 @@ impl Control {
         self.publish(change.as_slice());
     }
 
-    async fn on_tick(&mut self) -> anyhow::Result<()> {
+    fn on_tick(&mut self) -> anyhow::Result<()> {
         let changes = self.service.look(World::look_at_connects);
         self.publish(&changes);
-        if let Some(log) = &self.log {
-            log.write().await;
-        }
         if self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER) {
             return Err(anyhow!("{} worker(s) did not end after the drain", self.workers_left));
         }
@@ -263,12 +301,11 @@ impl Control {
 
     /// The first signal drains. The second ends the process with the code that a shell gives to a
     /// process that the signal killed: 130 or 143.
-    fn on_signal(&mut self, signal: SignalKind) -> Option<ExitCode> {
+    fn on_signal(&mut self, signal: SignalKind) -> Option<i32> {
         if self.drain_until.is_some() {
             tracing::warn!("second signal: ends at once");
             self.service.fleet().stop();
-            let code = 128 + signal.as_raw_value();
-            return Some(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
+            return Some(128 + signal.as_raw_value());
         }
         let timeout = self.service.plan().drain_timeout;
         let until = Clock.now() + timeout;

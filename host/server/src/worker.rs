@@ -154,6 +154,8 @@ impl Worker {
             self.take_commands(now);
             self.tell_ended_flows();
         }
+        // The last turn may have refused clients.
+        self.ring.submit(self.ops.drain());
         Ok(())
     }
 

@@ -215,3 +215,16 @@ fn an_announcement_goes_ahead_of_the_stream_and_is_not_counted() {
     assert_eq!(bench.relay.on_delivered(10, &mut bench.chains), 10);
     assert_eq!(bench.relay.delivered(), 10);
 }
+
+#[test]
+fn a_throttled_source_stays_with_small_buffers() {
+    let mut bench = Bench::throttled(Some(40));
+    bench.ops();
+    bench.receive(Pool::Small, 4_096);
+    bench.sent();
+    bench.ops();
+    bench.with(|relay, step| relay.on_receive_ended(ReceiveEnd::Paused, step));
+    bench.now = Instant::from_millis(1_000);
+    bench.with(Relay::resume);
+    assert_eq!(bench.subscription(), (Pool::Small, 2_048), "though it filled its buffer");
+}
