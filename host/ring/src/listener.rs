@@ -11,7 +11,7 @@
 //!
 //! A multishot accept ends when this process is out of descriptors. The kernel has not touched the
 //! client then: it waits in the backlog, and the listener tries again a little later, so running
-//! out of descriptors delays clients and loses none.
+//! out of descriptors delays clients: here none is lost.
 //!
 //! Closing a listening socket resets whoever is in its backlog, though these clients believe they
 //! are connected. So a listener that stops first takes them all out, one accept at a time.
