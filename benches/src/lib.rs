@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::boundary::{
-    Accepted, Buffer, Completion, Link, ListenerId, Op, Ops, Pool, PoolSizes, ReceiveEnd, SendEnd,
-    Side,
+    Accepted, Buffer, Completion, Link, ListenerId, Memory, Op, Ops, Pool, PoolSizes, ReceiveEnd,
+    SendEnd, Side, Train,
 };
 use pointsman_core::policy::{Decided, Decision, EndpointIndex, Flow, Policy, Scope, Source};
 use pointsman_core::{
-    Balancer, BalancerConfig, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState,
-    Generation, Instant, Listener, OnEndpointDown, PrefixLengths, Snapshot, Timeouts,
+    Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint,
+    EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown, PrefixLengths,
+    Protocol, Snapshot, Timeouts,
 };
 
 /// Some endpoints that may be given new flows.
@@ -34,6 +35,8 @@ pub fn candidates(count: u32) -> Arc<Candidates> {
 #[must_use]
 pub fn flow(client: SocketAddr, random: u64) -> Flow<'static> {
     Flow {
+        protocol: Protocol::Tcp,
+        key: None,
         client,
         local: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
         listener: ListenerId(0),
@@ -54,6 +57,19 @@ impl Policy for KeepForClient {
     }
 }
 
+/// Nothing is read here.
+struct NoMemory;
+
+impl Memory for NoMemory {
+    fn bytes(&self, _: &Buffer) -> &[u8] {
+        &[]
+    }
+
+    fn first_datagram(&self, _: &Train) -> &[u8] {
+        &[]
+    }
+}
+
 /// One worker without a kernel.
 pub struct Bench {
     balancer: Balancer,
@@ -70,6 +86,7 @@ impl Bench {
         let pools = PoolSizes { small: 4_096, bulk: 64 };
         let config = BalancerConfig {
             sessions_max: 1_024,
+            datagram_flows_max: 1_024,
             flow_table_entries_max: 65_536,
             board: None,
             pools,
@@ -83,7 +100,7 @@ impl Bench {
     }
 
     fn handle(&mut self, completion: Completion) {
-        self.balancer.handle(self.now, completion, &mut self.ops);
+        self.balancer.handle(self.now, completion, &NoMemory, &mut self.ops);
     }
 
     /// Connects a client and its endpoint; returns the session's slot.
@@ -163,6 +180,7 @@ fn snapshot() -> Arc<Snapshot> {
     let listener = Listener {
         name: "web".into(),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
+        protocol: Protocol::Tcp,
         cluster: ClusterId(0),
         flows_max: 100_000,
         flows_active: Arc::default(),
@@ -170,10 +188,16 @@ fn snapshot() -> Arc<Snapshot> {
         connect_attempts: 3,
         on_endpoint_down: OnEndpointDown::Keep,
         timeouts: Timeouts {
+            preread: Duration::from_secs(3),
             connect: Duration::from_secs(5),
             idle: Duration::from_secs(600),
             half_closed: Duration::from_secs(30),
         },
+        key: None,
+        preread_bytes_max: 16_384,
+        new_flow_rate: None,
+        flows_per_client: None,
+        datagrams: DatagramSettings::DEFAULT,
     };
     let endpoints = candidates.endpoints.iter().map(up).collect();
     let cluster = Cluster { name: "web".into(), endpoints, candidates };

@@ -6,7 +6,7 @@
 //! each other stands on the [`Board`].
 
 use alloc::sync::Arc;
-use core::net::{IpAddr, Ipv6Addr};
+use core::net::IpAddr;
 use core::time::Duration;
 
 use crate::board::Board;
@@ -25,11 +25,7 @@ pub(crate) struct ClientKey {
 
 impl ClientKey {
     fn new(client: IpAddr, lengths: PrefixLengths, cluster: ClusterId) -> Self {
-        let (bits, length) = match client {
-            IpAddr::V4(v4) => (v4.to_ipv6_mapped(), 96 + u32::from(lengths.v4.min(32))),
-            IpAddr::V6(v6) => (v6, u32::from(lengths.v6.min(128))),
-        };
-        let bits = Ipv6Addr::to_bits(bits) & u128::MAX.checked_shl(128 - length).unwrap_or(0);
+        let bits = lengths.mask(client).to_bits();
         Self { prefix: [(bits >> 64) as u64, bits as u64], cluster: cluster.0 }
     }
 }
@@ -224,7 +220,7 @@ pub(crate) struct NewEntry<'a> {
 mod tests {
     use super::*;
     use crate::policy::EndpointIndex;
-    use crate::snapshot::{Generation, OnEndpointDown, Timeouts};
+    use crate::snapshot::{DatagramSettings, Generation, OnEndpointDown, Protocol, Timeouts};
 
     fn key(address: &str, v4: u8, v6: u8) -> ClientKey {
         ClientKey::new(address.parse().unwrap(), PrefixLengths { v4, v6 }, ClusterId(0))
@@ -268,6 +264,7 @@ mod tests {
         Listener {
             name: "web".into(),
             address: "127.0.0.1:80".parse().unwrap(),
+            protocol: Protocol::Tcp,
             cluster: ClusterId(0),
             flows_max: 10,
             flows_active: Arc::default(),
@@ -275,10 +272,16 @@ mod tests {
             connect_attempts: 1,
             on_endpoint_down: OnEndpointDown::Keep,
             timeouts: Timeouts {
+                preread: Duration::from_secs(3),
                 connect: Duration::from_secs(1),
                 idle: Duration::from_secs(60),
                 half_closed: Duration::from_secs(30),
             },
+            key: None,
+            preread_bytes_max: 16_384,
+            new_flow_rate: None,
+            flows_per_client: None,
+            datagrams: DatagramSettings::DEFAULT,
         }
     }
 

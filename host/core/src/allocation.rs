@@ -129,6 +129,8 @@ impl Allocator {
         stats: &mut Stats,
     ) -> Result<Allocation, Denied> {
         let flow = Flow {
+            protocol: listener.protocol,
+            key: None,
             client: request.client,
             local: listener.address,
             listener: request.listener,

@@ -8,15 +8,17 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::{Drain, Vec};
 use core::net::SocketAddr;
+use core::ops::Range;
 
 use crate::affinity::Affinity;
 use crate::allocation::{Allocator, Denied, Request};
 use crate::board::Board;
 use crate::boundary::{
-    Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Op, Ops, Pool,
+    Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Memory, Op, Ops, Pool,
     PoolSizes, ReceiveEnd, SendEnd, Side,
 };
 use crate::chain::Chains;
+use crate::listing::{Cursor, Entry, EntryId};
 use crate::policy::Policy;
 use crate::relay::Step;
 use crate::session::{Allocation, Due, RecordFacts, Session, State, Tried};
@@ -31,6 +33,8 @@ use crate::timers::Timers;
 pub struct BalancerConfig {
     /// Sessions at a time.
     pub sessions_max: u32,
+    /// Flows of datagrams at a time.
+    pub datagram_flows_max: u32,
     /// Kept decisions at a time.
     pub flow_table_entries_max: u32,
     /// Where workers tell each other what they keep; `None` for a worker that is alone.
@@ -100,8 +104,15 @@ impl Balancer {
         }
     }
 
-    /// Something happened.
-    pub fn handle(&mut self, now: Instant, completion: Completion, ops: &mut Ops) {
+    /// Something happened. `memory` lends the bytes of what has arrived.
+    pub fn handle(
+        &mut self,
+        now: Instant,
+        completion: Completion,
+        memory: &impl Memory,
+        ops: &mut Ops,
+    ) {
+        let _ = memory;
         match completion {
             Completion::Accepted { listener, socket, client } => {
                 self.on_accepted(now, Arrival { listener, socket, client }, ops);
@@ -123,6 +134,11 @@ impl Balancer {
                 self.sessions[link.slot()].relay_from(link.side().other()).on_shut_down();
             }
             Completion::Closed { link } => self.on_closed(now, link, ops),
+            Completion::Datagrams { train, .. } => ops.push(Op::Discard { train }),
+            Completion::Lost { .. }
+            | Completion::PortFailed { .. }
+            | Completion::PortUnreachable { .. }
+            | Completion::PortClosed { .. } => {}
         }
     }
 
@@ -184,6 +200,25 @@ impl Balancer {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// Shows up to `steps` places in which something may be kept, beginning at `from`, to `visit`.
+    /// Says where to go on, or `None` at the end. What comes and goes meanwhile may be missed.
+    pub fn survey(&self, from: Cursor, steps: u32, visit: &mut dyn FnMut(Entry)) -> Option<Cursor> {
+        let _ = (from, steps, visit);
+        None
+    }
+
+    /// Ends a flow, or gives up a kept decision; tells whether it was there.
+    pub fn forget(&mut self, now: Instant, id: EntryId, ops: &mut Ops) -> bool {
+        let _ = (now, id, ops);
+        false
+    }
+
+    /// Where this worker's large tables lie, as ranges of addresses: memory that is accessed all
+    /// over, which large pages make faster.
+    pub fn tables(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        core::iter::empty()
     }
 
     /// Whether a drain is over: every listener and every session has ended.

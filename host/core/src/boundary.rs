@@ -15,10 +15,18 @@
 //!    link has completed before it. A failed connect leaves nothing behind and needs no close; a
 //!    close that crosses with its failure still yields `Closed`.
 //! 4. A [`Buffer`] has exactly one holder. It arrives in a `Received`, and leaves in a `Send` or a
-//!    `Recycle`.
+//!    `Recycle`. So has a [`Train`]: it arrives in a `Datagrams`, and leaves in a `Forward` or a
+//!    `Discard`.
+//! 5. A port that was opened is closed once: [`Op::ClosePort`] yields exactly one
+//!    [`Completion::PortClosed`], after everything else that is said of it. A port that could not be
+//!    opened says [`Completion::PortFailed`] and nothing more.
+
+mod datagrams;
 
 use alloc::vec::{Drain, Vec};
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
+
+pub use datagrams::{DatagramSocket, LossCause, Path, PortId, PortKind, Train};
 
 /// Names a listener; an index into the listeners of the [`Snapshot`](crate::Snapshot).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -309,11 +317,41 @@ pub enum Op {
         /// How the peer learns.
         goodbye: Goodbye,
     },
-    /// Ends a listener. Connections that the kernel has completed and not yet handed over still
-    /// arrive as `Accepted`; then comes `AcceptEnded`.
+    /// Ends a listener, of connections or of datagrams. Connections that the kernel has completed
+    /// and not yet handed over still arrive as `Accepted`; then comes `AcceptEnded`.
     StopAccepting {
         /// The listener.
         listener: ListenerId,
+    },
+    /// Opens an upstream port on a free number, at a random local port. It may be used at once: if
+    /// it fails, `PortFailed` follows and what was forwarded through it is lost.
+    OpenPort {
+        /// The number.
+        port: PortId,
+        /// How.
+        kind: PortKind,
+    },
+    /// Ends a port. Yields `PortClosed`.
+    ClosePort {
+        /// An open port.
+        port: PortId,
+    },
+    /// Sends a train. Has a completion, `Lost`, only if that fails; the performing side takes the
+    /// buffer back.
+    Forward {
+        /// Through which socket.
+        socket: DatagramSocket,
+        /// Whom to.
+        peer: SocketAddr,
+        /// From which of our addresses, where the socket has several.
+        local: Option<IpAddr>,
+        /// The datagrams.
+        train: Train,
+    },
+    /// Gives a train back unsent; has no completion.
+    Discard {
+        /// The datagrams.
+        train: Train,
     },
 }
 
@@ -419,6 +457,48 @@ pub enum Completion {
         /// The link.
         link: Link,
     },
+    /// Datagrams came.
+    Datagrams {
+        /// Where.
+        socket: DatagramSocket,
+        /// From whom, and to which of our addresses.
+        path: Path,
+        /// The datagrams.
+        train: Train,
+    },
+    /// Datagrams were lost here, coming or going.
+    Lost {
+        /// At which socket.
+        socket: DatagramSocket,
+        /// How many.
+        datagrams: u32,
+        /// Why.
+        cause: LossCause,
+    },
+    /// The port could not be opened for want of a descriptor or a local port; its number is free.
+    PortFailed {
+        /// The port.
+        port: PortId,
+    },
+    /// The peer of a connected port was found unreachable: an ICMP error came.
+    PortUnreachable {
+        /// The port.
+        port: PortId,
+    },
+    /// The port is gone and its number is free.
+    PortClosed {
+        /// The port.
+        port: PortId,
+    },
+}
+
+/// Lends the bytes of what has arrived, to the preread stage and to nobody else.
+pub trait Memory {
+    /// The bytes of a buffer, from its first to its last.
+    fn bytes(&self, buffer: &Buffer) -> &[u8];
+
+    /// The bytes of a train's first datagram.
+    fn first_datagram(&self, train: &Train) -> &[u8];
 }
 
 /// The ops decided in one turn, in order. Sized at start; the balancer keeps within it.

@@ -18,8 +18,11 @@ pub mod boundary;
 mod chain;
 pub mod flow_table;
 pub mod health;
+mod limits;
+pub mod listing;
 mod pace;
 pub mod policy;
+pub mod preread;
 mod relay;
 mod session;
 mod slab;
@@ -30,11 +33,14 @@ mod timers;
 
 pub use balancer::{Balancer, BalancerConfig};
 pub use board::Board;
+pub use limits::{SharedRate, SourceCounts};
 pub use snapshot::{
-    Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Listener,
-    Load, OnEndpointDown, PrefixLengths, SharedCount, Snapshot, Timeouts,
+    Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,
+    Generation, Listener, Load, OnEndpointDown, PrefixLengths, Protocol, SharedCount, Snapshot,
+    Timeouts,
 };
 pub use stats::{
-    CloseReason, ClusterStats, DropReason, FlowRecord, ListenerStats, ShedReason, Stats,
+    CloseReason, ClusterStats, DropReason, FlowRecord, KeylessReason, ListenerStats, ShedReason,
+    Stats,
 };
 pub use time::Instant;

@@ -12,7 +12,7 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use crate::boundary::ListenerId;
-use crate::snapshot::{Candidates, EndpointId};
+use crate::snapshot::{Candidates, EndpointId, Protocol};
 use crate::time::Instant;
 
 pub use least_flows::LeastFlows;
@@ -22,12 +22,17 @@ pub use round_robin::RoundRobin;
 /// Everything a policy may know about the flow it decides on.
 #[derive(Debug, Clone, Copy)]
 pub struct Flow<'a> {
+    /// What it speaks.
+    pub protocol: Protocol,
     /// The client's address and port.
     pub client: SocketAddr,
     /// The listener's address and port.
     pub local: SocketAddr,
     /// The listener.
     pub listener: ListenerId,
+    /// The hash of the application key, where the listener takes one and the flow has it. The same
+    /// for related flows in every worker and every balancer; never 0.
+    pub key: Option<u64>,
     /// 0 for a new flow, then 1, 2, … for each time connecting failed.
     pub attempt: u32,
     /// The endpoints that have already failed this flow, latest last.
@@ -54,6 +59,12 @@ pub trait Policy: Send {
     /// Infallible and synchronous: whoever implements this answers in bounded time, whatever
     /// happens inside.
     fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided;
+
+    /// Whether the answer depends on the flow and the candidates alone, so that a datagram may be
+    /// forwarded by it without a flow being kept.
+    fn is_stateless(&self) -> bool {
+        false
+    }
 }
 
 /// A decision, and who made it.
@@ -116,6 +127,10 @@ pub enum Scope {
     Flow,
     /// For every flow of this client address (a prefix of it, per listener).
     Client,
+    /// For every flow with this application key; for this flow alone if it has none.
+    Key,
+    /// For nobody: not even the client's next datagram is held to it.
+    None,
 }
 
 /// The method allocated to a flow, kept with it for life.
@@ -199,9 +214,11 @@ mod testing {
 
     pub(super) fn flow(attempt: u32, tried: &[EndpointId]) -> Flow<'_> {
         Flow {
+            protocol: Protocol::Tcp,
             client: (Ipv4Addr::new(192, 0, 2, 1), 1234).into(),
             local: (Ipv4Addr::new(192, 0, 2, 2), 80).into(),
             listener: ListenerId(0),
+            key: None,
             attempt,
             tried,
             now: Instant::ZERO,

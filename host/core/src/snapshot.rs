@@ -7,11 +7,13 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::net::SocketAddr;
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
 
+use crate::limits::{SharedRate, SourceCounts};
 use crate::policy::{EndpointIndex, maglev};
+use crate::preread::KeyRule;
 use crate::time::Instant;
 
 /// Names a cluster; an index into the snapshot's clusters.
@@ -56,6 +58,8 @@ pub struct Listener {
     pub name: Box<str>,
     /// Where it listens.
     pub address: SocketAddr,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// Who serves its flows.
     pub cluster: ClusterId,
     /// Flows at a time, over all workers.
@@ -70,6 +74,16 @@ pub struct Listener {
     pub on_endpoint_down: OnEndpointDown,
     /// How long each state may last.
     pub timeouts: Timeouts,
+    /// What flows have in common that are to share an endpoint, if more than their client.
+    pub key: Option<KeyRule>,
+    /// Bytes that may be waited for until the key is found. Connections only.
+    pub preread_bytes_max: u32,
+    /// New flows per second, over all workers, if that is limited.
+    pub new_flow_rate: Option<Arc<SharedRate>>,
+    /// Flows of each client at a time, over all workers, if that is limited.
+    pub flows_per_client: Option<Arc<SourceCounts>>,
+    /// What only datagrams need.
+    pub datagrams: DatagramSettings,
 }
 
 impl Listener {
@@ -77,9 +91,39 @@ impl Listener {
     pub const CONNECT_ATTEMPTS_MAX: u32 = 5;
 }
 
+/// What a listener speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Connections.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// How a listener of datagrams treats its flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DatagramSettings {
+    /// Replies after which a flow has ended; 0 if there is no such number.
+    pub replies_expected: u32,
+    /// Upstream ports each worker may open for this listener, at least 1.
+    pub ports_max: u32,
+    /// Whether each flow has a connected port of its own.
+    pub port_per_flow: bool,
+    /// Whether trains are received and sent whole.
+    pub offload: bool,
+}
+
+impl DatagramSettings {
+    /// Any number of replies, shared ports, trains.
+    pub const DEFAULT: Self =
+        Self { replies_expected: 0, ports_max: 16_384, port_per_flow: false, offload: true };
+}
+
 /// How long a session may stay in each state without progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
+    /// The first bytes, until they show the key.
+    pub preread: Duration,
     /// One attempt to connect.
     pub connect: Duration,
     /// No byte moved in either direction.
@@ -97,13 +141,30 @@ pub struct PrefixLengths {
     pub v6: u8,
 }
 
+impl PrefixLengths {
+    /// The leading bits of an address, IPv4 mapped into IPv6.
+    #[must_use]
+    pub fn mask(self, client: IpAddr) -> Ipv6Addr {
+        let (bits, length) = match client {
+            IpAddr::V4(v4) => (v4.to_ipv6_mapped(), 96 + u32::from(self.v4.min(32))),
+            IpAddr::V6(v6) => (v6, u32::from(self.v6.min(128))),
+        };
+        let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+        Ipv6Addr::from_bits(bits.to_bits() & mask)
+    }
+}
+
 /// What happens to established flows when their endpoint is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnEndpointDown {
     /// They stay until they end by themselves.
     Keep,
-    /// Both sides are reset.
+    /// Both sides are reset. Connections only.
     Reset,
+    /// They are given another endpoint. Datagrams only.
+    Reallocate,
+    /// They end; the client's next datagram starts another flow. Datagrams only.
+    Drop,
 }
 
 /// A set of endpoints that serve the same thing.

@@ -18,8 +18,10 @@ pub struct Stats {
     pub clusters: Box<[ClusterStats]>,
     /// Sessions that hold a slot now.
     pub sessions_active: u32,
-    /// Kept decisions in the flow table now.
+    /// Kept decisions and flows of datagrams in the flow tables now.
     pub flow_table_entries: u32,
+    /// Upstream ports open now.
+    pub ports_open: u32,
 }
 
 impl Stats {
@@ -29,6 +31,7 @@ impl Stats {
             clusters: vec![ClusterStats::NEW; clusters].into_boxed_slice(),
             sessions_active: 0,
             flow_table_entries: 0,
+            ports_open: 0,
         }
     }
 
@@ -52,6 +55,12 @@ pub struct ListenerStats {
     pub connect_retries_total: u64,
     /// Bytes delivered towards each [`Side`], by [`Side::index`].
     pub bytes_total: [u64; 2],
+    /// Datagrams sent towards each [`Side`], by [`Side::index`].
+    pub datagrams_total: [u64; 2],
+    /// Datagrams forwarded by a stateless policy without a flow.
+    pub stateless_total: u64,
+    /// Flows whose first bytes showed no key, by [`KeylessReason::index`].
+    pub keyless_total: [u64; KeylessReason::ALL.len()],
     /// Ended flows, by [`CloseReason::index`].
     pub closes_total: [u64; CloseReason::ALL.len()],
     /// Refused flows, by [`ShedReason::index`].
@@ -152,6 +161,10 @@ reasons! {
         DeniedReset => "denied-reset",
         /// The policy's verdict was to drop it.
         DeniedDrop => "denied-drop",
+        /// It had got no reply, and a newer flow needed its place.
+        Evicted => "evicted",
+        /// The operator removed it.
+        Forgotten => "forgotten",
     }
 }
 
@@ -168,6 +181,28 @@ reasons! {
         Descriptors => "descriptors",
         /// The process is ending and its drain is over.
         Draining => "draining",
+        /// More new flows came than the listener admits in this time.
+        NewFlowRate => "new-flow-rate",
+        /// The client has as many flows as one client may.
+        ClientFlowsMax => "client-flows-max",
+        /// The worker's table has no place for another flow of datagrams.
+        FlowTableFull => "flow-table-full",
+        /// Every upstream port that may be opened is taken for the endpoint.
+        Ports => "ports",
+    }
+}
+
+reasons! {
+    /// Why the first bytes of a flow showed no key. The flow goes on without one.
+    KeylessReason {
+        /// They are not of the protocol that the rule reads.
+        Malformed => "malformed",
+        /// They are well formed and the key is not among them.
+        Absent => "absent",
+        /// The key had not come after as many bytes as may be waited for.
+        TooLong => "too-long",
+        /// The key had not come in time.
+        Timeout => "timeout",
     }
 }
 
@@ -176,6 +211,22 @@ reasons! {
     DropReason {
         /// A decision was to be kept, and the flow table had no room that could be freed.
         FlowTableFull => "flow-table-full",
+        /// A reply came from somebody else than the endpoint that the port's flow is bound to.
+        UnknownSource => "unknown-source",
+        /// A datagram came whose end is missing.
+        Truncated => "truncated",
+        /// There was no room for a datagram where it was to be sent.
+        SendFull => "send-full",
+        /// A datagram is larger than the way to its receiver allows.
+        TooLarge => "too-large",
+        /// There was no way to a datagram's receiver.
+        Unreachable => "unreachable",
+        /// A datagram came faster than its flow's method allows.
+        Throttled => "throttled",
+        /// A datagram came from a client that the policy has denied.
+        Denied => "denied",
+        /// A datagram came and the cluster had no endpoint to offer.
+        NoEndpoint => "no-endpoint",
     }
 }
 

@@ -7,7 +7,7 @@
 use core::net::{IpAddr, SocketAddr};
 
 use pointsman_core::policy::{EndpointIndex, Flow};
-use pointsman_core::{Candidates, Endpoint};
+use pointsman_core::{Candidates, Endpoint, Protocol};
 
 use crate::instance::State;
 use crate::log::{LogLevel, Speaker};
@@ -59,14 +59,17 @@ pub(crate) fn flow_of(flow: &Flow<'_>, among: &Candidates) -> types::Flow {
     let (client_high, client_low) = halves(flow.client);
     let (local_high, local_low) = halves(flow.local);
     types::Flow {
-        protocol: types::Protocol::Tcp,
+        protocol: match flow.protocol {
+            Protocol::Tcp => types::Protocol::Tcp,
+            Protocol::Udp => types::Protocol::Udp,
+        },
         client_high,
         client_low,
         client_port: flow.client.port(),
         local_high,
         local_low,
         local_port: flow.local.port(),
-        key: 0,
+        key: flow.key.unwrap_or(0),
         attempt: flow.attempt,
         avoid: avoid(flow, among),
         now_ms: flow.now.as_millis(),

@@ -133,8 +133,9 @@ impl GuestPolicy {
             verdict,
             scope: match answer.scope {
                 bindings::Scope::Client => Scope::Client,
-                // There are no application keys, so the key's flows are this one.
-                bindings::Scope::Flow | bindings::Scope::Key | bindings::Scope::None => Scope::Flow,
+                bindings::Scope::Flow => Scope::Flow,
+                bindings::Scope::Key => Scope::Key,
+                bindings::Scope::None => Scope::None,
             },
             ttl: millis(answer.ttl_ms),
             sliding: answer.sliding,

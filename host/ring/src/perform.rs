@@ -12,8 +12,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use pointsman_core::Instant;
 use pointsman_core::boundary::{
-    Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Op, Pool, PoolSizes,
-    ReceiveEnd, SendEnd,
+    Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Memory, Op, Pool,
+    PoolSizes, ReceiveEnd, SendEnd, Train,
 };
 
 use crate::buffers::Buffers;
@@ -160,6 +160,10 @@ impl Ring {
             Op::Shutdown { link } => self.shutdown(link),
             Op::Close { link, goodbye } => self.close(link, goodbye),
             Op::StopAccepting { listener } => self.stop_accepting(listener),
+            Op::OpenPort { .. }
+            | Op::ClosePort { .. }
+            | Op::Forward { .. }
+            | Op::Discard { .. } => {}
         }
     }
 
@@ -362,6 +366,16 @@ impl Ring {
             self.sockets.resize_with(index + 1, || Socket::FREE);
         }
         &mut self.sockets[index]
+    }
+}
+
+impl Memory for Ring {
+    fn bytes(&self, _buffer: &Buffer) -> &[u8] {
+        &[]
+    }
+
+    fn first_datagram(&self, _train: &Train) -> &[u8] {
+        &[]
     }
 }
 

@@ -131,6 +131,7 @@ impl Sizes {
             },
             balancer: BalancerConfig {
                 sessions_max,
+                datagram_flows_max: 0,
                 flow_table_entries_max: plan.flow_table_entries,
                 board: (plan.workers > 1)
                     .then(|| Arc::new(Board::new(plan.flow_table_entries, board_key))),

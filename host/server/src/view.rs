@@ -146,6 +146,7 @@ endpoints = [{ address = "127.0.0.1:1" }]
             clusters: Box::new([cluster]),
             sessions_active: 0,
             flow_table_entries: 4,
+            ports_open: 0,
         }
     }
 

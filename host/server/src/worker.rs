@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
-use pointsman_core::boundary::{ListenerId, Ops};
+use pointsman_core::boundary::{Completion, ListenerId, Ops};
 use pointsman_core::policy::Policy;
 use pointsman_core::{Balancer, BalancerConfig, Instant, Snapshot, Stats};
 use pointsman_plugin::Engine;
@@ -110,6 +110,7 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 struct Worker {
     ring: Ring,
     balancer: Balancer,
+    completions: Vec<Completion>,
     ops: Ops,
     clock: Clock,
     mailbox: Mailbox,
@@ -134,6 +135,7 @@ impl Worker {
         Ok(Self {
             ring,
             balancer: Balancer::new(&parts.balancer, parts.snapshot, parts.policies),
+            completions: Vec::with_capacity(REAP_MAX),
             ops: Ops::with_capacity(REAP_MAX * Balancer::OPS_PER_COMPLETION_MAX),
             clock: Clock,
             mailbox: parts.mailbox,
@@ -147,8 +149,9 @@ impl Worker {
             self.ring.submit(self.ops.drain());
             self.ring.wait(self.balancer.next_timeout())?;
             let now = self.clock.now();
-            for completion in self.ring.reap(REAP_MAX) {
-                self.balancer.handle(now, completion, &mut self.ops);
+            self.completions.extend(self.ring.reap(REAP_MAX));
+            for completion in self.completions.drain(..) {
+                self.balancer.handle(now, completion, &self.ring, &mut self.ops);
             }
             self.balancer.handle_timeout(now, &mut self.ops);
             self.take_commands(now);
@@ -210,6 +213,7 @@ mod tests {
             ring: RingConfig { links_max: 2, listeners_max: 1, buffers: pools },
             balancer: BalancerConfig {
                 sessions_max: 1,
+                datagram_flows_max: 0,
                 flow_table_entries_max: 1,
                 board: None,
                 pools,

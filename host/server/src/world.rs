@@ -154,6 +154,12 @@ impl ListenerState {
             connect_attempts: self.plan.connect_attempts,
             on_endpoint_down: self.plan.on_endpoint_down,
             timeouts: self.plan.timeouts,
+            protocol: pointsman_core::Protocol::Tcp,
+            key: None,
+            preread_bytes_max: 16_384,
+            new_flow_rate: None,
+            flows_per_client: None,
+            datagrams: pointsman_core::DatagramSettings::DEFAULT,
         }
     }
 }

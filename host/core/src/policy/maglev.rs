@@ -106,7 +106,7 @@ fn is_prime(number: u32) -> bool {
     number >= 2 && divisors.into_iter().all(|divisor| u64::from(number) % divisor != 0)
 }
 
-/// Endpoints by a hash of the client's address: every worker and every balancer with the same
+/// Endpoints by a hash of the application key, or of the client's address: every worker and every balancer with the same
 /// endpoints sends a client to the same one.
 #[derive(Debug, Default)]
 pub struct Maglev;
@@ -121,7 +121,7 @@ impl Maglev {
 
 impl Policy for Maglev {
     fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
-        let hash = client_hash(flow.client.ip());
+        let hash = flow.key.unwrap_or_else(|| client_hash(flow.client.ip()));
         let at = |probe: u64| match &among.table {
             Some(table) => table.lookup(hash.wrapping_add(probe)),
             None => EndpointIndex((hash.wrapping_add(probe) % among.endpoints.len() as u64) as u32),
@@ -132,6 +132,10 @@ impl Policy for Maglev {
         let probes = if flow.attempt == 0 { 1 } else { Table::DEFAULT_SIZE.into() };
         let index = (0..probes).map(at).find(untried).unwrap_or_else(|| at(0));
         Decided { decision: Decision::forward(index), source: Source::Table }
+    }
+
+    fn is_stateless(&self) -> bool {
+        true
     }
 }
 

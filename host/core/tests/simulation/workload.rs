@@ -10,9 +10,9 @@ use pointsman_core::policy::{
     Source, Verdict, maglev,
 };
 use pointsman_core::{
-    Balancer, BalancerConfig, Board, Candidates, CloseReason, Cluster, ClusterId, DropReason,
-    Endpoint, EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown,
-    PrefixLengths, ShedReason, Snapshot, Timeouts,
+    Balancer, BalancerConfig, Board, Candidates, CloseReason, Cluster, ClusterId, DatagramSettings,
+    DropReason, Endpoint, EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown,
+    PrefixLengths, Protocol, ShedReason, Snapshot, Timeouts,
 };
 
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
@@ -104,6 +104,7 @@ impl Run {
         let board = Arc::new(Board::new(1_000, [rng.next(), rng.next()]));
         let config = BalancerConfig {
             sessions_max,
+            datagram_flows_max: 100,
             flow_table_entries_max: entries_max,
             board: rng.chance(500).then_some(board),
             pools,
@@ -276,7 +277,7 @@ impl Run {
         };
         self.oracle.before(now, &completion);
         let before = (self.counts(), self.balancer.stats().sessions_active);
-        self.balancer.handle(now, completion, &mut self.ops);
+        self.balancer.handle(now, completion, &self.world, &mut self.ops);
         self.balancer.check_invariants();
         let room = Balancer::OPS_PER_COMPLETION_MAX * 3;
         assert!(self.ops.room() >= room, "one completion led to too many ops");
@@ -449,6 +450,7 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
     let listener = |number: usize, rng: &mut Rng| Listener {
         name: format!("listener-{number}").into(),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
+        protocol: Protocol::Tcp,
         cluster: ClusterId(number as u16),
         flows_max: rng.pick(&[4, 1_000]),
         flows_active: Arc::default(),
@@ -456,10 +458,16 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
         connect_attempts: rng.between(1, 5) as u32,
         on_endpoint_down: rng.pick(&[OnEndpointDown::Keep, OnEndpointDown::Reset]),
         timeouts: Timeouts {
+            preread: Duration::from_millis(rng.pick(&[100, 5_000])),
             connect: Duration::from_millis(rng.pick(&[100, 5_000])),
             idle: Duration::from_millis(rng.pick(&[200, 60_000])),
             half_closed: Duration::from_millis(rng.pick(&[150, 30_000])),
         },
+        key: None,
+        preread_bytes_max: 16_384,
+        new_flow_rate: None,
+        flows_per_client: None,
+        datagrams: DatagramSettings::DEFAULT,
     };
     let cluster = |number: usize, rng: &mut Rng| {
         let endpoints: Box<[EndpointState]> = (0..rng.between(1, 5) as u32)

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pointsman_core::boundary::ListenerId;
 use pointsman_core::policy::{Decided, Decision, EndpointIndex, Flow, Policy, Source, Verdict};
-use pointsman_core::{Candidates, Endpoint, EndpointId, Generation, Load};
+use pointsman_core::{Candidates, Endpoint, EndpointId, Generation, Load, Protocol};
 use pointsman_plugin::{
     Engine, EngineLimits, GuestPolicy, InstanceError, LogLine, Module, PolicySettings, PolicyStats,
 };
@@ -216,6 +216,8 @@ impl Policy for Last {
 pub fn flow() -> Flow<'static> {
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
     Flow {
+        protocol: Protocol::Tcp,
+        key: None,
         client: address("192.0.2.7:1234"),
         local: address("198.51.100.1:8080"),
         listener: ListenerId(0),

@@ -80,6 +80,7 @@ fn resolve_one(
 fn timeouts(key: &str, listener: &Listener, findings: &mut Findings) -> Timeouts {
     let mut millis = |name: &str, value| findings.millis(&format!("{key}.{name}"), value);
     Timeouts {
+        preread: std::time::Duration::from_secs(3),
         connect: millis("connect_timeout_ms", listener.connect_timeout_ms),
         idle: millis("idle_timeout_ms", listener.idle_timeout_ms),
         half_closed: millis("half_closed_timeout_ms", listener.half_closed_timeout_ms),

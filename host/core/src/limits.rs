@@ -1,0 +1,151 @@
+//! Limits that hold over all workers together.
+//!
+//! Written once or twice per flow, never per packet, with relaxed atomics: a limit that several
+//! workers reach in the same microsecond may let through one flow more per worker, and never loses
+//! count.
+
+use alloc::boxed::Box;
+use core::hash::Hasher;
+use core::net::IpAddr;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::time::Duration;
+
+use siphasher::sip::SipHasher13;
+
+use crate::snapshot::PrefixLengths;
+use crate::time::Instant;
+
+/// How many things may happen per second.
+///
+/// The generic cell rate algorithm (ITU-T I.371, virtual scheduling) in one word: the time at which
+/// everything admitted so far is on schedule. It may lie ahead by the length of the burst.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct SharedRate {
+    on_schedule: AtomicU64,
+    interval_nanos: u64,
+    burst: Duration,
+}
+
+impl SharedRate {
+    /// Admits `per_second` things a second, and up to as many at once after a second without any.
+    /// 0 is taken for 1.
+    #[must_use]
+    pub fn new(per_second: u32) -> Self {
+        let interval_nanos = 1_000_000_000 / u64::from(per_second.max(1));
+        Self { on_schedule: AtomicU64::new(0), interval_nanos, burst: Duration::from_secs(1) }
+    }
+
+    /// Admits one more if the rate allows it; tells whether it did.
+    pub fn try_take(&self, now: Instant) -> bool {
+        let admit = |on_schedule: u64| {
+            let next = on_schedule.max(now.as_nanos()) + self.interval_nanos;
+            (Instant::from_nanos(next) <= now + self.burst).then_some(next)
+        };
+        self.on_schedule.fetch_update(Relaxed, Relaxed, admit).is_ok()
+    }
+}
+
+/// How many flows each client has, for as many clients as there are.
+///
+/// A count-min sketch (Cormode and Muthukrishnan 2005) of two rows: a fixed amount of memory, one
+/// count in each row for every client, the smaller of which is its number or, where clients fall on
+/// the same counts, more. So the limit is never exceeded, and a client is refused too early only if
+/// others share both of its counts.
+#[derive(Debug)]
+pub struct SourceCounts {
+    rows: [Box<[AtomicU32]>; 2],
+    hasher: SipHasher13,
+    max: u32,
+    prefix: PrefixLengths,
+}
+
+impl SourceCounts {
+    /// Allows `max` flows per client, for some `clients` clients at a time: two counts of four bytes
+    /// for each. `hash_key` must be secret.
+    #[must_use]
+    pub fn new(max: u32, clients: u32, prefix: PrefixLengths, hash_key: [u64; 2]) -> Self {
+        let width = clients.max(1_024).next_power_of_two();
+        let row = || (0..width).map(|_| AtomicU32::new(0)).collect();
+        let hasher = SipHasher13::new_with_keys(hash_key[0], hash_key[1]);
+        Self { rows: [row(), row()], hasher, max, prefix }
+    }
+
+    /// Counts one more flow of this client if it may have one; tells whether it may.
+    pub fn try_add(&self, client: IpAddr) -> bool {
+        let counts = self.counts(client);
+        let fewest = counts.map(|count| count.fetch_add(1, Relaxed)).into_iter().min();
+        let admitted = fewest.is_some_and(|fewest| fewest < self.max);
+        if !admitted {
+            self.remove(client);
+        }
+        admitted
+    }
+
+    /// One of this client's flows has ended.
+    pub fn remove(&self, client: IpAddr) {
+        for count in self.counts(client) {
+            count.fetch_sub(1, Relaxed);
+        }
+    }
+
+    fn counts(&self, client: IpAddr) -> [&AtomicU32; 2] {
+        let mut hasher = self.hasher;
+        hasher.write_u128(self.prefix.mask(client).to_bits());
+        let hash = hasher.finish();
+        let mask = self.rows[0].len() - 1;
+        [&self.rows[0][hash as usize & mask], &self.rows[1][(hash >> 32) as usize & mask]]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::Ipv4Addr;
+
+    #[test]
+    fn a_rate_admits_its_burst_and_then_one_per_interval() {
+        let rate = SharedRate::new(10);
+        let now = Instant::from_millis(5_000);
+        let admitted = |now| (0..100).filter(|_| rate.try_take(now)).count();
+        assert_eq!(admitted(now), 10);
+        assert_eq!(admitted(now + Duration::from_millis(99)), 0);
+        assert_eq!(admitted(now + Duration::from_millis(300)), 3);
+        assert_eq!(
+            admitted(now + Duration::from_secs(60)),
+            10,
+            "what was not used is not saved up"
+        );
+    }
+
+    fn counts(max: u32) -> SourceCounts {
+        SourceCounts::new(max, 1_000, PrefixLengths { v4: 32, v6: 64 }, [1, 2])
+    }
+
+    #[test]
+    fn a_client_has_no_more_flows_than_it_may() {
+        let counts = counts(3);
+        let client = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!((0..5).filter(|_| counts.try_add(client)).count(), 3);
+        counts.remove(client);
+        assert!(counts.try_add(client));
+        assert!(!counts.try_add(client));
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_prefix_are_one_client() {
+        let counts = counts(1);
+        assert!(counts.try_add("2001:db8::1".parse().unwrap()));
+        assert!(!counts.try_add("2001:db8::2".parse().unwrap()));
+        assert!(counts.try_add("2001:db8:0:1::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn one_client_at_its_limit_is_no_obstacle_to_others() {
+        let counts = counts(4);
+        let greedy = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+        while counts.try_add(greedy) {}
+        let others = (0..200).map(|n| IpAddr::V4(Ipv4Addr::new(10, 0, 0, n)));
+        assert_eq!(others.filter(|client| counts.try_add(*client)).count(), 200);
+    }
+}

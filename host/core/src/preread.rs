@@ -1,0 +1,81 @@
+//! Application keys: what related flows have in common, read from their first bytes.
+
+use core::hash::Hasher;
+
+use twox_hash::XxHash64;
+
+use crate::stats::KeylessReason;
+
+/// Where a flow's application key stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyRule {
+    /// A range of bytes, in a datagram or at the start of a connection.
+    Bytes {
+        /// Bytes before it.
+        offset: u16,
+        /// Bytes in it, at least 1.
+        length: u16,
+    },
+    /// The server name of a TLS `ClientHello` (RFC 8446 section 4.1.2, RFC 6066 section 3), in lower
+    /// case. Connections only.
+    ServerName,
+    /// The destination connection id of a QUIC packet (RFC 8999 section 5). Datagrams only.
+    QuicConnectionId {
+        /// Leading bytes of the id that count, and bytes of the ids that servers give out at least;
+        /// 1 to 20. Packets with a short header do not tell how long their id is.
+        length: u8,
+    },
+    /// The name asked for in a DNS query (RFC 1035 section 4.1.2), in lower case. Datagrams only.
+    DnsName,
+    /// The first attribute of this type in a RADIUS packet (RFC 2865 section 5). Datagrams only.
+    RadiusAttribute(u8),
+    /// The Call-ID of a SIP message (RFC 3261 section 20.8). Datagrams only.
+    SipCallId,
+}
+
+/// What the first bytes of a connection say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preread {
+    /// The key's hash.
+    Key(u64),
+    /// Nothing yet: the key may be in what follows.
+    More,
+    /// There is none.
+    Keyless(KeylessReason),
+}
+
+impl KeyRule {
+    /// Reads the key of a flow from its first datagram.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn read_datagram(&self, datagram: &[u8]) -> Result<u64, KeylessReason> {
+        match *self {
+            Self::Bytes { offset, length } => {
+                let end = usize::from(offset) + usize::from(length);
+                let range = datagram.get(usize::from(offset)..end);
+                range.map(hash).ok_or(KeylessReason::Absent)
+            }
+            _ => Err(KeylessReason::Malformed),
+        }
+    }
+
+    /// Reads the key of a connection from all that has come of it, split anywhere.
+    pub fn read_stream<'a>(&self, _chunks: impl Iterator<Item = &'a [u8]> + Clone) -> Preread {
+        Preread::Keyless(KeylessReason::Malformed)
+    }
+
+    /// Reads from an endpoint's reply a key under which the client may come back: the connection id
+    /// that a QUIC server gives out for itself in its long headers.
+    #[must_use]
+    pub fn read_reply(&self, _datagram: &[u8]) -> Option<u64> {
+        None
+    }
+}
+
+/// xxh64, seed 0, of the key's bytes, so that every worker and every balancer agrees; never 0.
+fn hash(key: &[u8]) -> u64 {
+    let mut hasher = XxHash64::with_seed(0);
+    hasher.write(key);
+    hasher.finish().max(1)
+}
