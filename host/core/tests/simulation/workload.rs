@@ -511,6 +511,8 @@ fn copy(snapshot: &Snapshot) -> Snapshot {
     let listeners = snapshot.listeners.iter().map(|old| Listener {
         name: old.name.clone(),
         flows_active: old.flows_active.clone(),
+        new_flow_rate: old.new_flow_rate.clone(),
+        flows_per_client: old.flows_per_client.clone(),
         ..*old
     });
     let clusters = snapshot.clusters.iter().map(|old| Cluster {

@@ -413,6 +413,9 @@ impl World {
             assert!(same, "a run is not interrupted: {op:?}");
         }
         match op {
+            Op::OpenPort { .. } | Op::ClosePort { .. } | Op::Forward { .. } | Op::Discard { .. } => {
+                unreachable!("no listener speaks datagrams")
+            }
             Op::Adopt { link, socket } => {
                 let conn = self.handed_over.remove(&socket.into_number());
                 self.occupy(
