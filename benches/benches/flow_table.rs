@@ -6,7 +6,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use hashbrown::HashMap;
 use pointsman_core::Instant;
-use pointsman_core::flow_table::FlowTable;
+use pointsman_core::kept_table::KeptTable;
 use siphasher::sip::SipHasher13;
 
 const ENTRIES: usize = 1_000_000;
@@ -49,8 +49,8 @@ fn steps(from: usize) -> impl Iterator<Item = Vec<Key>> {
     })
 }
 
-fn full_table() -> FlowTable<Key, Value> {
-    let mut table = FlowTable::new(ENTRIES + 2 * STEP, [1, 2]);
+fn full_table() -> KeptTable<Key, Value> {
+    let mut table = KeptTable::new(ENTRIES + 2 * STEP, [1, 2]);
     (0..ENTRIES).for_each(|n| table.insert(NOW, key(n), [n as u32; 7], LATER).expect("room"));
     table
 }

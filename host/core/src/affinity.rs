@@ -6,27 +6,49 @@
 //! each other stands on the [`Board`].
 
 use alloc::sync::Arc;
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv6Addr};
+use core::ops::Range;
 use core::time::Duration;
 
 use crate::board::Board;
-use crate::flow_table::{FlowTable, Full};
-use crate::policy::{Decision, Method, Verdict};
-use crate::snapshot::{Candidates, ClusterId, Endpoint, EndpointId, Listener, PrefixLengths};
+use crate::kept_table::{Full, KeptTable};
+use crate::listing::{Entry, EntryId, EntryKind, KeptEntry};
+use crate::policy::{Decision, Method, Scope, Verdict};
+use crate::snapshot::{Candidates, ClusterId, Endpoint, EndpointId, PrefixLengths};
 use crate::time::Instant;
 
-/// Who a decision of client scope is kept for: one cluster's clients of one address prefix.
+/// Who a decision is kept for: one cluster's clients of one address prefix, or its flows of one
+/// application key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub(crate) struct ClientKey {
-    /// The masked address, IPv4 mapped into IPv6, in two halves.
-    prefix: [u64; 2],
+pub(crate) struct AffinityKey {
+    /// The masked address, IPv4 mapped into IPv6, in two halves; or the key's hash and nothing.
+    halves: [u64; 2],
     cluster: u16,
+    is_application_key: bool,
 }
 
-impl ClientKey {
-    fn new(client: IpAddr, lengths: PrefixLengths, cluster: ClusterId) -> Self {
+impl AffinityKey {
+    /// For the flows of an application key.
+    pub(crate) fn of_key(key: u64, cluster: ClusterId) -> Self {
+        Self { halves: [key, 0], cluster: cluster.0, is_application_key: true }
+    }
+
+    /// For the flows of a client.
+    pub(crate) fn of_client(client: IpAddr, lengths: PrefixLengths, cluster: ClusterId) -> Self {
         let bits = lengths.mask(client).to_bits();
-        Self { prefix: [(bits >> 64) as u64, bits as u64], cluster: cluster.0 }
+        Self {
+            halves: [(bits >> 64) as u64, bits as u64],
+            cluster: cluster.0,
+            is_application_key: false,
+        }
+    }
+}
+
+impl AffinityKey {
+    /// Tells keys of one place apart.
+    fn stamp(&self) -> u32 {
+        let mixed = self.halves[0] ^ self.halves[1].rotate_left(31) ^ u64::from(self.cluster);
+        (mixed ^ mixed >> 32) as u32
     }
 }
 
@@ -118,33 +140,43 @@ pub(crate) struct Found<'a> {
 /// The kept decisions of one worker.
 #[derive(Debug)]
 pub(crate) struct Affinity {
-    table: FlowTable<ClientKey, Kept>,
+    table: KeptTable<AffinityKey, Kept>,
     board: Option<Arc<Board>>,
 }
 
 impl Affinity {
     /// `board` is what joins this worker to the others, if there are others.
     pub(crate) fn new(entries_max: u32, hash_key: [u64; 2], board: Option<Arc<Board>>) -> Self {
-        Self { table: FlowTable::new(entries_max as usize, hash_key), board }
+        Self { table: KeptTable::new(entries_max as usize, hash_key), board }
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.table.memory_bytes()
+    }
+
+    /// Where the table lies in memory.
+    pub(crate) fn addresses(&self) -> Range<usize> {
+        self.table.addresses()
     }
 
     pub(crate) fn len(&self) -> u32 {
         self.table.len() as u32
     }
 
-    /// The decision kept for this client, if it is alive and its endpoint may be given flows.
+    /// Whether there is certainly nothing to be found.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.table.is_empty() && self.board.is_none()
+    }
+
+    /// The decision kept for this key, if it is alive and its endpoint may be given flows.
     #[inline]
     pub(crate) fn find<'a>(
         &mut self,
         now: Instant,
-        listener: &Listener,
-        client: IpAddr,
+        key: AffinityKey,
         among: &'a Candidates,
     ) -> Option<Found<'a>> {
-        if self.table.is_empty() && self.board.is_none() {
-            return None;
-        }
-        let key = ClientKey::new(client, listener.client_prefix, listener.cluster);
         let known = self.table.get(now, &key).copied().filter(|kept| kept.holds(among));
         let kept = known.or_else(|| self.learn(now, key, among))?;
         let target = match kept.verdict {
@@ -169,7 +201,7 @@ impl Affinity {
     /// Takes over what another worker keeps for this client, in place of an entry whose endpoint
     /// is gone.
     #[cold]
-    fn learn(&mut self, now: Instant, key: ClientKey, among: &Candidates) -> Option<Kept> {
+    fn learn(&mut self, now: Instant, key: AffinityKey, among: &Candidates) -> Option<Kept> {
         let found = self.board.as_ref()?.find(now, &key);
         let (kept, expires) = found.filter(|(kept, _)| kept.holds(among))?;
         // Without room of its own the worker learns it again for the client's next flow.
@@ -177,18 +209,16 @@ impl Affinity {
         Some(kept)
     }
 
-    /// Keeps a decision for this client, in place of an earlier one.
+    /// Keeps a decision for this key, in place of an earlier one.
     pub(crate) fn keep(
         &mut self,
         now: Instant,
-        listener: &Listener,
-        client: IpAddr,
+        key: AffinityKey,
         entry: &NewEntry<'_>,
     ) -> Result<(), Full> {
-        let decision = entry.decision;
-        let ttl = if decision.ttl.is_zero() { listener.timeouts.idle } else { decision.ttl };
-        let verdict = match (decision.verdict, entry.target) {
-            (Verdict::Forward(_), Some(endpoint)) => KeptVerdict::Forward(endpoint.id),
+        let NewEntry { decision, target, ttl, policy_generation } = *entry;
+        let verdict = match (decision.verdict, target) {
+            (Verdict::Forward(_), Some(endpoint)) => KeptVerdict::Forward(endpoint),
             (Verdict::Reset, _) => KeptVerdict::Reset,
             (Verdict::Drop, _) => KeptVerdict::Drop,
             (Verdict::Forward(_), None) => return Ok(()),
@@ -196,23 +226,68 @@ impl Affinity {
         let kept = Kept {
             verdict,
             method: decision.method.into(),
-            policy_generation: u32::try_from(entry.policy_generation).unwrap_or(u32::MAX),
+            policy_generation: u32::try_from(policy_generation).unwrap_or(u32::MAX),
             sliding_ttl_ms: if decision.sliding { millis(ttl).max(1) } else { 0 },
         };
-        let key = ClientKey::new(client, listener.client_prefix, listener.cluster);
         self.table.insert(now, key, kept, now + ttl)?;
         if let Some(board) = &self.board {
             board.put(now, key, kept, now + ttl);
         }
         Ok(())
     }
+
+    /// One more than the highest place in which something may be kept.
+    pub(crate) fn places(&self) -> usize {
+        self.table.places()
+    }
+
+    /// Shows what is kept in a place, if anything lives there.
+    pub(crate) fn entry(&self, now: Instant, place: usize) -> Option<Entry> {
+        let (key, kept, expires) = self.table.at(now, place)?;
+        let (scope, client, hash) = if key.is_application_key {
+            (Scope::Key, None, Some(key.halves[0]))
+        } else {
+            let bits = u128::from(key.halves[0]) << 64 | u128::from(key.halves[1]);
+            (Scope::Client, Some(Ipv6Addr::from_bits(bits).to_canonical()), None)
+        };
+        let endpoint = match kept.verdict {
+            KeptVerdict::Forward(id) => Some(id),
+            KeptVerdict::Reset | KeptVerdict::Drop => None,
+        };
+        Some(Entry {
+            id: EntryId::kept(place, key.stamp()),
+            cluster: ClusterId(key.cluster),
+            endpoint,
+            policy_generation: kept.policy_generation.into(),
+            kind: EntryKind::Kept(KeptEntry {
+                scope,
+                client,
+                key: hash,
+                denies: endpoint.is_none(),
+                expires,
+                sliding: kept.sliding_ttl_ms != 0,
+                tag: kept.method.tag,
+            }),
+        })
+    }
+
+    /// Gives up what is kept in a place, here and on the board, if it is still what was meant.
+    pub(crate) fn forget(&mut self, now: Instant, place: usize, stamp: u32) -> bool {
+        let key = self.table.at(now, place).map(|(key, ..)| *key);
+        let Some(key) = key.filter(|key| key.stamp() == stamp) else { return false };
+        if let Some(board) = &self.board {
+            board.remove(&key);
+        }
+        self.table.remove(&key).is_some()
+    }
 }
 
 /// A decision to be kept.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct NewEntry<'a> {
     pub(crate) decision: &'a Decision,
-    pub(crate) target: Option<&'a Endpoint>,
+    pub(crate) target: Option<EndpointId>,
+    pub(crate) ttl: Duration,
     pub(crate) policy_generation: u64,
 }
 
@@ -220,10 +295,10 @@ pub(crate) struct NewEntry<'a> {
 mod tests {
     use super::*;
     use crate::policy::EndpointIndex;
-    use crate::snapshot::{DatagramSettings, Generation, OnEndpointDown, Protocol, Timeouts};
+    use crate::snapshot::Generation;
 
-    fn key(address: &str, v4: u8, v6: u8) -> ClientKey {
-        ClientKey::new(address.parse().unwrap(), PrefixLengths { v4, v6 }, ClusterId(0))
+    fn key(address: &str, v4: u8, v6: u8) -> AffinityKey {
+        AffinityKey::of_client(address.parse().unwrap(), PrefixLengths { v4, v6 }, ClusterId(0))
     }
 
     #[test]
@@ -260,31 +335,6 @@ mod tests {
         assert_eq!(Method::from(CompactMethod::from(Method::DEFAULT)), Method::DEFAULT);
     }
 
-    fn listener() -> Listener {
-        Listener {
-            name: "web".into(),
-            address: "127.0.0.1:80".parse().unwrap(),
-            protocol: Protocol::Tcp,
-            cluster: ClusterId(0),
-            flows_max: 10,
-            flows_active: Arc::default(),
-            client_prefix: PrefixLengths { v4: 32, v6: 64 },
-            connect_attempts: 1,
-            on_endpoint_down: OnEndpointDown::Keep,
-            timeouts: Timeouts {
-                preread: Duration::from_secs(3),
-                connect: Duration::from_secs(1),
-                idle: Duration::from_secs(60),
-                half_closed: Duration::from_secs(30),
-            },
-            key: None,
-            preread_bytes_max: 16_384,
-            new_flow_rate: None,
-            flows_per_client: None,
-            datagrams: DatagramSettings::DEFAULT,
-        }
-    }
-
     fn candidates() -> Candidates {
         let endpoint = |n: u32| Endpoint {
             id: EndpointId(n),
@@ -307,9 +357,15 @@ mod tests {
         };
         let among = candidates();
         let target = among.get(EndpointIndex(2));
-        let entry = NewEntry { decision: &decision, target, policy_generation: 1 };
-        one.keep(Instant::ZERO, &listener(), CLIENT, &entry).unwrap();
+        let target = target.map(|endpoint| endpoint.id);
+        let entry =
+            NewEntry { decision: &decision, target, ttl: decision.ttl, policy_generation: 1 };
+        one.keep(Instant::ZERO, client_key(), &entry).unwrap();
         (one, other)
+    }
+
+    fn client_key() -> AffinityKey {
+        AffinityKey::of_client(CLIENT, PrefixLengths { v4: 32, v6: 64 }, ClusterId(0))
     }
 
     const CLIENT: IpAddr = IpAddr::V4(core::net::Ipv4Addr::new(192, 0, 2, 1));
@@ -320,7 +376,7 @@ mod tests {
 
     fn found_among(worker: &mut Affinity, seconds: u64, among: &Candidates) -> Option<KeptVerdict> {
         let now = Instant::from_millis(seconds * 1_000);
-        worker.find(now, &listener(), CLIENT, among).map(|found| found.verdict)
+        worker.find(now, client_key(), among).map(|found| found.verdict)
     }
 
     #[test]
@@ -333,8 +389,10 @@ mod tests {
         let decision =
             Decision { ttl: Duration::from_secs(10), ..Decision::forward(EndpointIndex(0)) };
         let target = fewer.get(EndpointIndex(0));
-        let entry = NewEntry { decision: &decision, target, policy_generation: 1 };
-        other.keep(Instant::from_millis(2_000), &listener(), CLIENT, &entry).unwrap();
+        let target = target.map(|endpoint| endpoint.id);
+        let entry =
+            NewEntry { decision: &decision, target, ttl: decision.ttl, policy_generation: 1 };
+        other.keep(Instant::from_millis(2_000), client_key(), &entry).unwrap();
         let agreed = Some(KeptVerdict::Forward(EndpointId(0)));
         assert_eq!(found_among(&mut one, 3, &fewer), agreed);
         assert_eq!(found(&mut one, 4), agreed, "and stay with it when the first is back");
@@ -360,7 +418,7 @@ mod tests {
     fn a_worker_that_finds_a_shard_taken_does_not_wait() {
         let (_, mut other) = two_workers(false);
         let board = other.board.clone().unwrap();
-        let key = ClientKey::new(CLIENT, listener().client_prefix, ClusterId(0));
+        let key = client_key();
         let guard = board.lock(&key);
         assert_eq!(found(&mut other, 1), None);
         drop(guard);

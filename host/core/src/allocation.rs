@@ -4,12 +4,13 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
+use core::time::Duration;
 
-use crate::affinity::{Affinity, Found, KeptVerdict, NewEntry};
+use crate::affinity::{Affinity, AffinityKey, Found, KeptVerdict, NewEntry};
 use crate::boundary::ListenerId;
-use crate::policy::{Decision, Flow, Policy, Scope, Source, Verdict};
+use crate::policy::{Decision, EndpointIndex, Flow, Policy, Scope, Source, Verdict};
 use crate::session::{Allocation, Tried};
-use crate::snapshot::{Candidates, ClusterId, Listener, Snapshot};
+use crate::snapshot::{Candidates, ClusterId, EndpointId, Listener, Snapshot};
 use crate::stats::{CloseReason, DropReason, Stats};
 use crate::time::Instant;
 
@@ -18,12 +19,41 @@ pub(crate) struct Request<'a> {
     pub(crate) now: Instant,
     pub(crate) listener: ListenerId,
     pub(crate) client: SocketAddr,
+    pub(crate) local: SocketAddr,
+    /// The hash of its application key.
+    pub(crate) key: Option<u64>,
     pub(crate) tried: &'a Tried,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
     fn attempt(&self) -> u32 {
         self.tried.as_slice().len() as u32
+    }
+
+    fn flow(&self, listener: &Listener, random: u64) -> Flow<'a> {
+        Flow {
+            protocol: listener.protocol,
+            client: self.client,
+            local: self.local,
+            listener: self.listener,
+            key: self.key,
+            attempt: self.attempt(),
+            tried: self.tried.as_slice(),
+            now: self.now,
+            random,
+        }
+    }
+
+    /// What a decision of this scope is kept under, if it is kept beyond this flow.
+    fn affinity_key(&self, listener: &Listener, scope: Scope) -> Option<AffinityKey> {
+        match scope {
+            Scope::Flow | Scope::None => None,
+            Scope::Key => self.key.map(|key| AffinityKey::of_key(key, listener.cluster)),
+            Scope::Client => {
+                let (client, prefix) = (self.client.ip(), listener.client_prefix);
+                Some(AffinityKey::of_client(client, prefix, listener.cluster))
+            }
+        }
     }
 }
 
@@ -34,6 +64,8 @@ pub(crate) struct Denied {
     pub(crate) source: Option<Source>,
     pub(crate) policy_generation: u64,
     pub(crate) tag: u32,
+    /// How long the answer holds; zero if the policy does not say.
+    pub(crate) ttl: Duration,
 }
 
 /// One worker's policies and the decisions it keeps.
@@ -52,7 +84,17 @@ struct Slot {
 impl Allocator {
     pub(crate) fn new(policies: Vec<Box<dyn Policy>>, affinity: Affinity, seed: u64) -> Self {
         let policies = policies.into_iter().map(|policy| Slot { policy, generation: 1 }).collect();
-        Self { policies, affinity, random: Random(seed) }
+        Self { policies, affinity, random: Random::new(seed) }
+    }
+
+    /// The decisions that are kept.
+    pub(crate) fn kept(&self) -> &Affinity {
+        &self.affinity
+    }
+
+    /// Gives up a kept decision; tells whether it was there.
+    pub(crate) fn forget(&mut self, now: Instant, place: usize, stamp: u32) -> bool {
+        self.affinity.forget(now, place, stamp)
     }
 
     pub(crate) fn swap(&mut self, cluster: ClusterId, policy: Box<dyn Policy>) -> Box<dyn Policy> {
@@ -82,7 +124,6 @@ impl Allocator {
         if let Some(source) = source {
             stats.cluster(listener.cluster).decisions_total[source.index()] += 1;
         }
-        stats.flow_table_entries = self.affinity.len();
         allocated
     }
 
@@ -92,6 +133,7 @@ impl Allocator {
             source: None,
             policy_generation: self.policies[cluster.index()].generation,
             tag: 0,
+            ttl: Duration::ZERO,
         }
     }
 
@@ -102,23 +144,27 @@ impl Allocator {
         listener: &Listener,
         among: &Candidates,
     ) -> Option<Result<Allocation, Denied>> {
-        if request.attempt() > 0 {
+        if request.attempt() > 0 || self.affinity.is_empty() {
             return None;
         }
-        let Found { target, verdict, method, policy_generation } =
-            self.affinity.find(request.now, listener, request.client.ip(), among)?;
+        let keys = [Scope::Key, Scope::Client].map(|scope| request.affinity_key(listener, scope));
+        let found = keys
+            .into_iter()
+            .flatten()
+            .find_map(|key| self.affinity.find(request.now, key, among))?;
+        let Found { target, verdict, method, policy_generation } = found;
         let reason = match (verdict, target) {
             (KeptVerdict::Forward(_), Some(endpoint)) => {
-                let endpoint = endpoint.clone();
-                let source = Source::Cache;
-                return Some(Ok(Allocation { endpoint, method, source, policy_generation }));
+                let (endpoint, source, scope) = (endpoint.clone(), Source::Cache, Scope::Flow);
+                let allocation = Allocation { endpoint, method, scope, source, policy_generation };
+                return Some(Ok(allocation));
             }
             (KeptVerdict::Forward(_), None) => return None,
             (KeptVerdict::Reset, _) => CloseReason::DeniedReset,
             (KeptVerdict::Drop, _) => CloseReason::DeniedDrop,
         };
-        let source = Some(Source::Cache);
-        Some(Err(Denied { reason, source, policy_generation, tag: method.tag }))
+        let (source, tag, ttl) = (Some(Source::Cache), method.tag, Duration::ZERO);
+        Some(Err(Denied { reason, source, policy_generation, tag, ttl }))
     }
 
     fn decide(
@@ -128,17 +174,7 @@ impl Allocator {
         among: &Arc<Candidates>,
         stats: &mut Stats,
     ) -> Result<Allocation, Denied> {
-        let flow = Flow {
-            protocol: listener.protocol,
-            key: None,
-            client: request.client,
-            local: listener.address,
-            listener: request.listener,
-            attempt: request.attempt(),
-            tried: request.tried.as_slice(),
-            now: request.now,
-            random: self.random.next(),
-        };
+        let flow = request.flow(listener, self.random.next());
         let slot = &mut self.policies[listener.cluster.index()];
         let decided = slot.policy.decide(&flow, among);
         let (decision, policy_generation) = (decided.decision, slot.generation);
@@ -146,11 +182,12 @@ impl Allocator {
             Verdict::Forward(index) => among.get(index),
             Verdict::Reset | Verdict::Drop => None,
         };
-        if decision.scope == Scope::Client {
-            let entry = NewEntry { decision: &decision, target, policy_generation };
-            let kept = self.affinity.keep(request.now, listener, request.client.ip(), &entry);
-            if kept.is_err() {
-                stats.listener(request.listener).on_drop(DropReason::FlowTableFull);
+        if let Some(key) = request.affinity_key(listener, decision.scope) {
+            let ttl = if decision.ttl.is_zero() { listener.timeouts.idle } else { decision.ttl };
+            let endpoint = target.map(|endpoint| endpoint.id);
+            let entry = NewEntry { decision: &decision, target: endpoint, ttl, policy_generation };
+            if self.affinity.keep(request.now, key, &entry).is_err() {
+                stats.listener(request.listener).on_drops(DropReason::FlowTableFull, 1);
             }
         }
         let source = decided.source;
@@ -158,6 +195,7 @@ impl Allocator {
             Some(endpoint) => Ok(Allocation {
                 endpoint: endpoint.clone(),
                 method: decision.method,
+                scope: decision.scope,
                 source,
                 policy_generation,
             }),
@@ -166,7 +204,43 @@ impl Allocator {
                 source: Some(source),
                 policy_generation,
                 tag: decision.method.tag,
+                ttl: decision.ttl,
             }),
+        }
+    }
+
+    /// Keeps an endpoint for the flows of an application key for `lasting`, whatever the policy
+    /// says of scopes. Tells whether there was room.
+    pub(crate) fn keep_key(
+        &mut self,
+        (now, lasting): (Instant, Duration),
+        listener: &Listener,
+        key: u64,
+        (endpoint, policy_generation): (EndpointId, u64),
+    ) -> bool {
+        let decision = Decision::forward(EndpointIndex(0));
+        let key = AffinityKey::of_key(key, listener.cluster);
+        let target = Some(endpoint);
+        let entry = NewEntry { decision: &decision, target, ttl: lasting, policy_generation };
+        self.affinity.keep(now, key, &entry).is_ok()
+    }
+
+    /// The endpoint that a stateless policy names for a flow of which nothing will be kept.
+    pub(crate) fn decide_statelessly(
+        &mut self,
+        request: &Request<'_>,
+        snapshot: &Snapshot,
+    ) -> Option<SocketAddr> {
+        let listener = &snapshot.listeners[request.listener.index()];
+        let among = &snapshot.clusters[listener.cluster.index()].candidates;
+        let slot = &mut self.policies[listener.cluster.index()];
+        if among.endpoints.is_empty() || !slot.policy.is_stateless() {
+            return None;
+        }
+        let flow = request.flow(listener, 0);
+        match slot.policy.decide(&flow, among).decision.verdict {
+            Verdict::Forward(index) => among.get(index).map(|endpoint| endpoint.address),
+            Verdict::Reset | Verdict::Drop => None,
         }
     }
 }
@@ -181,10 +255,15 @@ fn denial(decision: &Decision) -> CloseReason {
 
 /// `SplitMix64` (Steele, Lea and Flood, OOPSLA 2014): enough for choosing among endpoints, useless
 /// for secrets.
-struct Random(u64);
+#[derive(Debug)]
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -4,27 +4,29 @@
 //! place that knows all of them; what a session or a relay does by itself stands in their files.
 //! Read [`handle`](Balancer::handle) as the table of contents.
 
+mod survey;
+
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::{Drain, Vec};
-use core::net::SocketAddr;
-use core::ops::Range;
+use core::net::{IpAddr, SocketAddr};
 
 use crate::affinity::Affinity;
-use crate::allocation::{Allocator, Denied, Request};
+use crate::allocation::{Allocator, Denied};
 use crate::board::Board;
 use crate::boundary::{
     Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Memory, Op, Ops, Pool,
     PoolSizes, ReceiveEnd, SendEnd, Side,
 };
 use crate::chain::Chains;
-use crate::listing::{Cursor, Entry, EntryId};
+use crate::datagram::{Datagrams, Turn, serves};
 use crate::policy::Policy;
+use crate::preread::Preread;
 use crate::relay::Step;
-use crate::session::{Allocation, Due, RecordFacts, Session, State, Tried};
+use crate::session::{Allocation, Due, RecordFacts, Session, State};
 use crate::slab::Slab;
 use crate::snapshot::{ClusterId, OnEndpointDown, Snapshot};
-use crate::stats::{CloseReason, FlowRecord, ShedReason, Stats};
+use crate::stats::{CloseReason, FlowRecord, KeylessReason, ShedReason, Stats};
 use crate::time::Instant;
 use crate::timers::Timers;
 
@@ -57,6 +59,7 @@ pub struct Balancer {
     timers: Timers,
     chains: Chains,
     stats: Stats,
+    datagrams: Datagrams,
     records: Option<Vec<FlowRecord>>,
     listeners_open: usize,
     sweep: Sweep,
@@ -94,13 +97,14 @@ impl Balancer {
         Self {
             stats: Stats::new(snapshot.listeners.len(), snapshot.clusters.len()),
             listeners_open: snapshot.listeners.len(),
-            snapshot,
             allocator: Allocator::new(policies, affinity, config.seed),
             sessions: Slab::with_capacity(config.sessions_max),
             timers: Timers::with_capacity(config.sessions_max),
             chains: Chains::new(config.pools),
+            datagrams: Datagrams::new(config, &snapshot),
             records: config.record_flows.then(|| Vec::with_capacity(Self::RECORDS_PER_TURN)),
             sweep: Sweep::default(),
+            snapshot,
         }
     }
 
@@ -112,7 +116,6 @@ impl Balancer {
         memory: &impl Memory,
         ops: &mut Ops,
     ) {
-        let _ = memory;
         match completion {
             Completion::Accepted { listener, socket, client } => {
                 self.on_accepted(now, Arrival { listener, socket, client }, ops);
@@ -125,8 +128,12 @@ impl Balancer {
             Completion::ConnectFailed { link, cause } => {
                 self.on_connect_failed(now, link, cause, ops);
             }
-            Completion::Received { link, buffer } => self.on_received(now, link, buffer, ops),
-            Completion::ReceiveEnded { link, end } => self.on_receive_ended(now, link, end, ops),
+            Completion::Received { link, buffer } => {
+                self.on_received(now, (link, buffer), memory, ops);
+            }
+            Completion::ReceiveEnded { link, end } => {
+                self.on_receive_ended(now, (link, end), memory, ops);
+            }
             Completion::Sent { link, bytes, end } => {
                 self.on_sent(now, link, Delivery { bytes, end }, ops);
             }
@@ -134,12 +141,22 @@ impl Balancer {
                 self.sessions[link.slot()].relay_from(link.side().other()).on_shut_down();
             }
             Completion::Closed { link } => self.on_closed(now, link, ops),
-            Completion::Datagrams { train, .. } => ops.push(Op::Discard { train }),
-            Completion::Lost { .. }
-            | Completion::PortFailed { .. }
-            | Completion::PortUnreachable { .. }
-            | Completion::PortClosed { .. } => {}
+            Completion::Datagrams { socket, path, train } => {
+                let (datagrams, mut turn) = self.datagrams(now, ops);
+                datagrams.on_datagrams(&mut turn, memory, (socket, path), train);
+            }
+            Completion::Lost { socket, datagrams: count, cause } => {
+                let (datagrams, mut turn) = self.datagrams(now, ops);
+                datagrams.on_lost(&mut turn, socket, count, cause);
+            }
+            Completion::PortFailed { port } => self.datagrams.on_port_failed(port),
+            Completion::PortUnreachable { port } => {
+                let (datagrams, mut turn) = self.datagrams(now, ops);
+                datagrams.on_port_unreachable(&mut turn, port);
+            }
+            Completion::PortClosed { port } => self.datagrams.on_port_closed(port),
         }
+        self.count_entries();
     }
 
     /// Time passed: deals with the deadlines that are over. Bounded work; what is left is due at
@@ -154,25 +171,27 @@ impl Balancer {
             self.sweep = Sweep { next: Some(0), drain_ended: true };
         }
         self.sweep_some(now, ops);
+        let (datagrams, mut turn) = self.datagrams(now, ops);
+        datagrams.handle_timeout(&mut turn, Self::STEPS_PER_TURN, Self::OPS_PER_COMPLETION_MAX);
+        self.count_entries();
     }
 
     /// The control plane spoke. Returns the old world, to be dropped elsewhere.
-    pub fn apply(
-        &mut self,
-        _now: Instant,
-        snapshot: Arc<Snapshot>,
-        ops: &mut Ops,
-    ) -> Arc<Snapshot> {
+    pub fn apply(&mut self, now: Instant, snapshot: Arc<Snapshot>, ops: &mut Ops) -> Arc<Snapshot> {
         let old = core::mem::replace(&mut self.snapshot, snapshot);
         if self.snapshot.drain_until.is_some() && old.drain_until.is_none() {
-            for listener in 0..self.snapshot.listeners.len() {
-                ops.push(Op::StopAccepting { listener: ListenerId(listener as u16) });
+            for (place, listener) in (0..).map(ListenerId).zip(&self.snapshot.listeners) {
+                if !listener.is_datagrams() {
+                    ops.push(Op::StopAccepting { listener: place });
+                }
             }
         }
         let listeners = &self.snapshot.listeners;
         if listeners.iter().any(|listener| listener.on_endpoint_down == OnEndpointDown::Reset) {
             self.sweep.next = Some(0);
         }
+        let (datagrams, turn) = self.datagrams(now, ops);
+        datagrams.apply(&turn);
         old
     }
 
@@ -190,10 +209,8 @@ impl Balancer {
         }
         let drain_awaited = !self.sweep.drain_ended && self.sessions.len() > 0;
         let drain_end = self.snapshot.drain_until.filter(|_| drain_awaited);
-        match (self.timers.next(), drain_end) {
-            (Some(timer), Some(drain_end)) => Some(timer.min(drain_end)),
-            (timer, drain_end) => timer.or(drain_end),
-        }
+        let due = [self.timers.next(), drain_end, self.datagrams.next_timeout()];
+        due.into_iter().flatten().min()
     }
 
     /// What has been counted.
@@ -202,29 +219,10 @@ impl Balancer {
         &self.stats
     }
 
-    /// Shows up to `steps` places in which something may be kept, beginning at `from`, to `visit`.
-    /// Says where to go on, or `None` at the end. What comes and goes meanwhile may be missed.
-    pub fn survey(&self, from: Cursor, steps: u32, visit: &mut dyn FnMut(Entry)) -> Option<Cursor> {
-        let _ = (from, steps, visit);
-        None
-    }
-
-    /// Ends a flow, or gives up a kept decision; tells whether it was there.
-    pub fn forget(&mut self, now: Instant, id: EntryId, ops: &mut Ops) -> bool {
-        let _ = (now, id, ops);
-        false
-    }
-
-    /// Where this worker's large tables lie, as ranges of addresses: memory that is accessed all
-    /// over, which large pages make faster.
-    pub fn tables(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        core::iter::empty()
-    }
-
     /// Whether a drain is over: every listener and every session has ended.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.listeners_open == 0 && self.sessions.len() == 0
+        self.listeners_open == 0 && self.sessions.len() == 0 && self.datagrams.len() == 0
     }
 
     /// Takes the flows that have ended since the last call; empty unless they are recorded.
@@ -238,30 +236,86 @@ impl Balancer {
 
     fn on_accepted(&mut self, now: Instant, arrival: Arrival, ops: &mut Ops) {
         let Arrival { listener: id, socket, client } = arrival;
-        if let Err(reason) = self.admit(now, id) {
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        if let Err(reason) = self.admit(now, id, client.ip()) {
             self.stats.listener(id).on_shed(reason);
             ops.push(Op::Refuse { socket, goodbye: Goodbye::Reset });
             return;
         }
-        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         self.stats.listener(id).on_flow_started();
-        let request = Request { now, listener: id, client, tried: &Tried::default() };
-        match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
+        let session = Session::new(now, id, client);
+        if self.snapshot.listeners[id.index()].key.is_some() {
+            let slot = self.adopt(session, socket, ops);
+            self.preread(now, slot, ops);
+            return;
+        }
+        match self.allocate(now, &session) {
             Ok(allocation) => {
-                let address = allocation.endpoint.address;
-                allocation.endpoint.load.on_flow_started();
-                let slot = self.sessions.insert(Session::new(now, id, client, allocation));
-                self.stats.sessions_active = self.sessions.len();
-                ops.push(Op::Adopt { link: Link::new(slot, Side::Downstream), socket });
-                ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });
-                self.set_timer(slot);
+                let slot = self.adopt(session, socket, ops);
+                self.bind(now, slot, allocation, ops);
             }
             Err(denied) => self.refuse(now, Arrival { listener: id, socket, client }, denied, ops),
         }
     }
 
+    fn adopt(&mut self, session: Session, socket: Accepted, ops: &mut Ops) -> u32 {
+        let slot = self.sessions.insert(session);
+        self.stats.sessions_active = self.sessions.len();
+        ops.push(Op::Adopt { link: Link::new(slot, Side::Downstream), socket });
+        slot
+    }
+
+    fn allocate(&mut self, now: Instant, session: &Session) -> Result<Allocation, Denied> {
+        let request = session.request(now, &self.snapshot);
+        self.allocator.allocate(&request, &self.snapshot, &mut self.stats)
+    }
+
+    /// Waits for the first bytes, which decide on the endpoint.
+    fn preread(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
+        let session = &mut self.sessions[slot];
+        let bytes_max = self.snapshot.listeners[session.listener.index()].preread_bytes_max;
+        session.preread(bytes_max, &mut Step { now, slot, chains: &mut self.chains, ops });
+        self.set_timer(slot);
+    }
+
+    /// More of a client's first bytes have come, or no more will: decides once that is enough.
+    fn on_preread(&mut self, now: Instant, slot: u32, memory: &impl Memory, ops: &mut Ops) {
+        let session = &mut self.sessions[slot];
+        let listener = &self.snapshot.listeners[session.listener.index()];
+        let Some(rule) = &listener.key else { return };
+        let relay = session.relay_from(Side::Downstream);
+        let outcome = match rule.read_stream(relay.held(&self.chains, memory)) {
+            Preread::Key(key) => Ok(key),
+            Preread::Keyless(reason) => Err(reason),
+            Preread::More if relay.has_ended() => Err(KeylessReason::Absent),
+            Preread::More if relay.has_held_enough(listener.preread_bytes_max) => {
+                Err(KeylessReason::TooLong)
+            }
+            Preread::More => return,
+        };
+        self.decide(now, slot, outcome, ops);
+    }
+
+    /// Allocates a session whose first bytes have been waited for.
+    fn decide(&mut self, now: Instant, slot: u32, key: Result<u64, KeylessReason>, ops: &mut Ops) {
+        let session = &mut self.sessions[slot];
+        session.state = State::Unbound;
+        session.key = key.ok();
+        if let Err(reason) = key {
+            self.stats.listener(session.listener).keyless_total[reason.index()] += 1;
+        }
+        let request = session.request(now, &self.snapshot);
+        match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
+            Ok(allocation) => self.bind(now, slot, allocation, ops),
+            Err(denied) => {
+                session.denied = Some(denied);
+                self.close(now, slot, denied.reason, ops);
+            }
+        }
+    }
+
     /// Whether there is room for one more flow. Takes its place in the listener's count if so.
-    fn admit(&self, now: Instant, id: ListenerId) -> Result<(), ShedReason> {
+    fn admit(&self, now: Instant, id: ListenerId, client: IpAddr) -> Result<(), ShedReason> {
         let listener = &self.snapshot.listeners[id.index()];
         if self.chains.is_short(Pool::Small) {
             return Err(ShedReason::Buffers);
@@ -272,11 +326,20 @@ impl Balancer {
         if self.drain_is_over(now) {
             return Err(ShedReason::Draining);
         }
-        if listener.flows_active.try_increment(listener.flows_max) {
-            Ok(())
-        } else {
-            Err(ShedReason::FlowsMax)
+        if listener.new_flow_rate.as_ref().is_some_and(|rate| !rate.try_take(now)) {
+            return Err(ShedReason::NewFlowRate);
         }
+        let counts = listener.flows_per_client.as_deref();
+        if counts.is_some_and(|counts| !counts.try_add(client)) {
+            return Err(ShedReason::ClientFlowsMax);
+        }
+        if listener.flows_active.try_increment(listener.flows_max) {
+            return Ok(());
+        }
+        if let Some(counts) = counts {
+            counts.remove(client);
+        }
+        Err(ShedReason::FlowsMax)
     }
 
     /// Ends a flow that was admitted and then denied: it never gets a session.
@@ -288,7 +351,7 @@ impl Balancer {
             _ => Goodbye::Reset,
         };
         ops.push(Op::Refuse { socket, goodbye });
-        listener.flows_active.decrement();
+        listener.give_back(client.ip());
         self.stats.listener(id).on_flow_ended(denied.reason);
         if let Some(records) = &mut self.records {
             records.push(FlowRecord {
@@ -314,7 +377,9 @@ impl Balancer {
         if session.state != State::Connecting {
             return;
         }
-        session.allocation.endpoint.load.on_connected();
+        if let Some(allocation) = &session.allocation {
+            allocation.endpoint.load.on_connected();
+        }
         session.establish(now, &mut Step { now, slot: link.slot(), chains: &mut self.chains, ops });
         self.set_timer(link.slot());
     }
@@ -344,46 +409,68 @@ impl Balancer {
     /// The endpoint failed the flow: it gets another, as often as the listener allows.
     fn retry(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        session.allocation.endpoint.load.on_connect_failed();
-        session.tried.push(session.allocation.endpoint.id);
+        if let Some(allocation) = &session.allocation {
+            allocation.endpoint.load.on_connect_failed();
+            session.tried.push(allocation.endpoint.id);
+        }
         let attempts = session.tried.as_slice().len() as u32;
         if attempts >= self.snapshot.listeners[session.listener.index()].connect_attempts {
             self.close(now, slot, reason, ops);
             return;
         }
-        let Session { listener, client, tried, .. } = *session;
-        self.stats.listener(listener).connect_retries_total += 1;
-        let request = Request { now, listener, client, tried: &tried };
+        self.stats.listener(session.listener).connect_retries_total += 1;
+        let request = session.request(now, &self.snapshot);
         match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
-            Ok(allocation) => self.rebind(now, slot, allocation, ops),
+            Ok(allocation) => self.bind(now, slot, allocation, ops),
             Err(denied) => self.close(now, slot, denied.reason, ops),
         }
     }
 
-    fn rebind(&mut self, now: Instant, slot: u32, allocation: Allocation, ops: &mut Ops) {
+    /// Connects a session to the endpoint it was allocated, in place of an earlier one.
+    fn bind(&mut self, now: Instant, slot: u32, allocation: Allocation, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        session.allocation.endpoint.load.on_flow_ended();
+        if let Some(allocation) = &session.allocation {
+            allocation.endpoint.load.on_flow_ended();
+        }
         allocation.endpoint.load.on_flow_started();
         let address = allocation.endpoint.address;
-        session.rebind(now, allocation);
+        session.bind(now, allocation);
         ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });
         self.set_timer(slot);
     }
 
-    fn on_received(&mut self, now: Instant, link: Link, buffer: Buffer, ops: &mut Ops) {
+    fn on_received(
+        &mut self,
+        now: Instant,
+        (link, buffer): (Link, Buffer),
+        memory: &impl Memory,
+        ops: &mut Ops,
+    ) {
         let session = &mut self.sessions[link.slot()];
-        if session.state != State::Established {
+        if matches!(session.state, State::Closing { .. }) {
             ops.push(Op::Recycle { buffer });
             return;
         }
-        session.on_progress(now);
+        if session.state == State::Established {
+            session.on_progress(now);
+        }
+        let is_awaited = session.state == State::Prereading;
         let mut step = Step { now, slot: link.slot(), chains: &mut self.chains, ops };
         session.relay_from(link.side()).on_received(buffer, &mut step);
+        if is_awaited {
+            self.on_preread(now, link.slot(), memory, ops);
+        }
     }
 
-    fn on_receive_ended(&mut self, now: Instant, link: Link, end: ReceiveEnd, ops: &mut Ops) {
+    fn on_receive_ended(
+        &mut self,
+        now: Instant,
+        (link, end): (Link, ReceiveEnd),
+        memory: &impl Memory,
+        ops: &mut Ops,
+    ) {
         let session = &mut self.sessions[link.slot()];
-        if session.state != State::Established {
+        if matches!(session.state, State::Closing { .. }) {
             return;
         }
         if end == ReceiveEnd::Reset {
@@ -392,6 +479,11 @@ impl Balancer {
         }
         let mut step = Step { now, slot: link.slot(), chains: &mut self.chains, ops };
         session.relay_from(link.side()).on_receive_ended(end, &mut step);
+        match session.state {
+            State::Established => {}
+            State::Prereading => return self.on_preread(now, link.slot(), memory, ops),
+            _ => return,
+        }
         if end == ReceiveEnd::EndOfStream {
             session.on_progress(now);
             session.settle(&mut step);
@@ -442,6 +534,9 @@ impl Balancer {
         match session.due(timeouts) {
             None => {}
             Some((at, _)) if at > now => self.timers.set(slot, at),
+            Some((_, Due::Decide)) => {
+                self.decide(now, slot, Err(KeylessReason::Timeout), ops);
+            }
             Some((_, Due::Resume)) => {
                 session.resume(&mut Step { now, slot, chains: &mut self.chains, ops });
                 self.set_timer(slot);
@@ -473,8 +568,10 @@ impl Balancer {
         self.stats.sessions_active = self.sessions.len();
         self.timers.cancel(slot);
         let listener = &self.snapshot.listeners[session.listener.index()];
-        listener.flows_active.decrement();
-        session.allocation.endpoint.load.on_flow_ended();
+        listener.give_back(session.client.ip());
+        if let Some(allocation) = &session.allocation {
+            allocation.endpoint.load.on_flow_ended();
+        }
         self.stats.listener(session.listener).on_flow_ended(reason);
         if let Some(records) = &mut self.records {
             records.push(session.record(now, &RecordFacts { cluster: listener.cluster, reason }));
@@ -505,12 +602,32 @@ impl Balancer {
         }
         let listener = &self.snapshot.listeners[session.listener.index()];
         let cluster = &self.snapshot.clusters[listener.cluster.index()];
-        let id = session.allocation.endpoint.id;
-        let serves = cluster.endpoint(id).is_some_and(|state| state.up)
-            || cluster.candidates.find(id).is_some();
+        let serves = serves(cluster, session.allocation.as_ref()?.endpoint.id);
         let resets = listener.on_endpoint_down == OnEndpointDown::Reset
             && session.state == State::Established;
         (resets && !serves).then_some(CloseReason::EndpointDown)
+    }
+
+    /// The flows of datagrams, and what they need of the rest.
+    fn datagrams<'a>(
+        &'a mut self,
+        now: Instant,
+        ops: &'a mut Ops,
+    ) -> (&'a mut Datagrams, Turn<'a>) {
+        let turn = Turn {
+            now,
+            snapshot: &self.snapshot,
+            allocator: &mut self.allocator,
+            stats: &mut self.stats,
+            records: self.records.as_mut(),
+            ops,
+        };
+        (&mut self.datagrams, turn)
+    }
+
+    fn count_entries(&mut self) {
+        self.stats.flow_table_entries = self.allocator.kept().len() + self.datagrams.len();
+        self.stats.ports_open = self.datagrams.ports();
     }
 
     fn drain_is_over(&self, now: Instant) -> bool {
@@ -523,11 +640,14 @@ impl Balancer {
     /// If the balancer has a bug.
     pub fn check_invariants(&self) {
         self.chains.check_invariants(self.sessions.len());
+        self.datagrams.check_invariants();
         let active: u64 = self.stats.listeners.iter().map(|listener| listener.flows_active).sum();
-        assert_eq!(active, u64::from(self.sessions.len()), "each active flow has a session");
+        let flows = self.sessions.len() + self.datagrams.len();
+        assert_eq!(active, u64::from(flows), "each active flow is kept");
         for (slot, session) in self.sessions.iter() {
             session.check_invariants();
-            let waits = matches!(session.state, State::Connecting | State::Established);
+            let waits =
+                matches!(session.state, State::Prereading | State::Connecting | State::Established);
             assert_eq!(self.timers.is_set(slot), waits, "what can last for ever has a deadline");
         }
     }

@@ -13,8 +13,8 @@ use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use siphasher::sip::SipHasher13;
 use spin::Mutex;
 
-use crate::affinity::{ClientKey, Kept};
-use crate::flow_table::FlowTable;
+use crate::affinity::{AffinityKey, Kept};
+use crate::kept_table::KeptTable;
 use crate::time::Instant;
 
 /// Enough that two workers seldom want the same one.
@@ -23,7 +23,7 @@ const SHARDS: usize = 64;
 /// The kept decisions of all workers.
 #[derive(Debug)]
 pub struct Board {
-    shards: Box<[Mutex<FlowTable<ClientKey, Kept>>]>,
+    shards: Box<[Mutex<KeptTable<AffinityKey, Kept>>]>,
     hasher: SipHasher13,
     /// Whether anything was ever put up: most policies keep nothing, and then nobody needs to look.
     used: AtomicBool,
@@ -35,7 +35,7 @@ impl Board {
     #[must_use]
     pub fn new(entries_max: u32, hash_key: [u64; 2]) -> Self {
         let in_shard = (entries_max as usize * 2).div_ceil(SHARDS);
-        let shard = |_| Mutex::new(FlowTable::new(in_shard, [hash_key[1], hash_key[0]]));
+        let shard = |_| Mutex::new(KeptTable::new(in_shard, [hash_key[1], hash_key[0]]));
         Self {
             shards: (0..SHARDS).map(shard).collect(),
             hasher: SipHasher13::new_with_keys(hash_key[0], hash_key[1]),
@@ -44,7 +44,7 @@ impl Board {
     }
 
     /// What some worker keeps for this client, and until when.
-    pub(crate) fn find(&self, now: Instant, key: &ClientKey) -> Option<(Kept, Instant)> {
+    pub(crate) fn find(&self, now: Instant, key: &AffinityKey) -> Option<(Kept, Instant)> {
         if !self.used.load(Relaxed) {
             return None;
         }
@@ -54,7 +54,7 @@ impl Board {
     }
 
     /// Tells the other workers. If there is no room they will ask their own policies.
-    pub(crate) fn put(&self, now: Instant, key: ClientKey, kept: Kept, expires: Instant) {
+    pub(crate) fn put(&self, now: Instant, key: AffinityKey, kept: Kept, expires: Instant) {
         if !self.used.load(Relaxed) {
             self.used.store(true, Relaxed);
         }
@@ -64,18 +64,23 @@ impl Board {
     }
 
     /// A worker has used a decision whose life begins anew with each use.
-    pub(crate) fn extend(&self, key: &ClientKey, expires: Instant) {
+    pub(crate) fn extend(&self, key: &AffinityKey, expires: Instant) {
         if let Some(mut shard) = self.shard(key).try_lock() {
             shard.extend(key, expires);
         }
     }
 
+    /// A decision is no longer to be kept.
+    pub(crate) fn remove(&self, key: &AffinityKey) {
+        self.shard(key).lock().remove(key);
+    }
+
     #[cfg(test)]
-    pub(crate) fn lock(&self, key: &ClientKey) -> impl Sized + '_ {
+    pub(crate) fn lock(&self, key: &AffinityKey) -> impl Sized + '_ {
         self.shard(key).lock()
     }
 
-    fn shard(&self, key: &ClientKey) -> &Mutex<FlowTable<ClientKey, Kept>> {
+    fn shard(&self, key: &AffinityKey) -> &Mutex<KeptTable<AffinityKey, Kept>> {
         let mut hasher = self.hasher;
         key.hash(&mut hasher);
         &self.shards[hasher.finish() as usize % SHARDS]

@@ -107,6 +107,13 @@ impl Chains {
         Some(buffer)
     }
 
+    /// The buffers of a queue, oldest first.
+    pub(crate) fn iter(&self, queue: &Queue) -> impl Iterator<Item = &Buffer> + Clone {
+        let node = |place: u32| self.nodes.get(place as usize);
+        let nodes = core::iter::successors(node(queue.head), move |last| node(last.next));
+        nodes.filter_map(|node| node.buffer.as_ref())
+    }
+
     /// Takes back buffers that are neither in a queue nor being sent any more.
     pub(crate) fn release(&mut self, tally: Tally) {
         for pool in Pool::BOTH {

@@ -16,8 +16,9 @@ mod balancer;
 mod board;
 pub mod boundary;
 mod chain;
-pub mod flow_table;
+mod datagram;
 pub mod health;
+pub mod kept_table;
 mod limits;
 pub mod listing;
 mod pace;
@@ -28,6 +29,8 @@ mod session;
 mod slab;
 mod snapshot;
 mod stats;
+#[cfg(test)]
+mod testing;
 mod time;
 mod timers;
 

@@ -11,9 +11,47 @@ use crate::time::Instant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EntryId(pub u64);
 
+impl EntryId {
+    pub(crate) const SESSION: u64 = 0;
+    pub(crate) const DATAGRAMS: u64 = 1;
+    pub(crate) const KEPT: u64 = 2;
+
+    pub(crate) fn session(slot: u32, stamp: u32) -> Self {
+        Self::new(Self::SESSION, slot, stamp)
+    }
+
+    pub(crate) fn datagrams(number: u32, stamp: u32) -> Self {
+        Self::new(Self::DATAGRAMS, number, stamp)
+    }
+
+    pub(crate) fn kept(place: usize, stamp: u32) -> Self {
+        Self::new(Self::KEPT, place as u32, stamp)
+    }
+
+    fn new(sort: u64, place: u32, stamp: u32) -> Self {
+        Self(sort << 62 | u64::from(place) << 32 | u64::from(stamp))
+    }
+
+    /// The sort of entry, its place, and what tells it from others in that place.
+    pub(crate) fn parts(self) -> (u64, u32, u32) {
+        (self.0 >> 62, (self.0 >> 32) as u32 & (u32::MAX >> 2), self.0 as u32)
+    }
+}
+
 /// Where a walk over everything that a worker keeps has got to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cursor(pub u64);
+
+impl Cursor {
+    pub(crate) fn new(sort: u64, place: u32) -> Self {
+        Self(sort << 62 | u64::from(place))
+    }
+
+    /// The sort of entry, and the place.
+    pub(crate) fn parts(self) -> (u64, u32) {
+        (self.0 >> 62, self.0 as u32)
+    }
+}
 
 /// A flow or a kept decision.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +66,13 @@ pub struct Entry {
     pub policy_generation: u64,
     /// What sort of entry it is.
     pub kind: EntryKind,
+}
+
+impl Entry {
+    /// Whether it is a flow that is not ending yet.
+    pub(crate) fn is_live_flow(&self) -> bool {
+        matches!(&self.kind, EntryKind::Flow(flow) if flow.state != FlowState::Closing)
+    }
 }
 
 /// The two sorts of entry.

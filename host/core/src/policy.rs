@@ -92,6 +92,14 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// Forwards this flow, and for as long as it is used all that have its application key, if it
+    /// has one.
+    #[must_use]
+    pub const fn forward_related(flow: &Flow<'_>, endpoint: EndpointIndex) -> Self {
+        let scope = if flow.key.is_some() { Scope::Key } else { Scope::Flow };
+        Self { scope, sliding: true, ..Self::forward(endpoint) }
+    }
+
     /// Forwards this flow alone, with the default method.
     #[must_use]
     pub const fn forward(endpoint: EndpointIndex) -> Self {

@@ -12,7 +12,7 @@
 //! destination that stalls costs a bounded number of bytes and then stops the source. It also paces
 //! the choice of buffers: each new subscription picks its pool by what the one before it saw.
 
-use crate::boundary::{Buffer, Link, Op, Ops, Pool, ReceiveEnd, Side};
+use crate::boundary::{Buffer, Link, Memory, Op, Ops, Pool, ReceiveEnd, Side};
 use crate::chain::{Chains, Queue, Tally};
 use crate::pace::Pace;
 use crate::time::Instant;
@@ -22,6 +22,9 @@ const RUN_MAX: u32 = 64;
 /// Buffers waiting before a subscription is paused: a peer that sends single bytes fills buffers
 /// faster than it uses up credit.
 const WAITING_MAX: u32 = 16;
+/// Buffers waiting before the destination is connected, at most: the first bytes may come one by
+/// one.
+const HELD_MAX: u32 = 64;
 
 /// What the kernel is doing for the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,8 @@ enum Inbound {
 /// What the kernel is doing for the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outbound {
+    /// Nothing: the destination is not connected, and what comes waits for it.
+    Held,
     /// Nothing.
     Idle,
     /// A run of sends.
@@ -92,11 +97,41 @@ impl Relay {
         }
     }
 
-    /// Both ends are connected: asks for the first bytes. At most `throttle_kib_s` KiB per second
-    /// are taken from the source, if that is some.
+    /// Asks for the first bytes, up to `bytes_max` of them, before the destination is known.
+    pub(crate) fn preread(&mut self, bytes_max: u32, step: &mut Step<'_>) {
+        self.outbound = Outbound::Held;
+        self.inbound = Inbound::Subscribed;
+        let (link, pool) = (self.source(step), Pool::Small);
+        step.ops.push(Op::Receive { link, pool, credit: bytes_max.max(1) });
+    }
+
+    /// What has come so far and is held.
+    pub(crate) fn held<'a>(
+        &self,
+        chains: &'a Chains,
+        memory: &'a impl Memory,
+    ) -> impl Iterator<Item = &'a [u8]> + Clone {
+        chains.iter(&self.queue).map(|buffer| memory.bytes(buffer))
+    }
+
+    /// Whether nothing more is to be held: as many bytes or buffers wait as may, or no more come.
+    pub(crate) fn has_held_enough(&self, bytes_max: u32) -> bool {
+        self.queue.bytes() >= bytes_max
+            || self.queue.buffers() >= HELD_MAX
+            || self.inbound != Inbound::Subscribed
+    }
+
+    /// Both ends are connected: sends what was held, and asks for more. At most `throttle_kib_s`
+    /// KiB per second are taken from the source, if that is some.
     pub(crate) fn start(&mut self, throttle_kib_s: Option<u32>, step: &mut Step<'_>) {
         self.pace = throttle_kib_s.map(|kib_s| Pace::new(kib_s, step.now));
-        self.subscribe(step);
+        if self.outbound == Outbound::Held {
+            self.outbound = Outbound::Idle;
+        }
+        if self.outbound == Outbound::Idle && !self.queue.is_empty() {
+            self.send(step);
+        }
+        self.proceed(step);
     }
 
     /// Tells the destination who the source is, before the first byte.
@@ -128,7 +163,9 @@ impl Relay {
         step.chains.push(&mut self.queue, buffer);
         if self.outbound == Outbound::Idle {
             self.send(step);
-        } else if self.inbound == Inbound::Subscribed && self.waiting_buffers() >= WAITING_MAX {
+        } else if self.inbound == Inbound::Subscribed
+            && self.waiting_buffers() >= self.waiting_max()
+        {
             self.inbound = Inbound::Pausing;
             step.ops.push(Op::Pause { link: self.source(step) });
         }
@@ -204,10 +241,14 @@ impl Relay {
         }
     }
 
+    fn waiting_max(&self) -> u32 {
+        if self.outbound == Outbound::Held { HELD_MAX } else { WAITING_MAX }
+    }
+
     fn proceed(&mut self, step: &mut Step<'_>) {
         let little_waits = self.waiting_bytes() <= self.gauge.pool.window_bytes() / 2
             && self.waiting_buffers() <= WAITING_MAX / 2;
-        if self.inbound == Inbound::Paused && little_waits {
+        if self.inbound == Inbound::Paused && little_waits && self.outbound != Outbound::Held {
             self.resumes = self.pace.and_then(|pace| pace.waits_until(step.now));
             if self.resumes.is_none() {
                 self.subscribe(step);

@@ -1,7 +1,9 @@
 //! One TCP flow: the client's connection, the endpoint's, and a relay each way.
 //!
 //! ```text
-//!               Connected                 both directions drained, a reset,
+//!   Prereading
+//!       │ key, or none in time
+//!       ▼       Connected                 both directions drained, a reset,
 //!   Connecting ───────────▶ Established ─────────── a timeout ───────────▶ Closing ──▶ (gone)
 //!     │  ▲                                                                  ▲   when nothing
 //!     │  └────── another endpoint ──────┐                                   │   is in flight
@@ -14,16 +16,20 @@
 
 use core::net::SocketAddr;
 
+use crate::allocation::{Denied, Request};
 use crate::boundary::{Goodbye, Link, ListenerId, Op, Side};
-use crate::policy::{Method, Source};
+use crate::listing::{Entry, EntryId, EntryKind, FlowEntry, FlowState};
+use crate::policy::{Method, Scope, Source};
 use crate::relay::{Relay, Step};
-use crate::snapshot::{Endpoint, EndpointId, Listener, Timeouts};
+use crate::snapshot::{ClusterId, Endpoint, EndpointId, Listener, Protocol, Snapshot, Timeouts};
 use crate::stats::{CloseReason, FlowRecord};
 use crate::time::Instant;
 
 /// Where a session is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
+    /// The client's first bytes are waited for: there is no endpoint yet.
+    Prereading,
     /// The endpoint has not answered.
     Connecting,
     /// The endpoint took too long; its link is being closed, then another attempt follows.
@@ -41,6 +47,7 @@ pub(crate) enum State {
 pub(crate) struct Allocation {
     pub(crate) endpoint: Endpoint,
     pub(crate) method: Method,
+    pub(crate) scope: Scope,
     pub(crate) source: Source,
     pub(crate) policy_generation: u64,
 }
@@ -53,6 +60,10 @@ pub(crate) struct Tried {
 }
 
 impl Tried {
+    /// Nobody has failed it.
+    pub(crate) const NONE: Self =
+        Self { ids: [EndpointId(0); Listener::CONNECT_ATTEMPTS_MAX as usize], count: 0 };
+
     pub(crate) fn push(&mut self, id: EndpointId) {
         if self.count < self.ids.len() {
             self.ids[self.count] = id;
@@ -71,7 +82,12 @@ pub(crate) struct Session {
     pub(crate) listener: ListenerId,
     pub(crate) client: SocketAddr,
     pub(crate) state: State,
-    pub(crate) allocation: Allocation,
+    /// The hash of its application key.
+    pub(crate) key: Option<u64>,
+    /// How it was allocated; `None` until it is.
+    pub(crate) allocation: Option<Allocation>,
+    /// Why it got no endpoint, if it had to wait for its first bytes to learn that.
+    pub(crate) denied: Option<Denied>,
     pub(crate) tried: Tried,
     /// Endpoints it was bound to, the one it is bound to included.
     attempts: u32,
@@ -84,19 +100,17 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(
-        now: Instant,
-        listener: ListenerId,
-        client: SocketAddr,
-        allocation: Allocation,
-    ) -> Self {
+    /// A session without an endpoint.
+    pub(crate) fn new(now: Instant, listener: ListenerId, client: SocketAddr) -> Self {
         Self {
             listener,
             client,
-            state: State::Connecting,
-            allocation,
+            state: State::Unbound,
+            key: None,
+            allocation: None,
+            denied: None,
             tried: Tried::default(),
-            attempts: 1,
+            attempts: 0,
             relays: Side::BOTH.map(Relay::new),
             started: now,
             connected: None,
@@ -104,9 +118,15 @@ impl Session {
         }
     }
 
-    /// Starts over with another endpoint.
-    pub(crate) fn rebind(&mut self, now: Instant, allocation: Allocation) {
-        self.allocation = allocation;
+    /// Waits for the first bytes.
+    pub(crate) fn preread(&mut self, bytes_max: u32, step: &mut Step<'_>) {
+        self.state = State::Prereading;
+        self.relays[Side::Downstream.index()].preread(bytes_max, step);
+    }
+
+    /// Starts with an endpoint, or over with another one.
+    pub(crate) fn bind(&mut self, now: Instant, allocation: Allocation) {
+        self.allocation = Some(allocation);
         self.attempts += 1;
         self.state = State::Connecting;
         self.progressed = now;
@@ -116,12 +136,32 @@ impl Session {
         self.state = State::Established;
         self.connected = Some(now);
         self.progressed = now;
-        if self.allocation.method.announce {
+        let method = self.method();
+        if method.announce {
             self.relays[Side::Downstream.index()].announce(step);
         }
         for relay in &mut self.relays {
-            relay.start(self.allocation.method.throttle_kib_s, step);
+            relay.start(method.throttle_kib_s, step);
         }
+        if self.relays.iter().any(Relay::has_ended) {
+            self.settle(step);
+        }
+    }
+
+    /// Asks for an endpoint.
+    pub(crate) fn request(&self, now: Instant, snapshot: &Snapshot) -> Request<'_> {
+        Request {
+            now,
+            listener: self.listener,
+            client: self.client,
+            local: snapshot.listeners[self.listener.index()].address,
+            key: self.key,
+            tried: &self.tried,
+        }
+    }
+
+    fn method(&self) -> Method {
+        self.allocation.as_ref().map_or(Method::DEFAULT, |allocation| allocation.method)
     }
 
     /// The endpoint took too long: frees its link for another attempt.
@@ -145,7 +185,7 @@ impl Session {
                 step.ops.push(Op::Close { link: Link::new(step.slot, Side::Upstream), goodbye });
             }
             State::Abandoning => links_open += 1,
-            State::Unbound | State::Closing { .. } => {}
+            State::Prereading | State::Unbound | State::Closing { .. } => {}
         }
         self.state = State::Closing { links_open, reason };
     }
@@ -181,6 +221,9 @@ impl Session {
     /// progress.
     pub(crate) fn due(&self, timeouts: &Timeouts) -> Option<(Instant, Due)> {
         let (end, reason) = self.deadline(timeouts)?;
+        if self.state == State::Prereading {
+            return Some((end, Due::Decide));
+        }
         match self.relays.iter().filter_map(Relay::resumes).min() {
             Some(at) => Some((at, Due::Resume)),
             None => Some((end, Due::Close(reason))),
@@ -201,9 +244,10 @@ impl Session {
     }
 
     fn deadline(&self, timeouts: &Timeouts) -> Option<(Instant, CloseReason)> {
-        let idle = self.allocation.method.idle_timeout.unwrap_or(timeouts.idle);
+        let idle = self.method().idle_timeout.unwrap_or(timeouts.idle);
         let half_closed = self.relays.iter().any(Relay::has_ended);
         let (timeout, reason) = match self.state {
+            State::Prereading => (timeouts.preread, CloseReason::IdleTimeout),
             State::Connecting => (timeouts.connect, CloseReason::ConnectTimeout),
             State::Established if half_closed => {
                 (timeouts.half_closed, CloseReason::HalfClosedTimeout)
@@ -216,22 +260,63 @@ impl Session {
 
     /// What the access log says of it.
     pub(crate) fn record(&self, now: Instant, facts: &RecordFacts) -> FlowRecord {
-        let Endpoint { id, address, .. } = self.allocation.endpoint;
+        let allocation = self.allocation.as_ref();
+        let denied = self.denied.as_ref();
+        let (policy_generation, source, tag) = match (allocation, denied) {
+            (Some(known), _) => (known.policy_generation, Some(known.source), known.method.tag),
+            (None, Some(denied)) => (denied.policy_generation, denied.source, denied.tag),
+            (None, None) => (0, None, 0),
+        };
         FlowRecord {
             listener: self.listener,
             cluster: facts.cluster,
             client: self.client,
-            endpoint: Some((id, address)),
-            policy_generation: self.allocation.policy_generation,
-            source: Some(self.allocation.source),
+            endpoint: allocation.map(|known| (known.endpoint.id, known.endpoint.address)),
+            policy_generation,
+            source,
             attempts: self.attempts,
-            tag: self.allocation.method.tag,
+            tag,
             started: self.started,
             connected: self.connected,
             ended: now,
-            bytes: Side::BOTH.map(|towards| self.relays[towards.other().index()].delivered()),
+            bytes: self.bytes(),
             reason: facts.reason,
         }
+    }
+
+    /// What an operator sees of it.
+    pub(crate) fn entry(&self, slot: u32, listener: &Listener) -> Entry {
+        let allocation = self.allocation.as_ref();
+        let state = match self.state {
+            State::Prereading => FlowState::Prereading,
+            State::Connecting | State::Abandoning | State::Unbound => FlowState::Unconfirmed,
+            State::Established => FlowState::Established,
+            State::Closing { .. } => FlowState::Closing,
+        };
+        Entry {
+            id: EntryId::session(slot, self.started.as_nanos() as u32),
+            cluster: listener.cluster,
+            endpoint: allocation.map(|known| known.endpoint.id),
+            policy_generation: allocation.map_or(0, |known| known.policy_generation),
+            kind: EntryKind::Flow(FlowEntry {
+                listener: self.listener,
+                protocol: Protocol::Tcp,
+                client: self.client,
+                local: listener.address,
+                endpoint_address: allocation.map(|known| known.endpoint.address),
+                state,
+                source: allocation.map(|known| known.source),
+                tag: self.method().tag,
+                started: self.started,
+                last_active: self.progressed,
+                bytes: self.bytes(),
+                datagrams: [0; 2],
+            }),
+        }
+    }
+
+    fn bytes(&self) -> [u64; 2] {
+        Side::BOTH.map(|towards| self.relays[towards.other().index()].delivered())
     }
 
     /// A stream that is not whole must not look as if it were: only a session in which nothing was
@@ -263,6 +348,8 @@ impl Session {
 /// What a session's timer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
+    /// The first bytes have not shown the key in time.
+    Decide,
     /// A throttled direction may go on.
     Resume,
     /// The session has made no progress for too long.
@@ -271,6 +358,6 @@ pub(crate) enum Due {
 
 /// What a record needs that a session does not know.
 pub(crate) struct RecordFacts {
-    pub(crate) cluster: crate::snapshot::ClusterId,
+    pub(crate) cluster: ClusterId,
     pub(crate) reason: CloseReason,
 }

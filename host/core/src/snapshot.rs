@@ -89,6 +89,20 @@ pub struct Listener {
 impl Listener {
     /// The upper bound of `connect_attempts`: a session remembers which endpoints failed it.
     pub const CONNECT_ATTEMPTS_MAX: u32 = 5;
+
+    /// A flow of this client that was admitted has ended.
+    pub(crate) fn give_back(&self, client: IpAddr) {
+        self.flows_active.decrement();
+        if let Some(counts) = &self.flows_per_client {
+            counts.remove(client);
+        }
+    }
+
+    /// Whether it receives datagrams, not connections.
+    #[must_use]
+    pub fn is_datagrams(&self) -> bool {
+        self.protocol == Protocol::Udp
+    }
 }
 
 /// What a listener speaks.

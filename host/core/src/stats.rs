@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use core::net::SocketAddr;
 
-use crate::boundary::{ListenerId, Side};
+use crate::boundary::{ListenerId, Side, Train};
 use crate::policy::Source;
 use crate::snapshot::{ClusterId, EndpointId};
 use crate::time::Instant;
@@ -53,6 +53,8 @@ pub struct ListenerStats {
     pub flows_active: u64,
     /// Times a flow was decided again because connecting failed.
     pub connect_retries_total: u64,
+    /// Times a live flow was given another endpoint because its own was gone.
+    pub reallocations_total: u64,
     /// Bytes delivered towards each [`Side`], by [`Side::index`].
     pub bytes_total: [u64; 2],
     /// Datagrams sent towards each [`Side`], by [`Side::index`].
@@ -78,8 +80,13 @@ impl ListenerStats {
         self.sheds_total[reason.index()] += 1;
     }
 
-    pub(crate) fn on_drop(&mut self, reason: DropReason) {
-        self.drops_total[reason.index()] += 1;
+    pub(crate) fn on_drops(&mut self, reason: DropReason, count: u32) {
+        self.drops_total[reason.index()] += u64::from(count);
+    }
+
+    pub(crate) fn on_forwarded(&mut self, towards: Side, train: &Train) {
+        self.bytes_total[towards.index()] += u64::from(train.len());
+        self.datagrams_total[towards.index()] += u64::from(train.datagrams());
     }
 
     pub(crate) fn on_flow_started(&mut self) {

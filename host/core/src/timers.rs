@@ -1,4 +1,4 @@
-//! One deadline per session, in a hierarchical timing wheel.
+//! One deadline per session or flow, in a hierarchical timing wheel.
 //!
 //! After Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (SOSP 1987), scheme 7: six
 //! bits of the deadline per level, one millisecond per tick at the lowest. Setting and cancelling
@@ -12,14 +12,16 @@ use crate::time::Instant;
 const LEVELS: usize = 6;
 const LEVEL_BITS: usize = 6;
 const LEVEL_SLOTS: usize = 1 << LEVEL_BITS;
-/// The farthest a deadline is placed ahead; what lies farther fires early and is set again.
-const AHEAD_MAX: u64 = (1 << (LEVELS * LEVEL_BITS - 1)) - 1;
+/// The farthest a deadline is placed ahead, some 24 days; what lies farther fires early and is set
+/// again.
+const AHEAD_MAX: u64 = (1 << 31) - 1;
 const NONE: u32 = u32::MAX;
 const UNSET: u16 = u16::MAX;
 
 #[derive(Debug, Clone)]
 struct Node {
-    deadline: u64,
+    /// The low half of the deadline: all of them lie between `turned` and `turned + AHEAD_MAX`.
+    deadline: u32,
     next: u32,
     previous: u32,
     /// `level * LEVEL_SLOTS + slot`, or `UNSET`.
@@ -28,7 +30,7 @@ struct Node {
 
 const UNSET_NODE: Node = Node { deadline: 0, next: NONE, previous: NONE, bucket: UNSET };
 
-/// The wheel. Timers are named by session slot.
+/// The wheel. Timers are named by the slot of what they belong to.
 #[derive(Debug)]
 pub(crate) struct Timers {
     nodes: Vec<Node>,
@@ -39,6 +41,9 @@ pub(crate) struct Timers {
 }
 
 impl Timers {
+    /// Bytes that each timer takes.
+    pub(crate) const BYTES_PER_TIMER: usize = size_of::<Node>();
+
     /// For timers 0 to `capacity` − 1.
     pub(crate) fn with_capacity(capacity: u32) -> Self {
         Self {
@@ -82,7 +87,7 @@ impl Timers {
             self.turned = self.turned.max(tick);
             let timer = self.heads[bucket];
             self.unlink(timer);
-            let deadline = self.nodes[timer as usize].deadline;
+            let deadline = self.deadline(timer);
             if deadline <= now.as_millis() {
                 return Some(timer);
             }
@@ -97,6 +102,12 @@ impl Timers {
     /// Whether the timer is set.
     pub(crate) fn is_set(&self, timer: u32) -> bool {
         self.nodes.get(timer as usize).is_some_and(|node| node.bucket != UNSET)
+    }
+
+    /// The deadline of a timer that is no earlier than `turned`.
+    fn deadline(&self, timer: u32) -> u64 {
+        let ahead = self.nodes[timer as usize].deadline.wrapping_sub(self.turned as u32);
+        self.turned + u64::from(ahead)
     }
 
     /// The first bucket to come, and the first tick it stands for.
@@ -120,7 +131,7 @@ impl Timers {
         let bucket = bucket_of(self.turned, deadline);
         let head = self.heads[bucket];
         self.nodes[timer as usize] =
-            Node { deadline, next: head, previous: NONE, bucket: bucket as u16 };
+            Node { deadline: deadline as u32, next: head, previous: NONE, bucket: bucket as u16 };
         if head != NONE {
             self.nodes[head as usize].previous = timer;
         }

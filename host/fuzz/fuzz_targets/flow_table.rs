@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use pointsman_core::Instant;
-use pointsman_core::flow_table::{FlowTable, Full};
+use pointsman_core::kept_table::{KeptTable, Full};
 
 /// So few that the table looks at every entry before it gives up, which makes its answers exact.
 const CAPACITY_MAX: u8 = 40;
@@ -23,7 +23,7 @@ enum Step {
 /// The table, and what it should hold. Entries that have expired stay in the map until their key is
 /// used again, because the table may still have them too.
 struct Pair {
-    table: FlowTable<u8, u32>,
+    table: KeptTable<u8, u32>,
     map: HashMap<u8, (u32, Instant)>,
     now_ms: u64,
 }
@@ -31,7 +31,7 @@ struct Pair {
 fuzz_target!(|input: (u8, [u64; 2], Vec<Step>)| {
     let (capacity, hash_key, steps) = input;
     let capacity = usize::from(capacity % CAPACITY_MAX) + 1;
-    let table = FlowTable::new(capacity, hash_key);
+    let table = KeptTable::new(capacity, hash_key);
     let mut pair = Pair { table, map: HashMap::new(), now_ms: 1 };
     for step in steps {
         pair.take(step);

@@ -36,7 +36,7 @@ impl Policy for LeastFlows {
         let next = least.and_then(|least| {
             self.order.next(among, |endpoint| may(endpoint) && !least.is_below(Cost::of(endpoint)))
         });
-        let decision = Decision::forward(next.unwrap_or(EndpointIndex(0)));
+        let decision = Decision::forward_related(flow, next.unwrap_or(EndpointIndex(0)));
         Decided { decision, source: Source::Native }
     }
 }
@@ -61,6 +61,7 @@ impl Cost {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Verdict;
     use super::*;
     use crate::policy::testing::{candidates, choices, flow};
     use crate::snapshot::EndpointId;
@@ -87,6 +88,6 @@ mod tests {
         let among = candidates(1, &[1, 1]);
         among.endpoints[1].load.on_flow_started();
         let decided = LeastFlows::new().decide(&flow(1, &[EndpointId(0)]), &among);
-        assert_eq!(decided.decision, Decision::forward(EndpointIndex(1)));
+        assert_eq!(decided.decision.verdict, Verdict::Forward(EndpointIndex(1)));
     }
 }

@@ -80,13 +80,14 @@ impl Policy for RoundRobin {
         self.order.follow(among);
         let untried = self.order.next(among, |endpoint| !flow.has_tried(endpoint.id));
         let next = untried.or_else(|| self.order.next(among, |_| true));
-        let decision = Decision::forward(next.unwrap_or(EndpointIndex(0)));
+        let decision = Decision::forward_related(flow, next.unwrap_or(EndpointIndex(0)));
         Decided { decision, source: Source::Native }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Verdict;
     use super::*;
     use crate::policy::testing::{candidates, choices, flow};
 
@@ -111,7 +112,7 @@ mod tests {
         let tried = [EndpointId(0)];
         for _ in 0..10 {
             let decided = policy.decide(&flow(1, &tried), &among);
-            assert_eq!(decided.decision, Decision::forward(EndpointIndex(1)));
+            assert_eq!(decided.decision.verdict, Verdict::Forward(EndpointIndex(1)));
         }
     }
 
@@ -120,6 +121,6 @@ mod tests {
         let among = candidates(1, &[1, 1]);
         let tried = [EndpointId(0), EndpointId(1)];
         let decided = RoundRobin::new().decide(&flow(2, &tried), &among);
-        assert_eq!(decided.decision, Decision::forward(EndpointIndex(0)));
+        assert_eq!(decided.decision.verdict, Verdict::Forward(EndpointIndex(0)));
     }
 }

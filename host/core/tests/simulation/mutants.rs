@@ -89,7 +89,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         breaks: "affinity: a decision is kept for ever",
-        file: "flow_table.rs",
+        file: "kept_table.rs",
         original: "if self.entries[place].expires <= now {\n            self.remove_at",
         mutated: "if self.entries[place].expires < Instant::ZERO {\n            self.remove_at",
     },

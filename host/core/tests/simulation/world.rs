@@ -413,7 +413,10 @@ impl World {
             assert!(same, "a run is not interrupted: {op:?}");
         }
         match op {
-            Op::OpenPort { .. } | Op::ClosePort { .. } | Op::Forward { .. } | Op::Discard { .. } => {
+            Op::OpenPort { .. }
+            | Op::ClosePort { .. }
+            | Op::Forward { .. }
+            | Op::Discard { .. } => {
                 unreachable!("no listener speaks datagrams")
             }
             Op::Adopt { link, socket } => {

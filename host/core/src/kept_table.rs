@@ -16,6 +16,7 @@
 
 use alloc::vec::Vec;
 use core::hash::{Hash, Hasher};
+use core::ops::Range;
 
 use siphasher::sip::SipHasher13;
 
@@ -53,7 +54,7 @@ pub struct Full;
 
 /// A fixed-capacity hash table whose entries expire.
 #[derive(Debug)]
-pub struct FlowTable<K, V> {
+pub struct KeptTable<K, V> {
     groups: Vec<Group>,
     entries: Vec<Entry<K, V>>,
     hasher: SipHasher13,
@@ -63,7 +64,7 @@ pub struct FlowTable<K, V> {
     sweep: usize,
 }
 
-impl<K: Hash + Eq + Copy + Default, V: Copy + Default> FlowTable<K, V> {
+impl<K: Hash + Eq + Copy + Default, V: Copy + Default> KeptTable<K, V> {
     /// Allocates and touches everything the table will ever need: one and a half times `capacity`
     /// entries of a multiple of 64 bytes each. `hash_key` must be secret.
     #[must_use]
@@ -143,6 +144,27 @@ impl<K: Hash + Eq + Copy + Default, V: Copy + Default> FlowTable<K, V> {
         if let Some(place) = self.find(self.hash(key), key) {
             self.entries[place].expires = expires;
         }
+    }
+
+    /// One more than the highest place of an entry.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The entry in a place, if one lives there.
+    #[must_use]
+    pub fn at(&self, now: Instant, place: usize) -> Option<(&K, &V, Instant)> {
+        let taken = self.groups.get(place / TAGS)?.0[place % TAGS] != EMPTY;
+        let Entry { expires, key, value } = &self.entries[place];
+        (taken && *expires > now).then_some((key, value, *expires))
+    }
+
+    /// Where it lies in memory.
+    #[must_use]
+    pub fn addresses(&self) -> Range<usize> {
+        let range = self.entries.as_ptr_range();
+        range.start.addr()..range.end.addr()
     }
 
     /// Removes an entry, if it is there.
@@ -282,8 +304,8 @@ mod tests {
     const KEY: [u64; 2] = [1, 2];
     const NOW: Instant = Instant::from_millis(1_000);
 
-    fn table(capacity: usize) -> FlowTable<u64, u32> {
-        FlowTable::new(capacity, KEY)
+    fn table(capacity: usize) -> KeptTable<u64, u32> {
+        KeptTable::new(capacity, KEY)
     }
 
     fn later(millis: u64) -> Instant {

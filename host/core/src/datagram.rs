@@ -1,0 +1,764 @@
+//! Flows of datagrams: from the first to the last, both ways.
+//!
+//! ```text
+//!   client ──▶ listener ── hit ───────────────────────▶ port ──▶ endpoint
+//!                  │ miss: admitted? ─▶ decided ─▶ port taken ─▶ flow kept
+//!                  └── no ─▶ shed, or forwarded without a flow where the policy is stateless
+//!   client ◀── listener ◀── hit ── port ◀── endpoint        (from anybody else: dropped)
+//! ```
+//!
+//! A flow is confirmed by its first reply; until then it may have to give its place to a newer one,
+//! so a flood of senders that never get an answer cannot push out those that do. Nothing here waits:
+//! a datagram is forwarded, dropped for a named reason, or shed, before the next one is looked at.
+
+mod bindings;
+mod flow;
+mod index;
+mod ports;
+mod table;
+
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+use core::ops::Range;
+use core::time::Duration;
+
+use crate::BalancerConfig;
+use crate::allocation::{Allocator, Denied, Random, Request};
+use crate::boundary::{
+    DatagramSocket, ListenerId, LossCause, Memory, Op, Ops, Path, PortId, Side, Train,
+};
+use crate::listing::{Entry, EntryId, EntryKind, FlowEntry, FlowState};
+use crate::policy::{Method, Scope};
+use crate::session::{Allocation, Tried};
+use crate::snapshot::{Listener, OnEndpointDown, Protocol, Snapshot};
+use crate::stats::{CloseReason, DropReason, FlowRecord, ShedReason, Stats};
+use crate::time::Instant;
+
+pub(crate) use bindings::serves;
+use bindings::{Binding, Bindings};
+use flow::{Details, Flow, FlowKey, NONE};
+use ports::{Ports, Wish};
+use table::FlowTable;
+
+/// How often ports are looked after, and how often when there are many to close.
+const TRIM_INTERVAL: Duration = Duration::from_secs(10);
+const TRIM_AGAIN: Duration = Duration::from_millis(100);
+/// How often a listener that drains looks whether other workers still have flows of it.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+/// How far a throttled flow may be ahead of its pace.
+const BURST: Duration = Duration::from_millis(50);
+
+/// What the worker lends for one step.
+pub(crate) struct Turn<'a> {
+    pub(crate) now: Instant,
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) allocator: &'a mut Allocator,
+    pub(crate) stats: &'a mut Stats,
+    pub(crate) records: Option<&'a mut Vec<FlowRecord>>,
+    pub(crate) ops: &'a mut Ops,
+}
+
+impl<'a> Turn<'a> {
+    fn listener(&self, id: ListenerId) -> &'a Listener {
+        &self.snapshot.listeners[id.index()]
+    }
+
+    fn drain_is_over(&self) -> bool {
+        self.snapshot.drain_until.is_some_and(|end| end <= self.now)
+    }
+
+    fn lose(&mut self, listener: ListenerId, train: Train, reason: DropReason) {
+        self.stats.listener(listener).on_drops(reason, train.datagrams());
+        self.ops.push(Op::Discard { train });
+    }
+}
+
+/// A client's datagrams.
+struct Arrival {
+    key: FlowKey,
+    train: Train,
+}
+
+/// All flows of datagrams of one worker.
+#[derive(Debug)]
+pub(crate) struct Datagrams {
+    table: FlowTable,
+    bindings: Bindings,
+    ports: Ports,
+    random: Random,
+    /// The next entry to look at after the world has changed.
+    sweep: Option<u32>,
+    /// Whether the end of the drain has been acted on.
+    drain_ended: bool,
+    /// Listeners that receive, by number.
+    open: Vec<bool>,
+    trim_at: Option<Instant>,
+    drain_poll_at: Option<Instant>,
+}
+
+impl Datagrams {
+    pub(crate) fn new(config: &BalancerConfig, snapshot: &Snapshot) -> Self {
+        Self {
+            table: FlowTable::new(config.datagram_flows_max, config.hash_key),
+            bindings: Bindings::default(),
+            ports: Ports::new(snapshot),
+            random: Random::new(!config.seed),
+            sweep: None,
+            drain_ended: false,
+            open: snapshot.listeners.iter().map(Listener::is_datagrams).collect(),
+            trim_at: None,
+            drain_poll_at: None,
+        }
+    }
+
+    /// Flows now.
+    pub(crate) fn len(&self) -> u32 {
+        self.table.len()
+    }
+
+    /// Upstream ports that are open or closing.
+    pub(crate) fn ports(&self) -> u32 {
+        self.ports.len()
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.table.memory_bytes()
+    }
+
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        self.table.addresses()
+    }
+
+    pub(crate) fn on_datagrams(
+        &mut self,
+        turn: &mut Turn<'_>,
+        memory: &impl Memory,
+        (socket, path): (DatagramSocket, Path),
+        train: Train,
+    ) {
+        match socket {
+            DatagramSocket::Listener(listener) => {
+                let local = path.local.unwrap_or_else(|| turn.listener(listener).address.ip());
+                let key = FlowKey { listener, client: path.peer, local };
+                self.on_request(turn, memory, Arrival { key, train });
+            }
+            DatagramSocket::Port(port) => self.on_reply(turn, memory, (port, path.peer), train),
+        }
+    }
+
+    /// Datagrams were lost by the performing side.
+    pub(crate) fn on_lost(
+        &mut self,
+        turn: &mut Turn<'_>,
+        socket: DatagramSocket,
+        datagrams: u32,
+        cause: LossCause,
+    ) {
+        let listener = match socket {
+            DatagramSocket::Listener(listener) => listener,
+            DatagramSocket::Port(port) => self.ports.listener(port),
+        };
+        let reason = match cause {
+            LossCause::Truncated => DropReason::Truncated,
+            LossCause::Full => DropReason::SendFull,
+            LossCause::TooLarge => DropReason::TooLarge,
+            LossCause::Unreachable => DropReason::Unreachable,
+        };
+        turn.stats.listener(listener).on_drops(reason, datagrams);
+    }
+
+    /// A port could not be opened: its flows end, a few at a time.
+    pub(crate) fn on_port_failed(&mut self, port: PortId) {
+        if self.ports.on_failed(port) {
+            self.sweep = Some(0);
+        }
+    }
+
+    /// The endpoint of a flow that has a port of its own cannot be reached. If it has never
+    /// replied, the client's next try is given to another.
+    pub(crate) fn on_port_unreachable(&mut self, turn: &mut Turn<'_>, port: PortId) {
+        let Some(number) = self.ports.owner(port) else { return };
+        let flow = *self.table.flow(number);
+        self.bindings.of_flow(flow.binding).endpoint.load.on_connect_failed();
+        if !flow.is_confirmed() {
+            self.end(turn, number, CloseReason::ConnectFailed);
+        }
+    }
+
+    pub(crate) fn on_port_closed(&mut self, port: PortId) {
+        self.ports.on_closed(port);
+    }
+
+    /// Takes in a new world.
+    pub(crate) fn apply(&mut self, turn: &Turn<'_>) {
+        let acts = |listener: &Listener| listener.on_endpoint_down != OnEndpointDown::Keep;
+        if self.bindings.apply(turn.snapshot) && turn.snapshot.listeners.iter().any(acts) {
+            self.sweep = Some(0);
+        }
+        if turn.snapshot.drain_until.is_some() && self.drain_poll_at.is_none() {
+            self.drain_poll_at = Some(turn.now);
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is due next, if at all.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        let sweep = self.sweep.map(|_| Instant::ZERO);
+        let due = [sweep, self.table.next_timeout(), self.trim_at, self.drain_poll_at];
+        due.into_iter().flatten().min()
+    }
+
+    /// Time passed. At most `steps` flows are looked at for each of the things to be done, and
+    /// `ops_room` stays free in the ops.
+    pub(crate) fn handle_timeout(&mut self, turn: &mut Turn<'_>, steps: u32, ops_room: usize) {
+        let mut left = steps;
+        while turn.ops.room() >= ops_room {
+            let Some(number) = self.table.pop_due(turn.now, &mut left) else { break };
+            self.on_timer(turn, number);
+        }
+        if self.drain_poll_at.is_some_and(|at| at <= turn.now) {
+            self.poll_drain(turn);
+        }
+        if self.trim_at.is_some_and(|at| at <= turn.now) {
+            self.trim(turn);
+        }
+        for _ in 0..steps {
+            let Some(number) = self.sweep.filter(|_| turn.ops.room() >= ops_room) else { return };
+            self.sweep_one(turn, number);
+            self.sweep = Some(number + 1).filter(|&next| next < self.table.entries_end());
+        }
+    }
+
+    /// Ends the flow with this name; tells whether there was one.
+    pub(crate) fn forget(&mut self, turn: &mut Turn<'_>, number: u32, stamp: u32) -> bool {
+        let is_it = self.table.get(number).is_some_and(|flow| u32::from(flow.stamp) == stamp);
+        if is_it {
+            self.end(turn, number, CloseReason::Forgotten);
+        }
+        is_it
+    }
+
+    /// One more than the highest entry in which there may be a flow.
+    pub(crate) fn entries_end(&self) -> u32 {
+        self.table.entries_end()
+    }
+
+    /// Shows the flow in an entry, if there is one.
+    pub(crate) fn entry(&self, now: Instant, number: u32, snapshot: &Snapshot) -> Option<Entry> {
+        let flow = self.table.get(number)?;
+        let details = self.table.details_of(flow);
+        let key = flow.key(details);
+        let listener = &snapshot.listeners[flow.listener.index()];
+        let endpoint = self.bindings.get(flow.binding).map(|binding| &binding.endpoint);
+        let state = match endpoint {
+            None => FlowState::Denied,
+            Some(_) if flow.is_confirmed() => FlowState::Established,
+            Some(_) => FlowState::Unconfirmed,
+        };
+        Some(Entry {
+            id: EntryId::datagrams(number, flow.stamp.into()),
+            cluster: listener.cluster,
+            endpoint: endpoint.map(|endpoint| endpoint.id),
+            policy_generation: flow.policy_generation.into(),
+            kind: EntryKind::Flow(FlowEntry {
+                listener: flow.listener,
+                protocol: Protocol::Udp,
+                client: key.client,
+                local: SocketAddr::new(key.local, listener.address.port()),
+                endpoint_address: endpoint.map(|endpoint| endpoint.address),
+                state,
+                source: Some(flow.source),
+                tag: details.map_or(0, |details| details.method.tag),
+                started: flow.started.to_instant(now),
+                last_active: flow.last_active.to_instant(now),
+                bytes: flow.bytes,
+                datagrams: flow.datagrams.map(u64::from),
+            }),
+        })
+    }
+
+    fn on_request(&mut self, turn: &mut Turn<'_>, memory: &impl Memory, arrival: Arrival) {
+        let Some(number) = self.table.find_by_client(&arrival.key) else {
+            self.on_miss(turn, memory, arrival);
+            return;
+        };
+        let binding = self.table.flow(number).binding;
+        match self.bindings.get(binding) {
+            Some(binding) if binding.serves => self.forward(turn, number, arrival.train),
+            Some(_) => self.on_request_for_gone(turn, memory, (number, arrival)),
+            None => turn.lose(arrival.key.listener, arrival.train, DropReason::Denied),
+        }
+    }
+
+    /// A client's datagram whose flow's endpoint is gone: the walk over all flows has not come to
+    /// this one yet.
+    fn on_request_for_gone(
+        &mut self,
+        turn: &mut Turn<'_>,
+        memory: &impl Memory,
+        (number, arrival): (u32, Arrival),
+    ) {
+        self.sweep_one(turn, number);
+        match self.table.find_by_client(&arrival.key) {
+            Some(number) => self.forward(turn, number, arrival.train),
+            None => self.on_miss(turn, memory, arrival),
+        }
+    }
+
+    /// Sends a client's datagrams on to the flow's endpoint.
+    fn forward(&mut self, turn: &mut Turn<'_>, number: u32, train: Train) {
+        let flow = *self.table.flow(number);
+        if self.is_throttled(turn.now, number, Side::Upstream, &train) {
+            turn.lose(flow.listener, train, DropReason::Throttled);
+            return;
+        }
+        let entry = self.table.flow(number);
+        if flow.datagrams != [0; 2] && !flow.is_confirmed() {
+            entry.set_referenced(true);
+        }
+        entry.on_forwarded(turn.now, Side::Upstream, train.len(), train.datagrams());
+        turn.stats.listener(flow.listener).on_forwarded(Side::Upstream, &train);
+        turn.ops.push(Op::Forward {
+            socket: DatagramSocket::Port(flow.port),
+            peer: self.bindings.of_flow(flow.binding).endpoint.address,
+            local: None,
+            train,
+        });
+    }
+
+    fn on_reply(
+        &mut self,
+        turn: &mut Turn<'_>,
+        memory: &impl Memory,
+        (port, endpoint): (PortId, SocketAddr),
+        train: Train,
+    ) {
+        let endpoint_of = |binding| self.bindings.of_flow(binding).endpoint.address;
+        let Some(number) = self.table.find_by_reply(port, endpoint, endpoint_of) else {
+            turn.lose(self.ports.listener(port), train, DropReason::UnknownSource);
+            return;
+        };
+        let flow = *self.table.flow(number);
+        if self.is_throttled(turn.now, number, Side::Downstream, &train) {
+            turn.lose(flow.listener, train, DropReason::Throttled);
+            return;
+        }
+        let listener = turn.listener(flow.listener);
+        if !flow.is_confirmed() {
+            self.table.on_confirmed();
+            self.bindings.of_flow(flow.binding).endpoint.load.on_connected();
+        }
+        if let Some(rule) = &listener.key
+            && let Some(key) = rule.read_reply(memory.first_datagram(&train))
+        {
+            self.learn(turn, number, key);
+        }
+        let entry = self.table.flow(number);
+        entry.on_forwarded(turn.now, Side::Downstream, train.len(), train.datagrams());
+        let [replies, requests] = entry.datagrams.map(u64::from);
+        let expected = u64::from(listener.datagrams.replies_expected) * requests;
+        let key = flow.key(self.table.details_of(&flow));
+        turn.stats.listener(flow.listener).on_forwarded(Side::Downstream, &train);
+        let (socket, local) = (DatagramSocket::Listener(flow.listener), Some(key.local));
+        turn.ops.push(Op::Forward { socket, peer: key.client, local, train });
+        if expected > 0 && replies >= expected {
+            self.end(turn, number, CloseReason::Finished);
+        }
+    }
+
+    /// Counts a datagram against the flow's speed, if that is limited; tells whether it is too fast.
+    fn is_throttled(&mut self, now: Instant, number: u32, to: Side, train: &Train) -> bool {
+        let Some(details) = self.table.details(number) else { return false };
+        let Some(pace) = &mut details.paces[to.index()] else { return false };
+        let too_fast = pace.waits_until(now).is_some_and(|at| at > now + BURST);
+        if !too_fast {
+            pace.on_received(now, train.len());
+        }
+        too_fast
+    }
+
+    /// The endpoint has told the client another key to come back with.
+    fn learn(&mut self, turn: &mut Turn<'_>, number: u32, key: u64) {
+        let flow = *self.table.flow(number);
+        let Some(details) = self.table.details(number) else { return };
+        if details.keys.contains(&Some(key)) {
+            return;
+        }
+        details.keys[1] = Some(key);
+        self.keep_keys(turn, &flow);
+    }
+
+    /// Has the allocator know a flow's keys for longer than its timer takes to come by again.
+    fn keep_keys(&mut self, turn: &mut Turn<'_>, flow: &Flow) {
+        let listener = turn.listener(flow.listener);
+        let Some(binding) = self.bindings.get(flow.binding) else { return };
+        let Some(details) = self.table.details_of(flow) else { return };
+        let ttl = 2 * details.method.idle_timeout.unwrap_or(listener.timeouts.idle);
+        for key in details.keys.into_iter().flatten() {
+            let policy_generation = flow.policy_generation.into();
+            let known = (binding.endpoint.id, policy_generation);
+            if !turn.allocator.keep_key((turn.now, ttl), listener, key, known) {
+                turn.stats.listener(flow.listener).on_drops(DropReason::FlowTableFull, 1);
+            }
+        }
+    }
+
+    /// A client's datagram without a flow.
+    fn on_miss(&mut self, turn: &mut Turn<'_>, memory: &impl Memory, arrival: Arrival) {
+        let Arrival { key, train } = arrival;
+        let application_key = read_key(turn, memory, key.listener, &train);
+        match self.admit(turn, &key) {
+            Ok(()) => self.start(turn, application_key, Arrival { key, train }),
+            Err(reason) => self.overflow(turn, application_key, Arrival { key, train }, reason),
+        }
+    }
+
+    /// Whether there is room for one more flow. Takes its place in every count if so.
+    fn admit(&mut self, turn: &mut Turn<'_>, key: &FlowKey) -> Result<(), ShedReason> {
+        let listener = turn.listener(key.listener);
+        if turn.snapshot.drain_until.is_some() {
+            return Err(ShedReason::Draining);
+        }
+        if listener.new_flow_rate.as_ref().is_some_and(|rate| !rate.try_take(turn.now)) {
+            return Err(ShedReason::NewFlowRate);
+        }
+        let counts = listener.flows_per_client.as_deref();
+        if counts.is_some_and(|counts| !counts.try_add(key.client.ip())) {
+            return Err(ShedReason::ClientFlowsMax);
+        }
+        let placed = self.take_place(turn, key.listener);
+        if let (Err(_), Some(counts)) = (placed, counts) {
+            counts.remove(key.client.ip());
+        }
+        placed
+    }
+
+    fn take_place(&mut self, turn: &mut Turn<'_>, id: ListenerId) -> Result<(), ShedReason> {
+        let listener = turn.listener(id);
+        let has_room = || listener.flows_active.try_increment(listener.flows_max);
+        if !has_room() && !(self.evict(turn, Some(id)) && has_room()) {
+            return Err(ShedReason::FlowsMax);
+        }
+        if self.table.is_full() && !self.evict(turn, None) {
+            listener.flows_active.decrement();
+            return Err(ShedReason::FlowTableFull);
+        }
+        Ok(())
+    }
+
+    fn evict(&mut self, turn: &mut Turn<'_>, of: Option<ListenerId>) -> bool {
+        let victim = self.table.victim(turn.now, of);
+        if let Some(number) = victim {
+            self.end(turn, number, CloseReason::Evicted);
+        }
+        victim.is_some()
+    }
+
+    /// Allocates an admitted flow and forwards its first datagrams.
+    fn start(&mut self, turn: &mut Turn<'_>, application_key: Option<u64>, arrival: Arrival) {
+        let Arrival { key, train } = arrival;
+        let request = request(turn, &key, application_key);
+        match turn.allocator.allocate(&request, turn.snapshot, turn.stats) {
+            Ok(allocation) => {
+                let binding = self.bindings.number_of(key.listener, &allocation.endpoint);
+                let Some(port) = self.take_port(turn, binding) else {
+                    turn.listener(key.listener).give_back(key.client.ip());
+                    let arrival = Arrival { key, train };
+                    self.overflow(turn, application_key, arrival, ShedReason::Ports);
+                    return;
+                };
+                let number = self.insert(turn, &key, &allocation, application_key);
+                self.bind(number, binding, port);
+                self.forward(turn, number, train);
+            }
+            Err(denied) if denied.reason == CloseReason::NoEndpoint => {
+                turn.listener(key.listener).give_back(key.client.ip());
+                turn.lose(key.listener, train, DropReason::NoEndpoint);
+            }
+            Err(denied) => {
+                self.insert_denied(turn, &key, &denied);
+                turn.lose(key.listener, train, DropReason::Denied);
+            }
+        }
+    }
+
+    fn insert(
+        &mut self,
+        turn: &mut Turn<'_>,
+        key: &FlowKey,
+        allocation: &Allocation,
+        application_key: Option<u64>,
+    ) -> u32 {
+        let mut flow = Flow::new(turn.now, key, allocation.scope == Scope::None);
+        flow.source = allocation.source;
+        flow.policy_generation = allocation.policy_generation as u32;
+        let details = Details::of(turn.now, key, allocation.method, application_key);
+        let idle = turn.listener(key.listener).timeouts.idle;
+        let due = turn.now + allocation.method.idle_timeout.unwrap_or(idle);
+        turn.stats.listener(key.listener).on_flow_started();
+        self.table.insert(flow, details, due)
+    }
+
+    /// Remembers that a client is denied, so that its next datagrams ask nobody.
+    fn insert_denied(&mut self, turn: &mut Turn<'_>, key: &FlowKey, denied: &Denied) {
+        let idle = turn.listener(key.listener).timeouts.idle;
+        let ttl = if denied.ttl.is_zero() { idle } else { denied.ttl };
+        let mut flow = Flow::new(turn.now, key, false);
+        flow.set_denied(denied.reason == CloseReason::DeniedReset);
+        flow.policy_generation = denied.policy_generation as u32;
+        flow.source = denied.source.unwrap_or(flow.source);
+        let method = Method { tag: denied.tag, ..Method::DEFAULT };
+        let details = Details::of(turn.now, key, method, None);
+        turn.stats.listener(key.listener).on_flow_started();
+        self.table.insert(flow, details, turn.now + ttl);
+    }
+
+    fn take_port(&mut self, turn: &mut Turn<'_>, binding: u32) -> Option<PortId> {
+        let random = self.random.next();
+        let wish = wish(turn, self.bindings.of_flow(binding), random);
+        let (table, bindings) = (&self.table, &self.bindings);
+        let endpoint_of = |binding| bindings.of_flow(binding).endpoint.address;
+        let is_taken = |port| table.find_by_reply(port, wish.endpoint, endpoint_of).is_some();
+        let port = self.ports.take(&wish, is_taken, turn.ops);
+        if self.trim_at.is_none() {
+            self.trim_at = Some(turn.now + TRIM_INTERVAL);
+        }
+        port
+    }
+
+    fn bind(&mut self, number: u32, binding: u32, port: PortId) {
+        self.bindings.on_bound(binding);
+        self.ports.on_bound(port, number);
+        let endpoint = self.bindings.of_flow(binding).endpoint.address;
+        self.table.bind(number, binding, port, endpoint);
+    }
+
+    fn unbind(&mut self, turn: &mut Turn<'_>, number: u32) {
+        let Flow { binding, port, .. } = *self.table.flow(number);
+        if binding == NONE {
+            return;
+        }
+        self.table.unbind(number, self.bindings.of_flow(binding).endpoint.address);
+        self.ports.on_unbound(port, turn.ops);
+        self.bindings.on_unbound(binding);
+    }
+
+    /// A datagram for which there can be no flow: a stateless policy is followed all the same, for
+    /// a client that needs no reply, or whose next try will find room.
+    fn overflow(
+        &mut self,
+        turn: &mut Turn<'_>,
+        application_key: Option<u64>,
+        arrival: Arrival,
+        reason: ShedReason,
+    ) {
+        let Arrival { key, train } = arrival;
+        let yields = matches!(reason, ShedReason::Draining | ShedReason::ClientFlowsMax);
+        let target = if yields { None } else { self.stateless(turn, &key, application_key) };
+        let stats = turn.stats.listener(key.listener);
+        match target {
+            Some((port, peer)) => {
+                stats.stateless_total += u64::from(train.datagrams());
+                stats.on_forwarded(Side::Upstream, &train);
+                let socket = DatagramSocket::Port(port);
+                turn.ops.push(Op::Forward { socket, peer, local: None, train });
+            }
+            None => {
+                stats.on_shed(reason);
+                turn.ops.push(Op::Discard { train });
+            }
+        }
+    }
+
+    /// Where a stateless policy sends a datagram that has no flow, and through which port.
+    fn stateless(
+        &mut self,
+        turn: &mut Turn<'_>,
+        key: &FlowKey,
+        application_key: Option<u64>,
+    ) -> Option<(PortId, SocketAddr)> {
+        let request = request(turn, key, application_key);
+        let endpoint = turn.allocator.decide_statelessly(&request, turn.snapshot)?;
+        let wish = Wish {
+            listener: key.listener,
+            endpoint,
+            flows: 0,
+            random: 0,
+            settings: turn.listener(key.listener).datagrams,
+        };
+        Some((self.ports.stateless(&wish, turn.ops)?, endpoint))
+    }
+
+    fn on_timer(&mut self, turn: &mut Turn<'_>, number: u32) {
+        let flow = *self.table.flow(number);
+        if let Some(reason) = flow.denial() {
+            self.end(turn, number, reason);
+            return;
+        }
+        let method = self.table.details_of(&flow).map_or(Method::DEFAULT, |own| own.method);
+        let timeout = method.idle_timeout.unwrap_or(turn.listener(flow.listener).timeouts.idle);
+        let due = flow.last_active.to_instant(turn.now) + timeout;
+        if due > turn.now {
+            self.table.set_timer(number, due);
+            self.keep_keys(turn, &flow);
+        } else {
+            self.end(turn, number, CloseReason::IdleTimeout);
+        }
+    }
+
+    /// Does with a flow what the changed world calls for.
+    fn sweep_one(&mut self, turn: &mut Turn<'_>, number: u32) {
+        let Some(flow) = self.table.get(number).copied() else { return };
+        if turn.drain_is_over() {
+            self.end(turn, number, CloseReason::DrainTimeout);
+            return;
+        }
+        let Some(binding) = self.bindings.get(flow.binding) else { return };
+        if self.ports.has_failed(flow.port) {
+            self.end(turn, number, CloseReason::Descriptors);
+            return;
+        }
+        match turn.listener(flow.listener).on_endpoint_down {
+            _ if binding.serves => {}
+            OnEndpointDown::Reallocate => self.reallocate(turn, number),
+            OnEndpointDown::Drop | OnEndpointDown::Reset => {
+                self.end(turn, number, CloseReason::EndpointDown);
+            }
+            OnEndpointDown::Keep => {}
+        }
+    }
+
+    /// Gives a flow another endpoint, if there is one.
+    fn reallocate(&mut self, turn: &mut Turn<'_>, number: u32) {
+        let flow = *self.table.flow(number);
+        let details = self.table.details_of(&flow);
+        let application_key = details.and_then(|details| details.keys[0]);
+        let key = flow.key(details);
+        let request = request(turn, &key, application_key);
+        let allocated = turn.allocator.allocate(&request, turn.snapshot, turn.stats);
+        self.unbind(turn, number);
+        let moved = allocated.ok().and_then(|allocation| {
+            let binding = self.bindings.number_of(key.listener, &allocation.endpoint);
+            let port = self.take_port(turn, binding)?;
+            Some((allocation, binding, port))
+        });
+        let Some((allocation, binding, port)) = moved else {
+            self.end(turn, number, CloseReason::EndpointDown);
+            return;
+        };
+        turn.stats.listener(key.listener).reallocations_total += 1;
+        let flow = self.table.flow(number);
+        flow.source = allocation.source;
+        flow.policy_generation = allocation.policy_generation as u32;
+        self.bind(number, binding, port);
+        let flow = *self.table.flow(number);
+        self.keep_keys(turn, &flow);
+    }
+
+    fn end(&mut self, turn: &mut Turn<'_>, number: u32, reason: CloseReason) {
+        let binding = self.table.flow(number).binding;
+        let endpoint = self.bindings.get(binding).map(|binding| &binding.endpoint);
+        let endpoint = endpoint.map(|endpoint| (endpoint.id, endpoint.address));
+        self.unbind(turn, number);
+        let (flow, details) = self.table.remove(number);
+        let key = flow.key(details.as_ref());
+        turn.listener(key.listener).give_back(key.client.ip());
+        turn.stats.listener(key.listener).on_flow_ended(reason);
+        let (now, cluster) = (turn.now, turn.listener(key.listener).cluster);
+        if let Some(records) = &mut turn.records {
+            records.push(FlowRecord {
+                listener: key.listener,
+                cluster,
+                client: key.client,
+                endpoint,
+                policy_generation: flow.policy_generation.into(),
+                source: Some(flow.source),
+                attempts: u32::from(endpoint.is_some()),
+                tag: details.map_or(0, |details| details.method.tag),
+                started: flow.started.to_instant(now),
+                connected: None,
+                ended: now,
+                bytes: flow.bytes,
+                reason,
+            });
+        }
+    }
+
+    /// Ends the listeners that have no flow left in any worker: closing one worker's socket sends
+    /// its clients, and some of the others', to the sockets that are left.
+    fn poll_drain(&mut self, turn: &mut Turn<'_>) {
+        let is_over = turn.drain_is_over();
+        if is_over && !self.drain_ended {
+            self.drain_ended = true;
+            self.sweep = (self.table.len() > 0).then_some(0);
+        }
+        for (place, open) in self.open.iter_mut().enumerate() {
+            let listener = ListenerId(place as u16);
+            if *open && (is_over || turn.listener(listener).flows_active.get() == 0) {
+                *open = false;
+                turn.ops.push(Op::StopAccepting { listener });
+            }
+        }
+        self.drain_poll_at = self.open.iter().any(|open| *open).then_some(turn.now + DRAIN_POLL);
+    }
+
+    /// Closes ports that are no longer needed.
+    fn trim(&mut self, turn: &mut Turn<'_>) {
+        let mut again = false;
+        for (place, listener) in turn.snapshot.listeners.iter().enumerate() {
+            if listener.is_datagrams() {
+                let id = ListenerId(place as u16);
+                let peak = self.bindings.take_peak(id);
+                again |= self.ports.trim(id, peak, turn.ops);
+            }
+        }
+        let wait = if again { TRIM_AGAIN } else { TRIM_INTERVAL };
+        self.trim_at = (self.ports.len() > 0).then_some(turn.now + wait);
+    }
+
+    /// Asserts what must hold between any two calls.
+    pub(crate) fn check_invariants(&self) {
+        self.table.check_invariants(|binding| self.bindings.of_flow(binding).endpoint.address);
+        let bound: u32 = self.bindings.iter().map(|binding| binding.flows).sum();
+        let live = (0..self.table.entries_end()).filter_map(|number| self.table.get(number));
+        assert_eq!(live.filter(|flow| flow.port.0 != NONE).count() as u32, bound);
+        self.ports.check_invariants(bound);
+    }
+}
+
+/// The application key of a new flow; counts why there is none, if one is looked for.
+fn read_key(
+    turn: &mut Turn<'_>,
+    memory: &impl Memory,
+    listener: ListenerId,
+    train: &Train,
+) -> Option<u64> {
+    let rule = turn.listener(listener).key.as_ref()?;
+    match rule.read_datagram(memory.first_datagram(train)) {
+        Ok(key) => Some(key),
+        Err(reason) => {
+            turn.stats.listener(listener).keyless_total[reason.index()] += 1;
+            None
+        }
+    }
+}
+
+fn request<'a>(turn: &Turn<'_>, key: &FlowKey, application_key: Option<u64>) -> Request<'a> {
+    Request {
+        now: turn.now,
+        listener: key.listener,
+        client: key.client,
+        local: SocketAddr::new(key.local, turn.listener(key.listener).address.port()),
+        key: application_key,
+        tried: &Tried::NONE,
+    }
+}
+
+fn wish(turn: &Turn<'_>, binding: &Binding, random: u64) -> Wish {
+    Wish {
+        listener: binding.listener,
+        endpoint: binding.endpoint.address,
+        flows: binding.flows,
+        random,
+        settings: turn.listener(binding.listener).datagrams,
+    }
+}

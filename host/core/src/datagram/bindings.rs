@@ -1,0 +1,116 @@
+//! The endpoints that flows of datagrams are bound to.
+//!
+//! A flow names its endpoint by a number in here, four bytes instead of a whole [`Endpoint`]. Each
+//! listener has its own binding to an endpoint, because each has its own ports; it lasts as long as
+//! the endpoint is configured or has flows.
+
+use alloc::vec::Vec;
+
+use crate::boundary::ListenerId;
+use crate::snapshot::{Cluster, Endpoint, EndpointId, Snapshot};
+
+/// An endpoint, as one listener's flows know it.
+#[derive(Debug)]
+pub(super) struct Binding {
+    pub(super) listener: ListenerId,
+    pub(super) endpoint: Endpoint,
+    /// Flows bound to it.
+    pub(super) flows: u32,
+    /// The most at a time since the ports were last looked after.
+    pub(super) flows_peak: u32,
+    /// Whether its flows may stay: it is up, or flows may be given to it for want of better.
+    pub(super) serves: bool,
+}
+
+/// All bindings, by number.
+#[derive(Debug, Default)]
+pub(super) struct Bindings {
+    slots: Vec<Option<Binding>>,
+}
+
+impl Bindings {
+    #[inline]
+    pub(super) fn get(&self, number: u32) -> Option<&Binding> {
+        self.slots.get(number as usize)?.as_ref()
+    }
+
+    /// A binding that has flows.
+    #[inline]
+    pub(super) fn of_flow(&self, number: u32) -> &Binding {
+        self.get(number).expect("a binding outlives its flows")
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Binding> {
+        self.slots.iter().flatten()
+    }
+
+    /// The listener's binding to this endpoint, which comes into being when it is first used.
+    pub(super) fn number_of(&mut self, listener: ListenerId, endpoint: &Endpoint) -> u32 {
+        let is_it = |slot: &Option<Binding>| {
+            let binding = slot.as_ref();
+            binding.is_some_and(|known| known.listener == listener && known.is_to(endpoint.id))
+        };
+        if let Some(number) = self.slots.iter().position(is_it) {
+            return number as u32;
+        }
+        let endpoint = endpoint.clone();
+        let binding = Binding { listener, endpoint, flows: 0, flows_peak: 0, serves: true };
+        let place = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[place] = Some(binding);
+        place as u32
+    }
+
+    /// A flow was bound.
+    pub(super) fn on_bound(&mut self, number: u32) {
+        if let Some(Some(binding)) = self.slots.get_mut(number as usize) {
+            binding.flows += 1;
+            binding.flows_peak = binding.flows_peak.max(binding.flows);
+            binding.endpoint.load.on_flow_started();
+        }
+    }
+
+    /// A flow has left.
+    pub(super) fn on_unbound(&mut self, number: u32) {
+        if let Some(Some(binding)) = self.slots.get_mut(number as usize) {
+            binding.flows -= 1;
+            binding.endpoint.load.on_flow_ended();
+        }
+    }
+
+    /// The most flows that one endpoint of this listener has had since this was last asked.
+    pub(super) fn take_peak(&mut self, listener: ListenerId) -> u32 {
+        let own = self.slots.iter_mut().flatten().filter(|binding| binding.listener == listener);
+        own.map(|binding| core::mem::replace(&mut binding.flows_peak, binding.flows))
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Takes in a new world. Tells whether there is an endpoint with flows that does not serve.
+    pub(super) fn apply(&mut self, snapshot: &Snapshot) -> bool {
+        for slot in &mut self.slots {
+            let Some(binding) = slot else { continue };
+            let listener = &snapshot.listeners[binding.listener.index()];
+            let cluster = &snapshot.clusters[listener.cluster.index()];
+            binding.serves = serves(cluster, binding.endpoint.id);
+            if binding.flows == 0 && cluster.endpoint(binding.endpoint.id).is_none() {
+                *slot = None;
+            }
+        }
+        self.iter().any(|binding| !binding.serves && binding.flows > 0)
+    }
+}
+
+impl Binding {
+    pub(super) fn is_to(&self, endpoint: EndpointId) -> bool {
+        self.endpoint.id == endpoint
+    }
+}
+
+/// Whether flows of this endpoint may stay with it: one that drains keeps them.
+pub(crate) fn serves(cluster: &Cluster, endpoint: EndpointId) -> bool {
+    cluster.endpoint(endpoint).is_some_and(|state| state.up)
+        || cluster.candidates.find(endpoint).is_some()
+}

@@ -1,0 +1,278 @@
+//! The flow table of datagrams: every flow of one worker, found from both sides.
+//!
+//! ```text
+//!   client's datagram ── FlowKey ────────▶ index ─┐
+//!                                                 ├─▶ entries: 64 bytes each ──▶ details, for few
+//!   endpoint's reply ─── port, endpoint ─▶ index ─┘      │
+//!                                                        └─ timers: 16 bytes each
+//! ```
+//!
+//! Sized at start: it never grows and never stalls on a resize. Memory that no flow has needed is
+//! not touched. When there is no place, flows whose endpoint has not replied give theirs, those
+//! first that have sent least; a flow that has been answered and is in use never does. The hash is
+//! SipHash-1-3 under a secret key, because clients choose the keys.
+
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+use core::ops::Range;
+use core::time::Duration;
+
+use siphasher::sip::SipHasher13;
+
+use super::flow::{Details, Flow, FlowKey, NONE, hash_reply};
+use super::index::Index;
+use crate::boundary::{ListenerId, PortId};
+use crate::slab::Slab;
+use crate::time::Instant;
+use crate::timers::Timers;
+
+/// Entries looked at for a flow that can give its place.
+const LOOKS: u32 = 64;
+/// An answered flow that has been silent for so long may give its place if no other can.
+const STALE: Duration = Duration::from_secs(10);
+/// The share of the table for flows that have got no reply: one in so many.
+const PROVISIONAL: u32 = 8;
+
+/// All flows of datagrams of one worker.
+#[derive(Debug)]
+pub(super) struct FlowTable {
+    entries: Vec<Flow>,
+    capacity: u32,
+    len: u32,
+    /// The first free entry among those that have been used.
+    free: u32,
+    by_client: Index,
+    by_reply: Index,
+    details: Slab<Details>,
+    timers: Timers,
+    hasher: SipHasher13,
+    unconfirmed: u32,
+    /// The next entry to look at for a place.
+    hand: u32,
+    stamp: u16,
+}
+
+impl FlowTable {
+    /// Allocates everything the table will ever need. `hash_key` must be secret.
+    pub(super) fn new(capacity: u32, hash_key: [u64; 2]) -> Self {
+        Self {
+            entries: Vec::with_capacity(capacity as usize),
+            capacity,
+            len: 0,
+            free: NONE,
+            by_client: Index::with_capacity(capacity),
+            by_reply: Index::with_capacity(capacity),
+            details: Slab::with_capacity(capacity),
+            timers: Timers::with_capacity(capacity),
+            hasher: SipHasher13::new_with_keys(hash_key[0], hash_key[1]),
+            unconfirmed: 0,
+            hand: 0,
+            stamp: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// One more than the highest entry that was ever used.
+    pub(super) fn entries_end(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    /// Bytes that are taken when every entry is an IPv4 flow with the default method.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let entry = size_of::<Flow>() + Timers::BYTES_PER_TIMER;
+        self.capacity as usize * entry
+            + self.by_client.memory_bytes()
+            + self.by_reply.memory_bytes()
+    }
+
+    /// Where it lies in memory.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let start = self.entries.as_ptr().addr();
+        let entries = start..start + self.capacity as usize * size_of::<Flow>();
+        [entries, self.by_client.addresses(), self.by_reply.addresses()].into_iter()
+    }
+
+    /// The flow that a client's datagram belongs to.
+    #[inline]
+    pub(super) fn find_by_client(&self, key: &FlowKey) -> Option<u32> {
+        self.by_client.find(key.hash(self.hasher), |number| self.has_key(number, key))
+    }
+
+    /// The flow that a reply belongs to; `endpoint_of` tells a binding's address.
+    #[inline]
+    pub(super) fn find_by_reply(
+        &self,
+        port: PortId,
+        endpoint: SocketAddr,
+        endpoint_of: impl Fn(u32) -> SocketAddr,
+    ) -> Option<u32> {
+        self.by_reply.find(hash_reply(port, endpoint, self.hasher), |number| {
+            let flow = &self.entries[number as usize];
+            flow.port == port && endpoint_of(flow.binding) == endpoint
+        })
+    }
+
+    #[inline]
+    pub(super) fn get(&self, number: u32) -> Option<&Flow> {
+        self.entries.get(number as usize).filter(|flow| flow.is_live())
+    }
+
+    #[inline]
+    pub(super) fn flow(&mut self, number: u32) -> &mut Flow {
+        &mut self.entries[number as usize]
+    }
+
+    /// What the flow has beside its entry.
+    #[inline]
+    pub(super) fn details(&mut self, number: u32) -> Option<&mut Details> {
+        match self.entries[number as usize].details {
+            NONE => None,
+            details => self.details.get_mut(details),
+        }
+    }
+
+    pub(super) fn details_of(&self, flow: &Flow) -> Option<&Details> {
+        self.details.get(flow.details)
+    }
+
+    /// Whether a new flow needs another's place.
+    pub(super) fn is_full(&self) -> bool {
+        self.len == self.capacity || self.unconfirmed >= (self.capacity / PROVISIONAL).max(1)
+    }
+
+    /// A flow that can give its place to another, of this listener if one is named.
+    pub(super) fn victim(&mut self, now: Instant, of: Option<ListenerId>) -> Option<u32> {
+        let mut stale = None;
+        for _ in 0..LOOKS.min(self.entries_end()) {
+            let number = self.hand;
+            self.hand = if number + 1 == self.entries_end() { 0 } else { number + 1 };
+            let flow = &mut self.entries[number as usize];
+            if !flow.is_live() || of.is_some_and(|of| of != flow.listener) {
+                continue;
+            }
+            if flow.is_confirmed() {
+                let silent = now.since(flow.last_active.to_instant(now));
+                stale = stale.or((silent >= STALE).then_some(number));
+            } else if flow.is_referenced() {
+                flow.set_referenced(false);
+            } else {
+                return Some(number);
+            }
+        }
+        // Room among the provisional flows is not made by answered ones.
+        stale.filter(|_| of.is_some() || self.len == self.capacity)
+    }
+
+    /// Adds a flow that has no port, and starts its timer. The caller has made room.
+    pub(super) fn insert(&mut self, mut flow: Flow, details: Option<Details>, due: Instant) -> u32 {
+        assert!(self.len < self.capacity, "the caller has made room");
+        self.stamp = self.stamp.wrapping_add(1);
+        flow.stamp = self.stamp;
+        flow.details = details.map_or(NONE, |details| self.details.insert(details));
+        let number = match self.free {
+            NONE => {
+                self.entries.push(flow);
+                self.entries_end() - 1
+            }
+            number => {
+                let entry = &mut self.entries[number as usize];
+                self.free = core::mem::replace(entry, flow).details;
+                number
+            }
+        };
+        self.len += 1;
+        self.unconfirmed += 1;
+        if !flow.is_hidden() {
+            self.by_client.insert(self.hash_of(number), number);
+        }
+        self.timers.set(number, due);
+        number
+    }
+
+    /// Gives a flow its way to an endpoint, in place of an earlier one.
+    pub(super) fn bind(&mut self, number: u32, binding: u32, port: PortId, endpoint: SocketAddr) {
+        let flow = &mut self.entries[number as usize];
+        flow.binding = binding;
+        flow.port = port;
+        self.by_reply.insert(hash_reply(port, endpoint, self.hasher), number);
+    }
+
+    /// Takes its way to its endpoint from a flow.
+    pub(super) fn unbind(&mut self, number: u32, endpoint: SocketAddr) {
+        let flow = &mut self.entries[number as usize];
+        let port = core::mem::replace(&mut flow.port, PortId(NONE));
+        flow.binding = NONE;
+        self.by_reply.remove(hash_reply(port, endpoint, self.hasher), number);
+    }
+
+    /// The first reply has come.
+    pub(super) fn on_confirmed(&mut self) {
+        self.unconfirmed -= 1;
+    }
+
+    /// Removes a flow that has no port any more.
+    pub(super) fn remove(&mut self, number: u32) -> (Flow, Option<Details>) {
+        let flow = self.entries[number as usize];
+        assert!(flow.is_live() && flow.port.0 == NONE, "a flow is unbound before it is removed");
+        if !flow.is_hidden() {
+            self.by_client.remove(self.hash_of(number), number);
+        }
+        if !flow.is_confirmed() {
+            self.unconfirmed -= 1;
+        }
+        self.timers.cancel(number);
+        self.entries[number as usize] = Flow::free(self.free);
+        self.free = number;
+        self.len -= 1;
+        (flow, self.details.remove(flow.details))
+    }
+
+    /// When the first timer is due.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// A flow whose timer is due; see [`Timers::pop_due`].
+    pub(super) fn pop_due(&mut self, now: Instant, steps: &mut u32) -> Option<u32> {
+        self.timers.pop_due(now, steps)
+    }
+
+    pub(super) fn set_timer(&mut self, number: u32, due: Instant) {
+        self.timers.set(number, due);
+    }
+
+    fn hash_of(&self, number: u32) -> u64 {
+        let flow = &self.entries[number as usize];
+        flow.key(self.details_of(flow)).hash(self.hasher)
+    }
+
+    #[inline]
+    fn has_key(&self, number: u32, key: &FlowKey) -> bool {
+        let flow = &self.entries[number as usize];
+        flow.has_short(key)
+            && (!flow.is_long() || self.details_of(flow).is_some_and(|details| details.has(key)))
+    }
+
+    /// Asserts what must hold between any two calls; `endpoint_of` tells a binding's address.
+    pub(super) fn check_invariants(&self, endpoint_of: impl Fn(u32) -> SocketAddr) {
+        let live = || (0..).zip(&self.entries).filter(|(_, flow)| flow.is_live());
+        assert_eq!(live().count() as u32, self.len, "each flow has an entry");
+        let unconfirmed = live().filter(|(_, flow)| !flow.is_confirmed()).count();
+        assert_eq!(unconfirmed as u32, self.unconfirmed, "flows without a reply are counted");
+        for (number, flow) in live() {
+            assert!(self.timers.is_set(number), "what can last for ever has a deadline");
+            if !flow.is_hidden() {
+                let key = flow.key(self.details_of(flow));
+                assert_eq!(self.find_by_client(&key), Some(number), "its client finds it");
+            }
+            if flow.port.0 != NONE {
+                let endpoint = endpoint_of(flow.binding);
+                let found = self.find_by_reply(flow.port, endpoint, &endpoint_of);
+                assert_eq!(found, Some(number), "its endpoint finds it");
+            }
+        }
+    }
+}
