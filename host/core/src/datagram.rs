@@ -435,7 +435,7 @@ impl Datagrams {
     fn take_place(&mut self, turn: &mut Turn<'_>, id: ListenerId) -> Result<(), ShedReason> {
         let listener = turn.listener(id);
         let has_room = || listener.flows_active.try_increment(listener.flows_max);
-        if !has_room() && !(self.evict(turn, Some(id)) && has_room()) {
+        if !(has_room() || self.evict(turn, Some(id)) && has_room()) {
             return Err(ShedReason::FlowsMax);
         }
         if self.table.is_full() && !self.evict(turn, None) {

@@ -77,7 +77,7 @@ impl Coarse {
     /// This time on the full clock, `now` being no earlier and not a year later.
     pub(super) fn to_instant(self, now: Instant) -> Instant {
         let behind = Self::of(now).0.wrapping_sub(self.0);
-        Instant::from_millis((now.as_millis() >> Self::SHIFT) + 1 << Self::SHIFT)
+        Instant::from_millis(((now.as_millis() >> Self::SHIFT) + 1) << Self::SHIFT)
             - Duration::from_millis(u64::from(behind) << Self::SHIFT)
     }
 }

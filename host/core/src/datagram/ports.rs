@@ -366,7 +366,7 @@ mod tests {
         ports.on_bound(port, 7);
         assert_eq!(ports.owner(port), Some(7));
         ports.on_unbound(port, &mut ops);
-        let last = ops.drain().last();
+        let last = ops.drain().next_back();
         assert_eq!(last, Some(Op::ClosePort { port }));
         assert_eq!(ports.owner(port), None);
     }
