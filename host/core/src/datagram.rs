@@ -11,6 +11,7 @@
 //! so a flood of senders that never get an answer cannot push out those that do. Nothing here waits:
 //! a datagram is forwarded, dropped for a named reason, or shed, before the next one is looked at.
 
+mod ahead;
 mod bindings;
 mod flow;
 mod index;
@@ -36,9 +37,10 @@ use crate::time::Instant;
 
 pub(crate) use bindings::serves;
 use bindings::{Binding, Bindings};
-use flow::{Details, Flow, FlowKey, NONE};
+use flow::{Details, NONE};
+pub use flow::{Flow, FlowKey};
 use ports::{Ports, Wish};
-use table::FlowTable;
+pub use table::FlowTable;
 
 /// How often ports are looked after, and how often when there are many to close.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
@@ -60,7 +62,7 @@ pub(crate) struct Turn<'a> {
 
 impl<'a> Turn<'a> {
     fn listener(&self, id: ListenerId) -> &'a Listener {
-        &self.snapshot.listeners[id.index()]
+        self.snapshot.listener(id)
     }
 
     fn drain_is_over(&self) -> bool {
@@ -247,7 +249,7 @@ impl Datagrams {
         let flow = self.table.get(number)?;
         let details = self.table.details_of(flow);
         let key = flow.key(details);
-        let listener = &snapshot.listeners[flow.listener.index()];
+        let listener = snapshot.listener(flow.listener);
         let endpoint = self.bindings.get(flow.binding).map(|binding| &binding.endpoint);
         let state = match endpoint {
             None => FlowState::Denied,

@@ -150,6 +150,7 @@ impl Worker {
             self.ring.wait(self.balancer.next_timeout())?;
             let now = self.clock.now();
             self.completions.extend(self.ring.reap(REAP_MAX));
+            self.balancer.look_ahead(&self.completions);
             for completion in self.completions.drain(..) {
                 self.balancer.handle(now, completion, &self.ring, &mut self.ops);
             }

@@ -20,10 +20,13 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// What makes datagrams belong to one flow: who sent them, and where to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FlowKey {
-    pub(super) listener: ListenerId,
-    pub(super) client: SocketAddr,
-    pub(super) local: IpAddr,
+pub struct FlowKey {
+    /// Where they came in.
+    pub listener: ListenerId,
+    /// Who sent them.
+    pub client: SocketAddr,
+    /// Which of our addresses they were sent to.
+    pub local: IpAddr,
 }
 
 impl FlowKey {
@@ -85,7 +88,7 @@ impl Coarse {
 /// One flow. Which of its numbers mean something is for its table to know.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Flow {
+pub struct Flow {
     client: u32,
     local: u32,
     client_port: u16,
@@ -148,8 +151,10 @@ impl Flow {
         Self { details: next, ..Self::FREE }
     }
 
-    /// A flow without an endpoint, without details.
-    pub(super) fn new(now: Instant, key: &FlowKey, is_hidden: bool) -> Self {
+    /// A flow without an endpoint. The client's next datagram does not belong to one that is
+    /// hidden.
+    #[must_use]
+    pub fn new(now: Instant, key: &FlowKey, is_hidden: bool) -> Self {
         let (client, local, long) = match (key.client.ip(), key.local) {
             (IpAddr::V4(client), IpAddr::V4(local)) => (client.to_bits(), local.to_bits(), 0),
             _ => (0, 0, LONG),
@@ -249,7 +254,7 @@ impl Flow {
 
 /// What few flows have.
 #[derive(Debug, Clone)]
-pub(super) struct Details {
+pub struct Details {
     /// Addresses that do not fit into the flow.
     addresses: Option<Addresses>,
     pub(super) method: Method,

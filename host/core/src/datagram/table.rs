@@ -35,7 +35,7 @@ const PROVISIONAL: u32 = 8;
 
 /// All flows of datagrams of one worker.
 #[derive(Debug)]
-pub(super) struct FlowTable {
+pub struct FlowTable {
     entries: Vec<Flow>,
     capacity: u32,
     len: u32,
@@ -53,8 +53,12 @@ pub(super) struct FlowTable {
 }
 
 impl FlowTable {
+    /// Keys looked up together.
+    pub const BATCH: usize = 32;
+
     /// Allocates everything the table will ever need. `hash_key` must be secret.
-    pub(super) fn new(capacity: u32, hash_key: [u64; 2]) -> Self {
+    #[must_use]
+    pub fn new(capacity: u32, hash_key: [u64; 2]) -> Self {
         Self {
             entries: Vec::with_capacity(capacity as usize),
             capacity,
@@ -81,7 +85,8 @@ impl FlowTable {
     }
 
     /// Bytes that are taken when every entry is an IPv4 flow with the default method.
-    pub(super) fn memory_bytes(&self) -> usize {
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
         let entry = size_of::<Flow>() + Timers::BYTES_PER_TIMER;
         self.capacity as usize * entry
             + self.by_client.memory_bytes()
@@ -89,16 +94,45 @@ impl FlowTable {
     }
 
     /// Where it lies in memory.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    pub fn addresses(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let start = self.entries.as_ptr().addr();
         let entries = start..start + self.capacity as usize * size_of::<Flow>();
         [entries, self.by_client.addresses(), self.by_reply.addresses()].into_iter()
     }
 
     /// The flow that a client's datagram belongs to.
+    #[must_use]
     #[inline]
-    pub(super) fn find_by_client(&self, key: &FlowKey) -> Option<u32> {
+    pub fn find_by_client(&self, key: &FlowKey) -> Option<u32> {
         self.by_client.find(key.hash(self.hasher), |number| self.has_key(number, key))
+    }
+
+    /// The flows that clients' datagrams belong to, [`FlowTable::BATCH`] at a time: as
+    /// [`find_by_client`](Self::find_by_client), with the waits for memory overlapping.
+    #[inline]
+    pub fn find_batch(&self, keys: &[FlowKey], found: &mut [Option<u32>; Self::BATCH]) {
+        let mut hashes = [0; Self::BATCH];
+        for (hash, key) in hashes.iter_mut().zip(keys) {
+            *hash = key.hash(self.hasher);
+        }
+        for (found, hash) in found.iter_mut().zip(&hashes).take(keys.len()) {
+            *found = self.by_client.guess(*hash);
+        }
+        for ((found, key), hash) in found.iter_mut().zip(keys).zip(hashes) {
+            if !found.is_some_and(|number| self.has_key(number, key)) {
+                *found = self.by_client.find(hash, |number| self.has_key(number, key));
+            }
+        }
+    }
+
+    /// The flow that a client's datagram most likely belongs to, without a look at the flow.
+    pub(super) fn guess_by_client(&self, key: &FlowKey) -> Option<u32> {
+        self.by_client.guess(key.hash(self.hasher))
+    }
+
+    /// The flow that a reply most likely belongs to, without a look at the flow.
+    pub(super) fn guess_by_reply(&self, port: PortId, endpoint: SocketAddr) -> Option<u32> {
+        self.by_reply.guess(hash_reply(port, endpoint, self.hasher))
     }
 
     /// The flow that a reply belongs to; `endpoint_of` tells a binding's address.
@@ -167,7 +201,10 @@ impl FlowTable {
     }
 
     /// Adds a flow that has no port, and starts its timer. The caller has made room.
-    pub(super) fn insert(&mut self, mut flow: Flow, details: Option<Details>, due: Instant) -> u32 {
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub fn insert(&mut self, mut flow: Flow, details: Option<Details>, due: Instant) -> u32 {
         assert!(self.len < self.capacity, "the caller has made room");
         self.stamp = self.stamp.wrapping_add(1);
         flow.stamp = self.stamp;
@@ -214,7 +251,10 @@ impl FlowTable {
     }
 
     /// Removes a flow that has no port any more.
-    pub(super) fn remove(&mut self, number: u32) -> (Flow, Option<Details>) {
+    ///
+    /// # Panics
+    /// If it has one.
+    pub fn remove(&mut self, number: u32) -> (Flow, Option<Details>) {
         let flow = self.entries[number as usize];
         assert!(flow.is_live() && flow.port.0 == NONE, "a flow is unbound before it is removed");
         if !flow.is_hidden() {
