@@ -92,23 +92,23 @@ impl Gate {
         offload: false,
     };
 
-    fn new(socket: UdpSocket, connected: bool, offload: bool) -> io::Result<Self> {
+    fn listener(socket: UdpSocket, offload: bool) -> io::Result<Self> {
         let address = socket.local_addr()?;
-        if offload {
-            sys::receive_trains(&socket);
-        }
-        Ok(Self {
-            v6: address.is_ipv6(),
-            wildcard: address.ip().is_unspecified(),
-            connected,
-            offload,
-            socket: Some(socket),
-            ..Self::CLOSED
-        })
+        let (v6, wildcard) = (address.is_ipv6(), address.ip().is_unspecified());
+        Ok(Self { v6, wildcard, ..Self::open(socket, offload) })
     }
 
     fn port(kind: &PortKind) -> io::Result<Self> {
-        Self::new(sys::port_socket(kind)?, kind.connected, kind.offload)
+        let (v6, connected) = (kind.towards.is_ipv6(), kind.connected);
+        let socket = sys::port_socket(kind)?;
+        Ok(Self { v6, wildcard: !connected, connected, ..Self::open(socket, kind.offload) })
+    }
+
+    fn open(socket: UdpSocket, offload: bool) -> Self {
+        if offload {
+            sys::receive_trains(&socket);
+        }
+        Self { socket: Some(socket), offload, ..Self::CLOSED }
     }
 
     pub(crate) fn socket(&self) -> Option<&UdpSocket> {
@@ -220,7 +220,7 @@ impl Ring {
         let Some(slot) = self.datagrams.listeners.get_mut(id.index()) else {
             return errno(libc::ENOSPC);
         };
-        slot.replace(Gate::new(UdpSocket::from(socket), false, offload)?);
+        slot.replace(Gate::listener(UdpSocket::from(socket), offload)?);
         self.arm_gate(DatagramSocket::Listener(id));
         Ok(())
     }

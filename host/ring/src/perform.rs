@@ -26,6 +26,9 @@ use crate::socket::{Receive, Socket};
 use crate::token::Token;
 use crate::{RingError, RingFeatures, Waker, announce, sys};
 
+/// How many events of links the completion queue makes room for.
+const LINK_EVENTS_MAX: u32 = 16_384;
+
 /// How large a ring is. Everything is reserved at start and touched only when used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingConfig {
@@ -43,11 +46,13 @@ pub struct RingConfig {
 }
 
 impl RingConfig {
-    /// How many events the kernel may have to tell at once, in the ordinary course of things: a
-    /// bit for each link and port, and a datagram in each buffer it sees.
+    /// How many events the kernel may have to tell at once: two for each link, though hardly ever
+    /// of all of them if there are many; the end of each port's receive, for a burst that uses up
+    /// the buffers ends them all; and a datagram in each buffer that the kernel sees.
     fn events(&self) -> u32 {
+        let links = self.links_max.saturating_mul(2).min(LINK_EVENTS_MAX);
         let datagrams = self.datagram_buffers.min(DATAGRAM_WINDOW);
-        self.links_max.saturating_mul(2).saturating_add(self.ports_max).saturating_add(datagrams)
+        links.saturating_add(self.ports_max).saturating_add(datagrams)
     }
 
     /// How many completions there may be that the kernel does not report. A link has at most a

@@ -36,8 +36,8 @@ use crate::token::Token;
 /// Entries of the submission queue: a turn's worth. A fuller turn costs another system call.
 const SUBMISSIONS: u32 = 512;
 
-/// Bounds of the completion queue. Beyond them the kernel queues events in memory of its own, and
-/// nothing is lost.
+/// Bounds of the completion queue, which is memory that is always there. Beyond them the kernel
+/// queues events in memory of its own, and nothing is lost.
 const COMPLETIONS: std::ops::RangeInclusive<u32> = SUBMISSIONS..=32_768;
 
 /// Buffers in the longest run of sends; the kernel's `IOV_MAX`.

@@ -97,8 +97,9 @@ pub fn bind_udp(address: SocketAddr) -> Result<OwnedFd, RingError> {
 }
 
 fn datagram_listener(address: &SocketAddr) -> io::Result<UdpSocket> {
-    let socket = datagram_socket(address)?;
+    let socket = new_socket(address, libc::SOCK_DGRAM)?;
     set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    take_both_families(&socket, address)?;
     if address.ip().is_unspecified() && address.is_ipv4() {
         set_option(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
     } else if address.ip().is_unspecified() {
@@ -113,12 +114,13 @@ fn datagram_listener(address: &SocketAddr) -> io::Result<UdpSocket> {
 /// Makes a socket that sends to `kind.towards` first, from a random local port. A connected one
 /// serves one flow, for which the system's usual queue is enough.
 pub(crate) fn port_socket(kind: &PortKind) -> io::Result<UdpSocket> {
-    let socket = datagram_socket(&kind.towards)?;
+    let socket = new_socket(&kind.towards, libc::SOCK_DGRAM)?;
     if kind.connected {
         let socket = UdpSocket::from(socket);
         socket.connect(kind.towards)?;
         return Ok(socket);
     }
+    take_both_families(&socket, &kind.towards)?;
     enlarge(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF);
     let any: SocketAddr = match kind.towards {
         SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -128,12 +130,11 @@ pub(crate) fn port_socket(kind: &PortKind) -> io::Result<UdpSocket> {
     Ok(UdpSocket::from(socket))
 }
 
-fn datagram_socket(address: &SocketAddr) -> io::Result<OwnedFd> {
-    let socket = new_socket(address, libc::SOCK_DGRAM)?;
+fn take_both_families(socket: &OwnedFd, address: &SocketAddr) -> io::Result<()> {
     if address.is_ipv6() {
-        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
     }
-    Ok(socket)
+    Ok(())
 }
 
 /// Asks for a large queue: beyond the system's limit with the privilege for it, else up to that.
@@ -204,9 +205,7 @@ fn listening_socket(address: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
     set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
     set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
-    if address.is_ipv6() {
-        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
-    }
+    take_both_families(&socket, &address)?;
     bind(&socket, &address)?;
     // SAFETY: no memory is passed.
     check(unsafe { libc::listen(socket.as_raw_fd(), backlog) })?;

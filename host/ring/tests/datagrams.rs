@@ -28,6 +28,11 @@ fn forward_to(ring: &mut Ring, peer: SocketAddr, train: Train) {
     forward(ring, BACK, Path { peer, local: None }, train);
 }
 
+/// Whether this machine speaks IPv6 to itself.
+fn has_ipv6() -> bool {
+    UdpSocket::bind("[::1]:0").is_ok()
+}
+
 fn address(text: &str) -> SocketAddr {
     text.parse().expect("address")
 }
@@ -73,6 +78,9 @@ fn a_round_trip_is_faithful_over_either_family() {
         ("[::]:0", "[::1]:0", "127.0.0.1:0"),
         ("[::]:0", "127.0.0.1:0", "[::1]:0"),
     ] {
+        if [front, client, back].iter().any(|end| end.starts_with('[')) && !has_ipv6() {
+            continue;
+        }
         let (mut ring, client, endpoint) = relay(front, client, back);
         for round in 0..20u8 {
             round_trip(&mut ring, &client, &endpoint, &[round; 64]);
@@ -85,6 +93,9 @@ fn a_round_trip_is_faithful_over_either_family() {
 #[test]
 fn an_answer_leaves_from_the_address_that_the_client_used() {
     for (front, to) in [("0.0.0.0:0", "127.0.0.2"), ("[::]:0", "127.0.0.3")] {
+        if front.starts_with('[') && !has_ipv6() {
+            continue;
+        }
         let mut ring = datagram_ring(4);
         let port = listen_datagrams(&mut ring, front, false).port();
         let (client, to) = (udp_peer("127.0.0.1:0"), to.parse::<IpAddr>().expect("address"));
@@ -134,6 +145,9 @@ fn the_largest_datagram_fits() {
 
 #[test]
 fn a_datagram_too_large_for_the_way_is_lost_aloud() {
+    if !has_ipv6() {
+        return;
+    }
     let mut ring = datagram_ring(4);
     let mut listens = listen_datagrams(&mut ring, "[::]:0", false);
     listens.set_ip("::1".parse().expect("address"));
