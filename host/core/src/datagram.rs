@@ -272,7 +272,7 @@ impl Datagrams {
                 tag: details.map_or(0, |details| details.method.tag),
                 started: flow.started.to_instant(now),
                 last_active: flow.last_active.to_instant(now),
-                bytes: flow.bytes,
+                bytes: flow.bytes(),
                 datagrams: flow.datagrams.map(u64::from),
             }),
         })
@@ -346,7 +346,7 @@ impl Datagrams {
         }
         let listener = turn.listener(flow.listener);
         if !flow.is_confirmed() {
-            self.table.on_confirmed();
+            self.table.on_confirmed(number);
             self.bindings.of_flow(flow.binding).endpoint.load.on_connected();
         }
         if let Some(rule) = &listener.key
@@ -679,7 +679,7 @@ impl Datagrams {
                 started: flow.started.to_instant(now),
                 connected: None,
                 ended: now,
-                bytes: flow.bytes,
+                bytes: flow.bytes(),
                 reason,
             });
         }

@@ -101,8 +101,9 @@ pub struct Flow {
     pub(super) details: u32,
     pub(super) last_active: Coarse,
     pub(super) started: Coarse,
-    /// By the side they went to.
-    pub(super) bytes: [u64; 2],
+    /// By the side they went to. Until the first reply, what would be the bytes downstream are the
+    /// flow's neighbours among those without a reply.
+    bytes: [u64; 2],
     /// By the side they went to.
     pub(super) datagrams: [u32; 2],
     pub(super) policy_generation: u32,
@@ -209,6 +210,22 @@ impl Flow {
         self.datagrams[Side::Downstream.index()] > 0
     }
 
+    /// Bytes, by the side they went to.
+    pub(super) fn bytes(&self) -> [u64; 2] {
+        let [down, up] = self.bytes;
+        if self.is_confirmed() { [down, up] } else { [0, up] }
+    }
+
+    /// The flows before and after it among those without a reply.
+    pub(super) fn neighbours(&self) -> [u32; 2] {
+        let both = self.bytes[Side::Downstream.index()];
+        [both as u32, (both >> 32) as u32]
+    }
+
+    pub(super) fn set_neighbours(&mut self, [before, after]: [u32; 2]) {
+        self.bytes[Side::Downstream.index()] = u64::from(after) << 32 | u64::from(before);
+    }
+
     /// Whether it has this key, as far as the key is not in the details.
     #[inline]
     pub(super) fn has_short(&self, key: &FlowKey) -> bool {
@@ -246,7 +263,11 @@ impl Flow {
     #[inline]
     pub(super) fn on_forwarded(&mut self, now: Instant, side: Side, bytes: u32, datagrams: u32) {
         self.last_active = Coarse::of(now);
+        let is_first_reply = side == Side::Downstream && !self.is_confirmed();
         let side = side.index();
+        if is_first_reply {
+            self.bytes[side] = 0;
+        }
         self.bytes[side] += u64::from(bytes);
         self.datagrams[side] = self.datagrams[side].saturating_add(datagrams);
     }
