@@ -27,8 +27,8 @@ const SEGMENTS_MAX: usize = 64;
 const MESSAGE_MAX: usize = 65_507;
 
 impl Ring {
-    /// Sends a train and takes its buffer back. What is said of a gate that is not open has been
-    /// said already; only one that is known to nobody as failed loses aloud.
+    /// Sends a train and takes its buffer back. A loss is told of as long as the end of its socket
+    /// has not been: nothing may follow that.
     pub(crate) fn forward(
         &mut self,
         socket: DatagramSocket,
@@ -135,15 +135,18 @@ impl<'a> Departure<'a> {
         result.map_err(|errno| self.lose(1, errno)).is_ok()
     }
 
-    /// Sends a message. An error that an earlier datagram has caused does not count against it.
+    /// Sends a message. On a connected socket an error may be that of an earlier datagram, which an
+    /// ICMP message has reported: it does not count against this one, which is sent again.
     fn send(&mut self, payload: &[u8], control: &Control) -> Result<(), i32> {
         let first = self.try_send(payload, control);
         let Err(errno) = first else { return Ok(()) };
-        if errno != libc::EINTR && (self.name.is_some() || !is_unreachable(errno)) {
+        let reported = self.name.is_none() && (is_unreachable(errno) || errno == libc::EMSGSIZE);
+        if !reported && errno != libc::EINTR {
             return first;
         }
         let second = self.try_send(payload, control);
-        self.stale |= errno == libc::ECONNREFUSED || (errno != libc::EINTR && second.is_ok());
+        // Only an ICMP message refuses; other errors may be our own, and then they come again.
+        self.stale |= errno == libc::ECONNREFUSED || (is_unreachable(errno) && second.is_ok());
         second
     }
 

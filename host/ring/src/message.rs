@@ -171,19 +171,21 @@ impl Control {
         self
     }
 
-    /// What there is to say.
+    /// What there is to say, without padding at its end: so an address of either family takes no
+    /// more than the 36 bytes for which the kernel need not allocate.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 
     fn push(&mut self, level: i32, kind: i32, data: &[u8]) {
         let len = CONTROL_HEADER + data.len();
-        let place = &mut self.bytes[self.len..self.len + aligned(len)];
+        let start = aligned(self.len);
+        let place = &mut self.bytes[start..start + len];
         place[..size_of::<usize>()].copy_from_slice(&len.to_ne_bytes());
         place[size_of::<usize>()..][..4].copy_from_slice(&level.to_ne_bytes());
         place[size_of::<usize>() + 4..][..4].copy_from_slice(&kind.to_ne_bytes());
-        place[CONTROL_HEADER..len].copy_from_slice(data);
-        self.len += aligned(len);
+        place[CONTROL_HEADER..].copy_from_slice(data);
+        self.len = start + len;
     }
 }
 
