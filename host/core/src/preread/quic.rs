@@ -109,6 +109,7 @@ mod tests {
     fn nothing_is_learnt_from_replies_that_give_out_no_id() {
         let none = [
             "4c f067a5502a4262b5 189655e5",                // a short header
+            "4f 00000001 00 08 f067a5502a4262b5 00",       // another, which looks like a long one
             "80 00000000 00 08 f067a5502a4262b5 00000001", // Version Negotiation
             "c0 00000001 08 f067a5502a4262b5 00 00",       // a server without an id
             "c0 00000001 00 08 f067a5502a4262",            // a byte short

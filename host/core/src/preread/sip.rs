@@ -145,6 +145,12 @@ mod tests {
     }
 
     #[test]
+    fn what_continues_the_start_line_is_no_header() {
+        let message = b"BYE sip:a@b SIP/2.0\r\n i: x\r\n\r\n";
+        assert_eq!(read(message), Err(KeylessReason::Absent));
+    }
+
+    #[test]
     fn a_call_id_of_several_words_is_refused() {
         assert_eq!(read_headers("i: a b"), MALFORMED);
         assert_eq!(read_headers("i: a\r\n b"), MALFORMED);

@@ -128,5 +128,9 @@ fn only_quic_learns_from_replies() {
 #[test]
 fn a_key_is_xxh64_and_never_0() {
     assert_eq!(hash(b""), 0xef46_db37_51d8_e999);
-    assert_eq!(finish(&XxHash64::with_seed(0)), hash(b""));
+    let zero = hex("7385807d8f0b5339");
+    assert_eq!(XxHash64::oneshot(0, &zero), 0, "whoever wants can find such a key");
+    assert_eq!(hash(&zero), 1);
+    let rule = KeyRule::Bytes { offset: 0, length: 8 };
+    assert_eq!(rule.read_stream(zero.chunks(3)), Preread::Key(1));
 }

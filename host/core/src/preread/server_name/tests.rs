@@ -202,6 +202,27 @@ fn vectors_longer_than_what_holds_them_are_refused() {
 }
 
 #[test]
+fn a_list_that_does_not_fill_its_extension_is_refused() {
+    let list = vector(2, &[&[0][..], &vector(2, b"x.y")].concat());
+    assert_eq!(read_extensions(&extension(0, &list)), key(b"x.y"));
+    assert_eq!(read_extensions(&extension(0, &[&list[..], &[0]].concat())), MALFORMED);
+}
+
+#[test]
+fn vectors_shorter_or_longer_than_a_hello_has_are_refused() {
+    let hello = |session: &[u8], suites: &[u8], compressions: &[u8]| {
+        let vectors = [vector(1, session), vector(2, suites), vector(1, compressions)].concat();
+        let body = [&[3; 34], &vectors[..], &vector(2, &named(b"x.y"))].concat();
+        read_whole(&records(&[&[1], &vector(3, &body)[..]].concat(), 1 << 14))
+    };
+    assert_eq!(hello(&[], &[0x13, 1], &[0]), key(b"x.y"));
+    assert_eq!(hello(&[9; 32], &[0x13, 1], &[0]), key(b"x.y"));
+    assert_eq!(hello(&[9; 33], &[0x13, 1], &[0]), MALFORMED);
+    assert_eq!(hello(&[], &[], &[0]), MALFORMED);
+    assert_eq!(hello(&[], &[0x13, 1], &[]), MALFORMED);
+}
+
+#[test]
 fn a_length_that_does_not_fit_is_refused_before_the_bytes_come() {
     let prefix = hello(Some(&extension(21, &[0; 9])));
     let mut wrong = records(&prefix, 1 << 14);
