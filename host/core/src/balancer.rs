@@ -53,7 +53,7 @@ pub struct BalancerConfig {
 
 /// Decides what happens to every flow of one worker.
 pub struct Balancer {
-    snapshot: Arc<Snapshot>,
+    pub(crate) snapshot: Arc<Snapshot>,
     allocator: Allocator,
     sessions: Slab<Session>,
     timers: Timers,

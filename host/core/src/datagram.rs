@@ -764,3 +764,6 @@ fn wish(turn: &Turn<'_>, binding: &Binding, random: u64) -> Wish {
         settings: turn.listener(binding.listener).datagrams,
     }
 }
+
+#[cfg(test)]
+mod tests;

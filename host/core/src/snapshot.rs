@@ -59,7 +59,7 @@ impl Snapshot {
 }
 
 /// A local address that accepts traffic.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     /// Its name in the configuration.
     pub name: Box<str>,
