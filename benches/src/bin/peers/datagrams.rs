@@ -27,8 +27,8 @@ const CORE: usize = 1;
 /// After this time an exchange is taken for lost.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// How often to look for exchanges that are lost.
-const SWEEP_MS: u16 = 20;
+/// How long a turn of the load takes at most, if nothing arrives and nothing disturbs it.
+const TURN_MS: u8 = 20;
 
 /// The part of all exchanges that may be lost.
 const MAX_LOST: f64 = 0.001;
@@ -100,13 +100,16 @@ struct Flow {
     socket: UdpSocket,
     number: u64,
     arrived_bytes: usize,
-    begun: Instant,
+    begun: Duration,
     is_open: bool,
 }
 
 /// How far some exchanges have come.
 struct Progress {
     now: Instant,
+    /// The time that the load has lived through, to the last turn. A turn counts for no more than it
+    /// would have taken undisturbed: that the load itself was held up is no loss of the balancer.
+    lived: Duration,
     /// From then on flows end instead of beginning their next exchange.
     until: Instant,
     open_flows: usize,
@@ -170,34 +173,35 @@ impl Clients {
         duration: Duration,
     ) -> Result<Progress> {
         let now = Instant::now();
-        let until = now + duration;
-        let mut progress = Progress { now, until, open_flows: flows.len(), complete: 0, lost: 0 };
+        let (until, lived) = (now + duration, Duration::ZERO);
+        let open_flows = flows.len();
+        let mut progress = Progress { now, lived, until, open_flows, complete: 0, lost: 0 };
         for flow in flows.clone() {
-            self.begin(flow, now)?;
+            self.begin(flow, lived)?;
         }
-        let mut swept = now;
+        let mut swept = lived;
         let mut events = [EpollEvent::empty(); 256];
         while progress.open_flows > 0 {
-            let count = self.epoll.wait(&mut events, SWEEP_MS)?;
-            progress.now = Instant::now();
+            let count = self.epoll.wait(&mut events, TURN_MS)?;
+            progress.tick();
             for event in &events[..count] {
                 match event.data() {
                     REFLECTOR => reflector.serve()?,
                     flow => self.receive(flow as usize, &mut progress)?,
                 }
             }
-            if progress.now.duration_since(swept) > PATIENCE / 10 {
-                swept = progress.now;
+            if progress.lived - swept > PATIENCE / 10 {
+                swept = progress.lived;
                 self.give_up_late_ones(flows.clone(), &mut progress)?;
             }
         }
         Ok(progress)
     }
 
-    fn begin(&mut self, flow: usize, now: Instant) -> Result<()> {
+    fn begin(&mut self, flow: usize, lived: Duration) -> Result<()> {
         let flow = &mut self.flows[flow];
         flow.number += 1;
-        (flow.arrived_bytes, flow.begun, flow.is_open) = (0, now, true);
+        (flow.arrived_bytes, flow.begun, flow.is_open) = (0, lived, true);
         self.kind.stamp(flow.number, &mut self.request);
         match flow.socket.send(&self.request) {
             // What is not sent is made up for like any other loss.
@@ -230,7 +234,7 @@ impl Clients {
     fn give_up_late_ones(&mut self, flows: Range<usize>, progress: &mut Progress) -> Result<()> {
         for index in flows {
             let flow = &self.flows[index];
-            if flow.is_open && progress.now.duration_since(flow.begun) > PATIENCE {
+            if flow.is_open && progress.lived - flow.begun > PATIENCE {
                 progress.lost += 1;
                 self.go_on(index, progress)?;
             }
@@ -241,11 +245,20 @@ impl Clients {
     /// Begins the next exchange of a flow, or ends the flow for this time.
     fn go_on(&mut self, index: usize, progress: &mut Progress) -> Result<()> {
         if progress.now < progress.until {
-            return self.begin(index, progress.now);
+            return self.begin(index, progress.lived);
         }
         self.flows[index].is_open = false;
         progress.open_flows -= 1;
         Ok(())
+    }
+}
+
+impl Progress {
+    fn tick(&mut self) {
+        let now = Instant::now();
+        let turn = now.duration_since(self.now);
+        self.lived += turn.min(Duration::from_millis(TURN_MS.into()));
+        self.now = now;
     }
 }
 
@@ -255,7 +268,7 @@ impl Flow {
         socket.connect(balancer)?;
         socket.set_nonblocking(true)?;
         prepare(&socket)?;
-        Ok(Self { socket, number: 0, arrived_bytes: 0, begun: Instant::now(), is_open: false })
+        Ok(Self { socket, number: 0, arrived_bytes: 0, begun: Duration::ZERO, is_open: false })
     }
 }
 
