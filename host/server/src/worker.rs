@@ -207,7 +207,7 @@ mod tests {
     fn broken_parts(mailbox: Mailbox) -> Parts {
         let plan = plan();
         let pools = PoolSizes { small: 16, bulk: 4 };
-        let snapshot = World::new(&plan, &[plan.listeners[0].address]).snapshot();
+        let snapshot = World::new(&plan, &[plan.listeners[0].address], [0; 2]).snapshot();
         Parts {
             number: 7,
             core: None,
