@@ -124,7 +124,9 @@ impl Sizes {
             ring: RingConfig {
                 links_max: budget.sessions_max * 2,
                 listeners_max: u16::try_from(plan.listeners.len())?,
+                ports_max: budget.ports_max,
                 buffers: plan.pools,
+                datagram_buffers: plan.datagram_buffers,
             },
             balancer: BalancerConfig {
                 sessions_max: budget.sessions_max,
