@@ -54,6 +54,7 @@ pub struct Outfit {
 /// A thread, a ring or memory cannot be had.
 pub async fn start(plan: &Plan, outfit: Outfit) -> anyhow::Result<Fleet> {
     let Outfit { sockets, policies, engine, snapshot, budget, channels } = outfit;
+    budget.warn();
     let sizes = Sizes::new(plan, &budget, channels.log.is_some())?;
     let cores = Core::allowed();
     let mut addresses = Vec::with_capacity(plan.workers);

@@ -22,6 +22,8 @@ pub struct Budget {
     pub datagram_flows_max: u32,
     /// Upstream ports at a time.
     pub ports_max: u32,
+    /// What there are too few descriptors for.
+    shortage: Option<Shortage>,
 }
 
 impl Budget {
@@ -37,7 +39,6 @@ impl Budget {
         let share = |count: u64| count.min(part(count, possible, wanted));
         let sessions_possible = share(sessions).max(LEAST.min(sessions));
         if wanted > possible {
-            tell(&Shortage { sessions, sessions_possible, ports, descriptors });
             for listener in plan.listeners.iter_mut().filter(|listener| listener.is_datagrams()) {
                 let port_share = share(listener.datagrams.ports_max.into()).max(LEAST);
                 let port_share = u32::try_from(port_share).unwrap_or(u32::MAX);
@@ -50,35 +51,48 @@ impl Budget {
             sessions_max: clamped((sessions_possible + 1).min(SESSIONS_MAX)),
             datagram_flows_max: clamped(datagram_flows),
             ports_max: clamped(self::ports(plan)),
+            shortage: (wanted > possible).then_some(Shortage {
+                sessions: (sessions, sessions_possible),
+                ports: (ports, plan.workers as u64 * self::ports(plan)),
+                descriptors,
+            }),
+        }
+    }
+
+    /// Warns of what will not be possible.
+    pub fn warn(&self) {
+        let Some(shortage) = &self.shortage else { return };
+        let Shortage { sessions, ports, descriptors } = *shortage;
+        if let (wanted, possible) = sessions
+            && possible < wanted
+        {
+            tracing::warn!(
+                wanted,
+                possible,
+                descriptors,
+                "fewer flows than max_flows are possible: raise the limit of open files (ulimit -n)"
+            );
+        }
+        if let (wanted, possible) = ports
+            && possible < wanted
+        {
+            tracing::warn!(
+                wanted,
+                possible,
+                descriptors,
+                "fewer ports than upstream_ports_max are possible: raise the limit of open files \
+                 (ulimit -n)"
+            );
         }
     }
 }
 
+/// What is wanted and what is possible, over all workers.
+#[derive(Debug, PartialEq, Eq)]
 struct Shortage {
-    sessions: u64,
-    sessions_possible: u64,
-    ports: u64,
+    sessions: (u64, u64),
+    ports: (u64, u64),
     descriptors: u64,
-}
-
-fn tell(shortage: &Shortage) {
-    let Shortage { sessions: wanted, sessions_possible: possible, ports, descriptors } = *shortage;
-    if possible < wanted {
-        tracing::warn!(
-            wanted,
-            possible,
-            descriptors,
-            "fewer flows than max_flows are possible: raise the limit of open files (ulimit -n)"
-        );
-    }
-    if ports > 0 {
-        tracing::warn!(
-            wanted = ports,
-            descriptors,
-            "fewer ports than upstream_ports_max are possible: raise the limit of open files \
-             (ulimit -n)"
-        );
-    }
 }
 
 /// Flows that the listeners of datagrams, or the others, may have together.
@@ -137,14 +151,26 @@ endpoints = [{ address = "127.0.0.1:9" }]
     #[test]
     fn with_descriptors_enough_everything_is_as_planned() {
         let (budget, ports) = divide(256 + 2 * 1000 + 2 * 2000);
-        let all = Budget { sessions_max: 1001, datagram_flows_max: 5000, ports_max: 2000 };
+        let all = Budget {
+            sessions_max: 1001,
+            datagram_flows_max: 5000,
+            ports_max: 2000,
+            shortage: None,
+        };
         assert_eq!((budget, ports), (all, 2000));
     }
 
     #[test]
     fn short_of_descriptors_sessions_and_ports_shrink_alike() {
-        let (budget, ports) = divide(256 + 1000 + 2000);
-        let half = Budget { sessions_max: 501, datagram_flows_max: 5000, ports_max: 1000 };
+        let descriptors = 256 + 1000 + 2000;
+        let (budget, ports) = divide(descriptors);
+        let shortage = Shortage { sessions: (1000, 500), ports: (4000, 2000), descriptors };
+        let half = Budget {
+            sessions_max: 501,
+            datagram_flows_max: 5000,
+            ports_max: 1000,
+            shortage: Some(shortage),
+        };
         assert_eq!((budget, ports), (half, 1000));
     }
 
