@@ -9,10 +9,11 @@ use serde_json::Value;
 use support::raw::{Origin, config, connect, refusing, reset, rest};
 use support::{Balancer, eventually};
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "started_unix_ms",
     "client",
     "listener",
+    "protocol",
     "cluster",
     "endpoint",
     "policy",
@@ -64,6 +65,7 @@ fn a_line_says_who_was_served_by_whom_why_for_how_long_and_how_it_ended() {
     for (key, value) in [
         ("client", Value::from(client.to_string())),
         ("listener", "web".into()),
+        ("protocol", "tcp".into()),
         ("cluster", "web".into()),
         ("endpoint", origin.address().to_string().into()),
         ("policy", "round-robin".into()),
