@@ -15,6 +15,8 @@ use crate::problem::Problem;
 use crate::status::Status;
 use crate::{check, client, control, demo, doctor, runtime};
 
+mod flows;
+
 /// The arguments.
 #[derive(Debug, Parser)]
 #[command(
@@ -50,14 +52,9 @@ enum Command {
         json: bool,
     },
     /// Show what a running balancer is doing.
-    Status {
-        /// The balancer's admin socket.
-        #[arg(long, value_name = "SOCKET", default_value = Admin::SOCKET_DEFAULT)]
-        admin: PathBuf,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    Status(Asking),
+    /// List live flows and kept decisions, look at one of them, or forget it.
+    Flows(Box<flows::Flows>),
     /// Tell whether this machine can run a balancer.
     Doctor {
         #[command(flatten)]
@@ -82,6 +79,17 @@ struct Folders {
     /// A folder to look for plugins in; can be given several times.
     #[arg(long = "plugins", value_name = "DIR")]
     folders: Vec<PathBuf>,
+}
+
+/// Who is asked, and how the answer is printed.
+#[derive(Debug, Args)]
+struct Asking {
+    /// The balancer's admin socket.
+    #[arg(long, value_name = "SOCKET", default_value = Admin::SOCKET_DEFAULT)]
+    admin: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Does what the command line asks for.
@@ -115,7 +123,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Run { config, folders } => run(&config, &folders.folders),
         Command::Check { file, folders, json } => check_file(&file, &folders.folders, json),
-        Command::Status { admin, json } => status(&admin, json),
+        Command::Status(Asking { admin, json }) => status(&admin, json),
+        Command::Flows(flows) => flows.run(),
         Command::Doctor { folders, json } => examine(&folders.folders, json),
         Command::Demo { folders, keep } => demo::run(&folders.folders, keep),
     }

@@ -30,7 +30,15 @@ pub fn get(socket: &Path, path: &str) -> anyhow::Result<String> {
 /// # Errors
 /// Nobody answers, or with what is not HTTP.
 pub fn request(socket: &Path, path: &str) -> anyhow::Result<(u16, String)> {
-    let answer = exchange(socket, path).map_err(|error| {
+    send(socket, "GET", path)
+}
+
+/// Does something to a path, and gets the status code and body.
+///
+/// # Errors
+/// Nobody answers, or with what is not HTTP.
+pub fn send(socket: &Path, method: &str, path: &str) -> anyhow::Result<(u16, String)> {
+    let answer = exchange(socket, method, path).map_err(|error| {
         let advice = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 "; start a balancer, or give its socket with --admin SOCKET"
@@ -45,11 +53,11 @@ pub fn request(socket: &Path, path: &str) -> anyhow::Result<(u16, String)> {
     Ok((code.context("the answer is not HTTP")?, body.to_owned()))
 }
 
-fn exchange(socket: &Path, path: &str) -> io::Result<String> {
+fn exchange(socket: &Path, method: &str, path: &str) -> io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)

@@ -3,19 +3,28 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pointsman_core::listing::EntryId;
 use pointsman_core::{Snapshot, Stats};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::flows::{Answer, Question};
 use crate::mailbox::{Address, Command};
 
-/// How long a worker may take to say what it has counted. A turn is far below a millisecond; one
-/// that takes a second is stuck, and the others' numbers must not wait for it.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a worker may take to answer. A turn is far below a millisecond; one that takes a second
+/// is stuck, and whoever asks must not wait for it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The workers, by number.
 pub struct Fleet {
     members: Vec<Member>,
+}
+
+/// A worker does not answer.
+#[derive(Debug)]
+pub struct Silent {
+    /// Which one.
+    pub number: usize,
 }
 
 struct Member {
@@ -65,7 +74,7 @@ impl Fleet {
     pub async fn stats(&self) -> Vec<Stats> {
         let asked: Vec<_> = self.members.iter().map(Member::ask).collect();
         let mut stats = Vec::with_capacity(asked.len());
-        let deadline = tokio::time::Instant::now() + REPORT_TIMEOUT;
+        let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
         for (number, (member, answer)) in self.members.iter().zip(asked).enumerate() {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             match timeout(left, answer).await {
@@ -76,6 +85,37 @@ impl Fleet {
             stats.extend(member.last());
         }
         stats
+    }
+
+    /// What a worker finds; `None` if it has ended.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn survey(
+        &self,
+        number: usize,
+        question: Question,
+    ) -> Result<Option<Answer>, Silent> {
+        self.ask(number, |reply| Command::Survey { question, reply }).await
+    }
+
+    /// Whether a worker had a flow or a kept decision that it has given up; `None` if it has ended.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn forget(&self, number: usize, id: EntryId) -> Result<Option<bool>, Silent> {
+        self.ask(number, |reply| Command::Forget { id, reply }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        number: usize,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<Option<T>, Silent> {
+        let (reply, answer) = oneshot::channel();
+        self.members[number].address.post(command(reply));
+        let answer = timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| Silent { number })?;
+        Ok(answer.ok())
     }
 }
 

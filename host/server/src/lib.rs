@@ -27,7 +27,7 @@ pub mod demo;
 pub mod doctor;
 pub mod failure;
 pub mod fleet;
-
+pub mod flows;
 pub mod mailbox;
 pub mod metrics;
 pub mod plan;

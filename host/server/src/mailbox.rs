@@ -7,10 +7,13 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use pointsman_core::listing::EntryId;
 use pointsman_core::policy::Policy;
 use pointsman_core::{ClusterId, Snapshot, Stats};
 use pointsman_ring::Waker;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
+
+use crate::flows::{Answer, Question};
 
 /// What a worker can be told.
 pub enum Command {
@@ -25,6 +28,20 @@ pub enum Command {
     },
     /// Tell what you have counted.
     Report(oneshot::Sender<Stats>),
+    /// Look for flows and kept decisions.
+    Survey {
+        /// Where, and for which.
+        question: Question,
+        /// Where to answer.
+        reply: oneshot::Sender<Answer>,
+    },
+    /// End a flow, or give up a kept decision; tell whether it was there.
+    Forget {
+        /// Which.
+        id: EntryId,
+        /// Where to answer.
+        reply: oneshot::Sender<bool>,
+    },
     /// End at once, whatever is under way.
     Stop,
 }

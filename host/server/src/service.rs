@@ -1,15 +1,58 @@
 //! A running balancer as the control thread holds it: shared by the control loop, which changes
 //! it, and the admin interface, which shows it.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::fleet::Fleet;
+use pointsman_core::listing::Cursor;
+use pointsman_ring::Clock;
+
+use crate::fleet::{Fleet, Silent};
+use crate::flows::{self, Describer, Filter, FlowId, Page, PageToken, Query, Search, Shown};
 use crate::plan::{Plan, PluginId};
 use crate::plugins::Plugins;
 use crate::view::{PluginView, View};
 use crate::world::World;
+
+/// How long a page of flows may take: it ends sooner than it is full rather than later. Below what
+/// clients wait for an answer.
+const PAGE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long one flow may be looked for.
+const FLOW_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Why flows cannot be shown or forgotten.
+#[derive(Debug)]
+pub enum FlowsError {
+    /// What was asked for cannot be.
+    Query(String),
+    /// There is no such flow.
+    Gone(FlowId),
+    /// There was no time to look everywhere.
+    Late,
+    /// A worker does not answer.
+    Silent(Silent),
+}
+
+impl From<Silent> for FlowsError {
+    fn from(silent: Silent) -> Self {
+        Self::Silent(silent)
+    }
+}
+
+impl fmt::Display for FlowsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Query(problem) => f.write_str(problem),
+            Self::Gone(id) => write!(f, "there is no flow or kept decision {id}; it has ended"),
+            Self::Late => f.write_str("it was not found in time; ask again"),
+            Self::Silent(Silent { number }) => {
+                write!(f, "worker {number} does not answer; ask again")
+            }
+        }
+    }
+}
 
 /// Everything that belongs to one running balancer.
 pub struct Service {
@@ -78,6 +121,51 @@ impl Service {
             counts: self.plugins.counts(PluginId(place)),
         });
         View::new(snapshot, &stats, plugins.collect(), self.access_log_dropped.load(Relaxed))
+    }
+
+    /// A page of what the workers keep.
+    ///
+    /// # Errors
+    /// The query is wrong, or a worker does not answer.
+    pub async fn flows(&self, query: &Query) -> Result<Page, FlowsError> {
+        let snapshot = self.world().snapshot();
+        let search = Search::new(query, &snapshot).map_err(FlowsError::Query)?;
+        let filter = Arc::new(search.filter);
+        let part = (search.from, 0..self.fleet.len());
+        let found = flows::walk(&self.fleet, &filter, part, search.limit, PAGE_PATIENCE).await?;
+        let describer = Describer { plan: &self.plan, snapshot: &snapshot, now: Clock.now() };
+        let shown = found.entries.iter().map(|(worker, entry)| describer.describe(*worker, entry));
+        Ok(Page { flows: shown.collect(), next: found.next.map(|token| token.to_string()) })
+    }
+
+    /// One flow or kept decision.
+    ///
+    /// # Errors
+    /// It is gone, or its worker does not answer.
+    pub async fn flow(&self, id: FlowId) -> Result<Shown, FlowsError> {
+        let from = PageToken { worker: id.worker, from: Cursor::default() };
+        let workers = id.worker..self.fleet.len().min(id.worker.saturating_add(1));
+        let filter = Arc::new(Filter::by_id(id.entry));
+        let found = flows::walk(&self.fleet, &filter, (from, workers), 1, FLOW_PATIENCE).await?;
+        let Some((worker, entry)) = found.entries.first() else {
+            return Err(if found.next.is_some() { FlowsError::Late } else { FlowsError::Gone(id) });
+        };
+        let snapshot = self.world().snapshot();
+        let describer = Describer { plan: &self.plan, snapshot: &snapshot, now: Clock.now() };
+        Ok(describer.describe(*worker, entry))
+    }
+
+    /// Ends a flow, or gives up a kept decision.
+    ///
+    /// # Errors
+    /// It is gone, or its worker does not answer.
+    pub async fn forget(&self, id: FlowId) -> Result<(), FlowsError> {
+        let is_worker = id.worker < self.fleet.len();
+        if is_worker && self.fleet.forget(id.worker, id.entry).await? == Some(true) {
+            tracing::info!(flow = %id, "forgotten");
+            return Ok(());
+        }
+        Err(FlowsError::Gone(id))
     }
 
     fn world(&self) -> MutexGuard<'_, World> {

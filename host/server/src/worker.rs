@@ -189,9 +189,23 @@ impl Worker {
                     // Nobody listens any more if the answer took too long.
                     let _ = reply.send(self.balancer.stats().clone());
                 }
+                Command::Survey { question, reply } => {
+                    let _ = reply.send(question.put_to(&self.balancer));
+                    return self.take_the_rest_soon();
+                }
+                Command::Forget { id, reply } => {
+                    let _ = reply.send(self.balancer.forget(now, id, &mut self.ops));
+                    return self.take_the_rest_soon();
+                }
                 Command::Stop => self.told_to_stop = true,
             }
         }
+    }
+
+    /// After a command that takes some time: whatever else waits is taken in the next turn, which
+    /// begins at once, so that many such commands cannot hold up traffic together.
+    fn take_the_rest_soon(&self) {
+        self.ring.waker().wake();
     }
 
     fn tell_ended_flows(&mut self) {
