@@ -190,7 +190,7 @@ impl Worker {
                     let _ = reply.send(self.balancer.stats().clone());
                 }
                 Command::Survey { question, reply } => {
-                    let _ = reply.send(question.put_to(&self.balancer));
+                    let _ = reply.send(question.put_to(now, &self.balancer));
                     return self.take_the_rest_soon();
                 }
                 Command::Forget { id, reply } => {

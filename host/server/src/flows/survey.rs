@@ -37,14 +37,14 @@ pub struct Answer {
 impl Question {
     /// Looks at the next places. A place holds one entry at most, so by never looking at more
     /// places than matches are still wanted it finds no more than those.
-    pub fn put_to(&self, balancer: &Balancer) -> Answer {
+    pub fn put_to(&self, now: pointsman_core::Instant, balancer: &Balancer) -> Answer {
         let mut entries = Vec::new();
         let mut at = self.from;
         let mut places_left = PLACES_MAX;
         while places_left > 0 && entries.len() < self.matches_max {
             let wanted = u32::try_from(self.matches_max - entries.len()).unwrap_or(u32::MAX);
             let steps = places_left.min(wanted);
-            let next = balancer.survey(at, steps, &mut |entry| {
+            let next = balancer.survey(now, at, steps, &mut |entry| {
                 if self.filter.matches(&entry) {
                     entries.push(entry);
                 }
