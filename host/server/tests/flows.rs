@@ -199,9 +199,23 @@ fn what_names_nothing_is_wrong_input() {
         assert_eq!(output.status.code(), Some(2), "{arguments}: {}", stderr(&output));
         assert!(stderr(&output).contains(part), "{arguments}: {}", stderr(&output));
     }
-    // Of a worker that there is not.
-    let output = flows(&balancer, "forget 99-0000000000000001");
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    // Well written, and of nothing that there is.
+    for id in [
+        "99-0000000000000001",
+        "0-0000000000000000",
+        "0-3fffffffffffffff",
+        "0-4000000000000001",
+        "0-7fffffffffffffff",
+        "0-bfffffffffffffff",
+        "0-ffffffffffffffff",
+    ] {
+        for verb in ["show", "forget"] {
+            let output = flows(&balancer, &format!("{verb} {id}"));
+            assert_eq!(output.status.code(), Some(1), "{verb} {id}: {}", stderr(&output));
+            assert!(stderr(&output).contains("there is no flow"), "{}", stderr(&output));
+        }
+        assert!(listed(&balancer, &format!("--page {id}")).is_empty());
+    }
 }
 
 #[test]
