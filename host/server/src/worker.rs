@@ -139,6 +139,16 @@ impl Worker {
         }
         let balancer = Balancer::new(&parts.balancer, parts.snapshot, parts.policies);
         balancer.tables().for_each(prefer_large_pages);
+        if parts.number == 0 {
+            let [flows_bytes, kept_bytes] = balancer.tables_bytes();
+            tracing::info!(
+                datagram_flows_max = parts.balancer.datagram_flows_max,
+                flows_bytes,
+                kept_max = parts.balancer.flow_table_entries_max,
+                kept_bytes,
+                "tables of each worker, when they are full"
+            );
+        }
         Ok(Self {
             ring,
             balancer,
