@@ -44,6 +44,12 @@ fn listeners(view: &View, text: &mut Exposition) {
         &|s| s.connect_retries_total,
     );
     each(
+        "pointsman_reallocations_total",
+        "counter",
+        "Times a live flow was given another endpoint because its own was gone.",
+        &|s| s.reallocations_total,
+    );
+    each(
         "pointsman_stateless_datagrams_total",
         "counter",
         "Datagrams forwarded by a stateless policy without a flow.",
@@ -221,6 +227,7 @@ mod tests {
             "bytes_total",
             "datagrams_total",
             "stateless_datagrams_total",
+            "reallocations_total",
             "keyless_flows_total",
             "upstream_ports",
             "decisions_total",
@@ -252,6 +259,7 @@ mod tests {
             "pointsman_bytes_total{listener=\"web\",direction=\"downstream\"} 40",
             "pointsman_datagrams_total{listener=\"web\",direction=\"upstream\"} 6",
             "pointsman_stateless_datagrams_total{listener=\"web\"} 4",
+            "pointsman_reallocations_total{listener=\"web\"} 2",
             "pointsman_keyless_flows_total{listener=\"web\",reason=\"absent\"} 2",
             "pointsman_upstream_ports{worker=\"0\"} 5",
             "pointsman_decisions_total{cluster=\"web\",source=\"native\"} 6",

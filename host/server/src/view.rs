@@ -96,6 +96,7 @@ fn add_listener(sum: &mut ListenerStats, one: &ListenerStats) {
     sum.flows_total += one.flows_total;
     sum.flows_active += one.flows_active;
     sum.connect_retries_total += one.connect_retries_total;
+    sum.reallocations_total += one.reallocations_total;
     sum.stateless_total += one.stateless_total;
     add_each(&mut sum.bytes_total, &one.bytes_total);
     add_each(&mut sum.datagrams_total, &one.datagrams_total);
@@ -144,6 +145,7 @@ endpoints = [{ address = "127.0.0.1:1" }]
         listener.bytes_total[Side::Upstream.index()] = 10;
         listener.bytes_total[Side::Downstream.index()] = 20;
         listener.datagrams_total[Side::Upstream.index()] = 3;
+        listener.reallocations_total = 1;
         listener.stateless_total = 2;
         listener.keyless_total[KeylessReason::Absent.index()] = 1;
         listener.closes_total[CloseReason::IdleTimeout.index()] = 1;
