@@ -230,6 +230,37 @@ fn a_second_balancer_does_not_share_the_first_ones_port_or_socket() {
 }
 
 #[test]
+fn tcp_and_udp_share_an_address_and_a_second_balancer_shares_neither() {
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+    let address = address.expect("a port").to_string();
+    let udp = GOOD
+        .replace("127.0.0.1:0", &address)
+        .replace("name = \"web\"\naddress", "name = \"dns\"\nprotocol = \"udp\"\naddress");
+    let both = udp.replace(
+        "[[clusters]]",
+        &format!("[[listeners]]\nname = \"web\"\naddress = \"{address}\"\ncluster = \"web\"\n[[clusters]]"),
+    );
+    let first = Balancer::start(&format!("workers = 2\n{both}"));
+    assert_eq!(first.address("web"), first.address("dns"));
+    let protocols: Vec<_> =
+        first.status().listeners.into_iter().map(|listener| listener.protocol).collect();
+    assert_eq!(protocols, ["udp", "tcp"]);
+    let (_folder, config) = file(&udp);
+    assert_refused(&pointsman(&["run", "--config", &config]), &[&["dns", &address]]);
+}
+
+#[test]
+fn port_0_of_udp_is_one_port_for_all_workers() {
+    let udp =
+        GOOD.replace("address = \"127.0.0.1:0\"", "address = \"127.0.0.1:0\"\nprotocol = \"udp\"");
+    let balancer = Balancer::start(&format!("workers = 3\n{udp}"));
+    let port = balancer.address("web").port();
+    let table = fs::read_to_string("/proc/net/udp").expect("the kernel's sockets");
+    let here = format!("0100007F:{port:04X}");
+    assert_eq!(table.lines().filter(|line| line.contains(&here)).count(), 3, "{table}");
+}
+
+#[test]
 fn a_socket_left_behind_is_replaced_and_a_file_that_is_none_is_not() {
     let folder = tempfile::tempdir().expect("a folder");
     let stale = folder.path().join("stale.sock");
