@@ -5,6 +5,7 @@
 //! resets whom, when the world changes. Replay one with `cargo xtask sim --seed N`; see that the
 //! oracle can fail with `cargo xtask sim --mutants`.
 
+mod datagrams;
 mod mutants;
 mod oracle;
 mod rng;
@@ -19,6 +20,19 @@ use pointsman_core::{CloseReason, DropReason, ShedReason};
 /// Seeds of a normal run, unless `POINTSMAN_SIM_SEEDS` names another number.
 const SEEDS: u64 = 500;
 
+#[test]
+#[ignore = "dev"]
+fn dev() {
+    let mut failed = Vec::new();
+    let from = number("POINTSMAN_SIM_SEED").unwrap_or(0);
+    for seed in from..from + number("POINTSMAN_SIM_SEEDS").unwrap_or(1) {
+        if catch_unwind(|| datagrams::run(seed)).is_err() {
+            failed.push(seed);
+        }
+    }
+    println!("FAILED {} {failed:?}", failed.len());
+}
+
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, not {text:?}")))
@@ -32,8 +46,9 @@ fn every_schedule_keeps_the_contract() {
     };
     let mut reached = BTreeSet::new();
     for seed in seeds.clone() {
-        match catch_unwind(|| workload::run(seed)) {
-            Ok(outcomes) => reached.extend(outcomes),
+        let run = || (workload::run(seed), datagrams::run(seed));
+        match catch_unwind(run) {
+            Ok((streams, datagrams)) => reached.extend(streams.into_iter().chain(datagrams)),
             Err(panic) => {
                 eprintln!("seed {seed} fails; replay it with: cargo xtask sim --seed {seed}");
                 std::panic::resume_unwind(panic);
