@@ -188,7 +188,7 @@ impl Affinity {
             expires = now + Duration::from_millis(kept.sliding_ttl_ms.into());
             self.table.extend(&key, expires);
             if let Some(board) = &self.board {
-                board.extend(&key, expires);
+                board.extend(now, &key, expires);
             }
         }
         Some(Found {
