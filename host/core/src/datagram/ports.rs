@@ -121,7 +121,12 @@ impl Ports {
         let at_random = (0..TRIES).map(|n| wish.random.rotate_left(8 * n) as usize);
         let in_turn = (first..).take(TRIES_AT_LIMIT.min(pool.len()));
         let places = at_random.chain(in_turn).map(|place| place % pool.len().max(1));
-        places.filter_map(|place| pool.get(place).copied()).find(|port| !is_taken(*port))
+        let found = places.filter_map(|place| pool.get(place).copied());
+        // An endpoint that was removed and came back finds its address taken by flows of before.
+        found
+            .into_iter()
+            .find(|port| !is_taken(*port))
+            .or_else(|| self.open(wish, State::Shared, ops))
     }
 
     /// The port for datagrams that have no flow.
