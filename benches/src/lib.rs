@@ -11,12 +11,14 @@ use pointsman_core::boundary::{
     Accepted, Buffer, Completion, Link, ListenerId, Memory, Op, Ops, Pool, PoolSizes, ReceiveEnd,
     SendEnd, Side, Train,
 };
-use pointsman_core::policy::{Decided, Decision, EndpointIndex, Flow, Policy, Scope, Source};
+use pointsman_core::policy::{Decided, Decision, EndpointIndex, Flow, Policy, Scope, Source, maglev};
 use pointsman_core::{
     Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint,
     EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown, PrefixLengths,
     Protocol, Snapshot, Timeouts,
 };
+
+pub mod datagrams;
 
 /// Some endpoints that may be given new flows.
 #[must_use]
@@ -58,7 +60,7 @@ impl Policy for KeepForClient {
 }
 
 /// Nothing is read here.
-struct NoMemory;
+pub(crate) struct NoMemory;
 
 impl Memory for NoMemory {
     fn bytes(&self, _: &Buffer) -> &[u8] {
@@ -94,7 +96,7 @@ impl Bench {
             seed: 3,
             record_flows: false,
         };
-        let balancer = Balancer::new(&config, snapshot(), vec![Box::new(KeepForClient)]);
+        let balancer = Balancer::new(&config, snapshot_of(candidates(4)), vec![Box::new(KeepForClient)]);
         let ops = Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX);
         Self { balancer, ops, now: Instant::from_millis(1_000), buffer: 0 }
     }
@@ -170,8 +172,17 @@ impl Default for Bench {
     }
 }
 
-fn snapshot() -> Arc<Snapshot> {
-    let candidates = candidates(4);
+/// Endpoints with a lookup table.
+pub(crate) fn candidates_with_table(count: u32) -> Arc<Candidates> {
+    let plain = candidates(count);
+    let keys: Vec<_> = plain.endpoints.iter().map(|known| known.address.to_string()).collect();
+    let weighted: Vec<_> = keys.iter().map(|key| (key.as_str(), 1)).collect();
+    let table = maglev::Table::build(&weighted, maglev::Table::DEFAULT_SIZE);
+    Arc::new(Candidates { endpoints: plain.endpoints.clone(), table, generation: Generation(1) })
+}
+
+/// One listener and one cluster of these candidates.
+pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
     let up = |endpoint: &Endpoint| EndpointState {
         endpoint: endpoint.clone(),
         up: true,

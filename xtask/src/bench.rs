@@ -7,7 +7,7 @@ use crate::{plugins, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Compare with HAProxy and nginx instead, over loopback.
+    /// Compare with HAProxy, nginx and Envoy instead, over loopback.
     #[arg(long)]
     peers: bool,
 

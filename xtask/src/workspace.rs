@@ -23,6 +23,11 @@ pub(crate) fn plugins_dir() -> PathBuf {
     root().join("target/plugins")
 }
 
+/// Where peers are installed that are not Debian packages; the comparison looks for them here.
+pub(crate) fn peers_dir() -> PathBuf {
+    root().join("target/peers")
+}
+
 /// The cargo that runs this program, in the root.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

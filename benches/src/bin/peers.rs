@@ -1,27 +1,47 @@
-//! Pointsman beside nginx stream and HAProxy, over loopback, in alternating runs.
+//! Pointsman beside nginx stream, HAProxy and Envoy, over loopback, in alternating runs.
 //!
 //! Each balancer has one worker, pinned to core 0; the load and the endpoint share core 1. What is
 //! compared is the CPU time each balancer's own threads took, kernel included, per request, per
-//! connection or per MiB, as a ratio to the better peer of the same rounds. Run it with
+//! connection, per round trip or per MiB, as a ratio to the best peer of the same rounds. TCP is
+//! compared with nginx and HAProxy, UDP with nginx and Envoy. Run it with
 //! `cargo xtask bench --peers`.
 
-#[path = "peers/load.rs"]
-mod load;
+#[path = "peers/datagrams.rs"]
+mod datagrams;
+#[path = "peers/plans.rs"]
+mod plans;
 #[path = "peers/proxies.rs"]
 mod proxies;
+#[path = "peers/reflector.rs"]
+mod reflector;
+#[path = "peers/requests.rs"]
+mod requests;
+#[path = "peers/wire.rs"]
+mod wire;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
 
-use load::{Endpoint, Scenario};
+use datagrams::Clients;
+use plans::{Plan, Traffic};
 use proxies::Proxy;
+use reflector::Reflector;
+use requests::Endpoint;
+
+/// What is measured against the others; those are its peers.
+const OURS: &str = "pointsman";
 
 #[derive(Parser)]
 struct Arguments {
     /// Only scenarios with this in their name.
     filter: Option<String>,
+
+    /// Only these balancers, separated by commas: pointsman, nginx, haproxy, envoy.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
 
     /// Rounds; each runs every balancer once.
     #[arg(long, default_value_t = 5)]
@@ -31,62 +51,155 @@ struct Arguments {
     #[arg(long, default_value_t = 4)]
     seconds: u64,
 
-    /// Connections that are opened and left idle, to see what each costs in memory.
+    /// Connections or flows that are opened and left idle, to see what each costs in memory.
     #[arg(long, default_value_t = 5_000)]
     idle: usize,
+}
+
+impl Arguments {
+    fn want(&self, scenario: &str) -> bool {
+        self.filter.as_ref().is_none_or(|part| scenario.contains(part))
+    }
+
+    /// Those of these balancers that are wanted.
+    fn wanted(&self, mut plans: Vec<Plan>) -> Vec<Plan> {
+        plans.retain(|plan| self.only.is_empty() || self.only.iter().any(|it| it == plan.name));
+        plans
+    }
+}
+
+/// What came of a load.
+struct Load {
+    units: f64,
+    errors: u64,
+    /// What was lost on the way, and counts as part of the load as long as it is rare.
+    lost: u64,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let folder = std::env::temp_dir().join(format!("pointsman-peers-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let outcome = compare(&arguments, &folder);
+    let outcome = compare_tcp(&arguments, &folder).and_then(|()| compare_udp(&arguments, &folder));
     std::fs::remove_dir_all(&folder)?;
     outcome
 }
 
-fn compare(arguments: &Arguments, folder: &std::path::Path) -> Result<()> {
-    let endpoint = Endpoint::start(folder)?;
-    let proxies = Proxy::start_all(folder, endpoint.address())?;
-    let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|part| name.contains(part));
-    for scenario in Scenario::ALL.iter().filter(|scenario| wanted(scenario.name)) {
-        measure(scenario, &proxies, arguments)?;
+fn compare_tcp(arguments: &Arguments, folder: &Path) -> Result<()> {
+    let idle = arguments.want("idle-memory");
+    let all = requests::Scenario::ALL.iter();
+    let scenarios: Vec<_> = all.filter(|scenario| arguments.want(scenario.name)).collect();
+    if scenarios.is_empty() && !idle {
+        return Ok(());
     }
-    if wanted("idle-memory") {
-        for proxy in &proxies {
-            let per_session = load::idle_memory(proxy, arguments.idle)?;
-            println!("idle-memory      {:10} {per_session:8.0} bytes a session", proxy.name);
+    let endpoint = Endpoint::start(folder)?;
+    let plans = arguments.wanted(plans::all(
+        &folder.join("tcp"),
+        endpoint.address(),
+        Traffic::Connections,
+    )?);
+    let proxies: Vec<_> = plans.iter().map(Proxy::start_tcp).collect::<Result<_>>()?;
+    for scenario in scenarios {
+        let contest = Contest { name: scenario.name, unit: scenario.unit, proxies: &proxies };
+        contest
+            .hold(arguments, |which, duration| scenario.run(proxies[which].address, duration))?;
+    }
+    for proxy in proxies.iter().filter(|_| idle) {
+        let per_session = requests::idle_memory(proxy, arguments.idle)?;
+        println!("{:16} {:10} {per_session:8.0} bytes a session", "idle-memory", proxy.name);
+    }
+    Ok(())
+}
+
+/// Each traffic has balancers of its own, so that each peer runs with what suits it best.
+fn compare_udp(arguments: &Arguments, folder: &Path) -> Result<()> {
+    let idle = arguments.want("udp-idle-memory");
+    for (traffic, idle) in [(Traffic::Datagrams, idle), (Traffic::Trains, false)] {
+        let all = datagrams::Scenario::ALL.iter().filter(|scenario| scenario.traffic() == traffic);
+        let scenarios: Vec<_> = all.filter(|scenario| arguments.want(scenario.name)).collect();
+        if scenarios.is_empty() && !idle {
+            continue;
+        }
+        datagrams::pin_to_core()?;
+        let mut reflector = Reflector::start()?;
+        let folder = folder.join(if traffic == Traffic::Trains { "trains" } else { "udp" });
+        let plans = arguments.wanted(plans::all(&folder, reflector.address(), traffic)?);
+        let start = |plan: &Plan| {
+            let proxy = Proxy::start_udp(plan)?;
+            datagrams::await_ready(&proxy, &mut reflector)?;
+            Ok(proxy)
+        };
+        let proxies: Vec<_> = plans.iter().map(start).collect::<Result<_>>()?;
+        for scenario in scenarios {
+            exchange_datagrams(scenario, &proxies, &mut reflector, arguments)?;
+        }
+        for proxy in proxies.iter().filter(|_| idle) {
+            let per_flow = datagrams::idle_memory(proxy, &mut reflector, arguments.idle)?;
+            println!("{:16} {:10} {per_flow:8.0} bytes a flow", "udp-idle-memory", proxy.name);
         }
     }
     Ok(())
 }
 
-/// One scenario: every balancer in every round, then the medians.
-fn measure(scenario: &Scenario, proxies: &[Proxy], arguments: &Arguments) -> Result<()> {
-    let duration = Duration::from_secs(arguments.seconds);
-    let mut costs: Vec<Vec<f64>> = vec![Vec::new(); proxies.len()];
-    for round in 0..arguments.rounds {
-        for turn in 0..proxies.len() {
-            let which = (round + turn) % proxies.len();
-            let proxy = &proxies[which];
-            let before = proxy.cpu_time()?;
-            let load = scenario.run(proxy.address, duration)?;
-            let spent = proxy.cpu_time()? - before;
-            ensure!(load.errors == 0, "{}: {} socket errors", proxy.name, load.errors);
-            costs[which].push(spent.as_secs_f64() * 1e6 / load.units);
+/// The flows stay the same in all rounds: what is measured is the datagrams, not the first of each.
+fn exchange_datagrams(
+    scenario: &datagrams::Scenario,
+    proxies: &[Proxy],
+    reflector: &mut Reflector,
+    arguments: &Arguments,
+) -> Result<()> {
+    let open = |proxy: &Proxy| Clients::open(scenario, proxy.address, reflector);
+    let mut clients: Vec<_> = proxies.iter().map(open).collect::<Result<_>>()?;
+    let contest = Contest { name: scenario.name, unit: scenario.unit, proxies };
+    contest.hold(arguments, |which, duration| clients[which].run(reflector, duration))
+}
+
+/// One scenario, and who takes part.
+struct Contest<'a> {
+    name: &'a str,
+    unit: &'a str,
+    proxies: &'a [Proxy],
+}
+
+impl Contest<'_> {
+    /// Every balancer in every round, then the medians.
+    fn hold(
+        &self,
+        arguments: &Arguments,
+        mut load: impl FnMut(usize, Duration) -> Result<Load>,
+    ) -> Result<()> {
+        let duration = Duration::from_secs(arguments.seconds);
+        let mut results = vec![(Vec::new(), 0); self.proxies.len()];
+        for round in 0..arguments.rounds {
+            for turn in 0..self.proxies.len() {
+                let which = (round + turn) % self.proxies.len();
+                let proxy = &self.proxies[which];
+                let before = proxy.cpu_time()?;
+                let load = load(which, duration)?;
+                let spent = proxy.cpu_time()? - before;
+                ensure!(load.errors == 0, "{}: {} socket errors", proxy.name, load.errors);
+                results[which].0.push(spent.as_secs_f64() * 1e6 / load.units);
+                results[which].1 += load.lost;
+            }
+        }
+        self.print(&mut results);
+        Ok(())
+    }
+
+    fn print(&self, results: &mut [(Vec<f64>, u64)]) {
+        let medians: Vec<f64> = results.iter_mut().map(|(costs, _)| median(costs)).collect();
+        let of_peers = self.proxies.iter().zip(&medians).filter(|(proxy, _)| proxy.name != OURS);
+        let best_peer = of_peers.map(|(_, median)| *median).reduce(f64::min);
+        for ((proxy, median), (costs, lost)) in self.proxies.iter().zip(&medians).zip(results) {
+            let (low, high) = (costs[0], costs[costs.len() - 1]);
+            print!("{:16} {:10} {median:8.2} µs per {}", self.name, proxy.name, self.unit);
+            print!(" (of {low:.2} to {high:.2})");
+            if let Some(best) = best_peer {
+                print!("  {:.2} of the best peer", median / best);
+            }
+            println!("{}", if *lost > 0 { format!(", {lost} lost") } else { String::new() });
         }
     }
-    let medians: Vec<f64> = costs.iter_mut().map(|costs| median(costs)).collect();
-    let best_peer = medians.iter().skip(1).copied().fold(f64::INFINITY, f64::min);
-    for ((proxy, median), costs) in proxies.iter().zip(&medians).zip(&costs) {
-        let (low, high) = (costs[0], costs[costs.len() - 1]);
-        let ratio = median / best_peer;
-        println!(
-            "{:16} {:10} {median:8.2} µs per {} (of {low:.2} to {high:.2})  {ratio:.2} of the better peer",
-            scenario.name, proxy.name, scenario.unit,
-        );
-    }
-    Ok(())
 }
 
 /// Sorts, and takes the middle.

@@ -110,7 +110,7 @@ impl Allocator {
         snapshot: &Snapshot,
         stats: &mut Stats,
     ) -> Result<Allocation, Denied> {
-        let listener = &snapshot.listeners[request.listener.index()];
+        let listener = snapshot.listener(request.listener);
         let among = &snapshot.clusters[listener.cluster.index()].candidates;
         let allocated = match self.find_kept(request, listener, among) {
             Some(kept) => kept,
@@ -231,7 +231,7 @@ impl Allocator {
         request: &Request<'_>,
         snapshot: &Snapshot,
     ) -> Option<SocketAddr> {
-        let listener = &snapshot.listeners[request.listener.index()];
+        let listener = snapshot.listener(request.listener);
         let among = &snapshot.clusters[listener.cluster.index()].candidates;
         let slot = &mut self.policies[listener.cluster.index()];
         if among.endpoints.is_empty() || !slot.policy.is_stateless() {

@@ -53,7 +53,7 @@ pub struct BalancerConfig {
 
 /// Decides what happens to every flow of one worker.
 pub struct Balancer {
-    snapshot: Arc<Snapshot>,
+    pub(crate) snapshot: Arc<Snapshot>,
     allocator: Allocator,
     sessions: Slab<Session>,
     timers: Timers,
@@ -159,6 +159,11 @@ impl Balancer {
         self.count_entries();
     }
 
+    /// Fetches the memory that handling these will need, for all of them together.
+    pub fn look_ahead(&self, completions: &[Completion]) {
+        self.datagrams.look_ahead(completions, &self.snapshot);
+    }
+
     /// Time passed: deals with the deadlines that are over. Bounded work; what is left is due at
     /// once ([`next_timeout`](Self::next_timeout)).
     pub fn handle_timeout(&mut self, now: Instant, ops: &mut Ops) {
@@ -244,7 +249,7 @@ impl Balancer {
         }
         self.stats.listener(id).on_flow_started();
         let session = Session::new(now, id, client);
-        if self.snapshot.listeners[id.index()].key.is_some() {
+        if self.snapshot.listener(id).key.is_some() {
             let slot = self.adopt(session, socket, ops);
             self.preread(now, slot, ops);
             return;
@@ -273,7 +278,7 @@ impl Balancer {
     /// Waits for the first bytes, which decide on the endpoint.
     fn preread(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        let bytes_max = self.snapshot.listeners[session.listener.index()].preread_bytes_max;
+        let bytes_max = self.snapshot.listener(session.listener).preread_bytes_max;
         session.preread(bytes_max, &mut Step { now, slot, chains: &mut self.chains, ops });
         self.set_timer(slot);
     }
@@ -281,7 +286,7 @@ impl Balancer {
     /// More of a client's first bytes have come, or no more will: decides once that is enough.
     fn on_preread(&mut self, now: Instant, slot: u32, memory: &impl Memory, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        let listener = &self.snapshot.listeners[session.listener.index()];
+        let listener = self.snapshot.listener(session.listener);
         let Some(rule) = &listener.key else { return };
         let relay = session.relay_from(Side::Downstream);
         let outcome = match rule.read_stream(relay.held(&self.chains, memory)) {
@@ -316,7 +321,7 @@ impl Balancer {
 
     /// Whether there is room for one more flow. Takes its place in the listener's count if so.
     fn admit(&self, now: Instant, id: ListenerId, client: IpAddr) -> Result<(), ShedReason> {
-        let listener = &self.snapshot.listeners[id.index()];
+        let listener = self.snapshot.listener(id);
         if self.chains.is_short(Pool::Small) {
             return Err(ShedReason::Buffers);
         }
@@ -345,7 +350,7 @@ impl Balancer {
     /// Ends a flow that was admitted and then denied: it never gets a session.
     fn refuse(&mut self, now: Instant, arrival: Arrival, denied: Denied, ops: &mut Ops) {
         let Arrival { listener: id, socket, client } = arrival;
-        let listener = &self.snapshot.listeners[id.index()];
+        let listener = self.snapshot.listener(id);
         let goodbye = match denied.reason {
             CloseReason::DeniedDrop => Goodbye::Fin,
             _ => Goodbye::Reset,
@@ -414,7 +419,7 @@ impl Balancer {
             session.tried.push(allocation.endpoint.id);
         }
         let attempts = session.tried.as_slice().len() as u32;
-        if attempts >= self.snapshot.listeners[session.listener.index()].connect_attempts {
+        if attempts >= self.snapshot.listener(session.listener).connect_attempts {
             self.close(now, slot, reason, ops);
             return;
         }
@@ -530,7 +535,7 @@ impl Balancer {
 
     fn on_timer(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        let timeouts = &self.snapshot.listeners[session.listener.index()].timeouts;
+        let timeouts = &self.snapshot.listener(session.listener).timeouts;
         match session.due(timeouts) {
             None => {}
             Some((at, _)) if at > now => self.timers.set(slot, at),
@@ -550,7 +555,7 @@ impl Balancer {
 
     fn set_timer(&mut self, slot: u32) {
         let session = &self.sessions[slot];
-        let timeouts = &self.snapshot.listeners[session.listener.index()].timeouts;
+        let timeouts = &self.snapshot.listener(session.listener).timeouts;
         match session.due(timeouts) {
             Some((at, _)) => self.timers.set(slot, at),
             None => self.timers.cancel(slot),
@@ -567,7 +572,7 @@ impl Balancer {
         let Some(session) = self.sessions.remove(slot) else { return };
         self.stats.sessions_active = self.sessions.len();
         self.timers.cancel(slot);
-        let listener = &self.snapshot.listeners[session.listener.index()];
+        let listener = self.snapshot.listener(session.listener);
         listener.give_back(session.client.ip());
         if let Some(allocation) = &session.allocation {
             allocation.endpoint.load.on_flow_ended();
@@ -600,7 +605,7 @@ impl Balancer {
         if self.drain_is_over(now) {
             return Some(CloseReason::DrainTimeout);
         }
-        let listener = &self.snapshot.listeners[session.listener.index()];
+        let listener = self.snapshot.listener(session.listener);
         let cluster = &self.snapshot.clusters[listener.cluster.index()];
         let serves = serves(cluster, session.allocation.as_ref()?.endpoint.id);
         let resets = listener.on_endpoint_down == OnEndpointDown::Reset

@@ -11,6 +11,7 @@
 //! so a flood of senders that never get an answer cannot push out those that do. Nothing here waits:
 //! a datagram is forwarded, dropped for a named reason, or shed, before the next one is looked at.
 
+mod ahead;
 mod bindings;
 mod flow;
 mod index;
@@ -36,9 +37,10 @@ use crate::time::Instant;
 
 pub(crate) use bindings::serves;
 use bindings::{Binding, Bindings};
-use flow::{Details, Flow, FlowKey, NONE};
+use flow::{Details, NONE};
+pub use flow::{Flow, FlowKey};
 use ports::{Ports, Wish};
-use table::FlowTable;
+pub use table::FlowTable;
 
 /// How often ports are looked after, and how often when there are many to close.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
@@ -60,7 +62,7 @@ pub(crate) struct Turn<'a> {
 
 impl<'a> Turn<'a> {
     fn listener(&self, id: ListenerId) -> &'a Listener {
-        &self.snapshot.listeners[id.index()]
+        self.snapshot.listener(id)
     }
 
     fn drain_is_over(&self) -> bool {
@@ -247,7 +249,7 @@ impl Datagrams {
         let flow = self.table.get(number)?;
         let details = self.table.details_of(flow);
         let key = flow.key(details);
-        let listener = &snapshot.listeners[flow.listener.index()];
+        let listener = snapshot.listener(flow.listener);
         let endpoint = self.bindings.get(flow.binding).map(|binding| &binding.endpoint);
         let state = match endpoint {
             None => FlowState::Denied,
@@ -270,7 +272,7 @@ impl Datagrams {
                 tag: details.map_or(0, |details| details.method.tag),
                 started: flow.started.to_instant(now),
                 last_active: flow.last_active.to_instant(now),
-                bytes: flow.bytes,
+                bytes: flow.bytes(),
                 datagrams: flow.datagrams.map(u64::from),
             }),
         })
@@ -344,7 +346,7 @@ impl Datagrams {
         }
         let listener = turn.listener(flow.listener);
         if !flow.is_confirmed() {
-            self.table.on_confirmed();
+            self.table.on_confirmed(number);
             self.bindings.of_flow(flow.binding).endpoint.load.on_connected();
         }
         if let Some(rule) = &listener.key
@@ -435,7 +437,7 @@ impl Datagrams {
     fn take_place(&mut self, turn: &mut Turn<'_>, id: ListenerId) -> Result<(), ShedReason> {
         let listener = turn.listener(id);
         let has_room = || listener.flows_active.try_increment(listener.flows_max);
-        if !has_room() && !(self.evict(turn, Some(id)) && has_room()) {
+        if !(has_room() || self.evict(turn, Some(id)) && has_room()) {
             return Err(ShedReason::FlowsMax);
         }
         if self.table.is_full() && !self.evict(turn, None) {
@@ -692,7 +694,7 @@ impl Datagrams {
                 started: flow.started.to_instant(now),
                 connected: None,
                 ended: now,
-                bytes: flow.bytes,
+                bytes: flow.bytes(),
                 reason,
             });
         }
@@ -777,3 +779,6 @@ fn wish(turn: &Turn<'_>, binding: &Binding, random: u64) -> Wish {
         settings: turn.listener(binding.listener).datagrams,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ mod balancer;
 mod board;
 pub mod boundary;
 mod chain;
-mod datagram;
+pub mod datagram;
 pub mod health;
 pub mod kept_table;
 mod limits;

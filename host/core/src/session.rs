@@ -154,7 +154,7 @@ impl Session {
             now,
             listener: self.listener,
             client: self.client,
-            local: snapshot.listeners[self.listener.index()].address,
+            local: snapshot.listener(self.listener).address,
             key: self.key,
             tried: &self.tried,
         }

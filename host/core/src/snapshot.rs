@@ -11,6 +11,7 @@ use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
 
+use crate::boundary::ListenerId;
 use crate::limits::{SharedRate, SourceCounts};
 use crate::policy::{EndpointIndex, maglev};
 use crate::preread::KeyRule;
@@ -51,8 +52,14 @@ pub struct Snapshot {
     pub drain_until: Option<Instant>,
 }
 
+impl Snapshot {
+    pub(crate) fn listener(&self, id: ListenerId) -> &Listener {
+        &self.listeners[id.index()]
+    }
+}
+
 /// A local address that accepts traffic.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     /// Its name in the configuration.
     pub name: Box<str>,

@@ -10,9 +10,16 @@
 //!   └─▶ the core holds it ─▶ a run of sends ───────────────┘
 //! ```
 //!
-//! Rust code never looks into a buffer, so the kernel may write to it at any time; what must hold
-//! is that its memory stays mapped. The mappings are dropped by the ring's owner, after the kernel
-//! has given everything back.
+//! Rust code looks only into buffers that are *held*: a completion has named them, and they have not
+//! been put back since. The kernel does not write to these, and whoever borrows their bytes borrows
+//! the pools, so that nobody puts them back meanwhile. Each pool notes what is held, and does not
+//! take the word of a name for it, which anybody can make. The others the kernel may write to at any
+//! time; what must hold is that their memory stays mapped. The mappings are dropped by the ring's
+//! owner, after the kernel has given everything back.
+//!
+//! Datagrams have a third pool, of buffers that hold the largest train there is. Most of them carry
+//! a small datagram and so touch one page; they are not a whole number of pages long, for then all
+//! small datagrams would compete for the same lines of the cache.
 //!
 //! Buffers of one run of sends are chained through a table with one place per buffer: a run costs
 //! no memory of its own, however long it is.
@@ -23,9 +30,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 use io_uring::{IoUring, Submitter};
-use pointsman_core::boundary::{Buffer, Pool, PoolSizes};
+use pointsman_core::boundary::{Buffer, Pool, PoolSizes, Train};
 
 use crate::RingError;
+use crate::message;
 use crate::sys::Mapping;
 
 /// Buffers of a pool are numbered in 16 bits.
@@ -36,6 +44,12 @@ const POOL_MAX: u32 = 1 << 16;
 /// costs its links a second attempt, no more.
 const WINDOWS: PoolSizes = PoolSizes { small: 256, bulk: 32 };
 
+/// How many datagram buffers the kernel sees.
+pub(crate) const DATAGRAM_WINDOW: u32 = 256;
+
+/// The kernel's name for the buffers of datagrams; those of a stream pool are named by its index.
+pub(crate) const DATAGRAM_GROUP: u16 = 2;
+
 /// Names a buffer of either pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BufferId(u32);
@@ -45,36 +59,59 @@ impl BufferId {
     pub(crate) const NONE: Self = Self(u32::MAX);
 }
 
-/// Both pools, and the table that chains their buffers into runs.
+/// All pools, and the table that chains the buffers of streams into runs.
 #[derive(Debug)]
 pub(crate) struct Buffers {
     pools: [Memory; 2],
+    /// There is none where no datagrams are expected.
+    datagrams: Option<Memory>,
     /// The length of each buffer's content, and the buffer that follows it in its run. Arrays, so
     /// that the table comes zeroed from the kernel and untouched.
     chain: Vec<[u32; 2]>,
 }
 
 impl Buffers {
-    /// Maps both pools; provides nothing yet.
-    pub(crate) fn new(sizes: &PoolSizes) -> Result<Self, RingError> {
-        let small = Memory::new(Pool::Small, sizes.small)?;
-        let bulk = Memory::new(Pool::Bulk, sizes.bulk)?;
+    /// Maps all pools; provides nothing yet.
+    pub(crate) fn new(sizes: &PoolSizes, datagrams: u32) -> Result<Self, RingError> {
+        for pool in Pool::BOTH {
+            let count = sizes.of(pool);
+            if count == 0 || count > POOL_MAX {
+                return Err(RingError::PoolSize { pool, count });
+            }
+        }
+        if datagrams > POOL_MAX {
+            return Err(RingError::DatagramPoolSize { count: datagrams });
+        }
+        let small = Memory::new(Shape::of(Pool::Small), sizes.small)?;
+        let bulk = Memory::new(Shape::of(Pool::Bulk), sizes.bulk)?;
+        let datagrams = match datagrams {
+            0 => None,
+            count => Some(Memory::new(Shape::DATAGRAM, count)?),
+        };
         let chain = vec![[0; 2]; (sizes.small + sizes.bulk) as usize];
-        Ok(Self { pools: [small, bulk], chain })
+        Ok(Self { pools: [small, bulk], datagrams, chain })
     }
 
-    /// Shows both windows to a ring. The caller keeps these buffers mapped until the ring has
+    /// Shows all windows to a ring. The caller keeps these buffers mapped until the ring has
     /// nothing in flight.
     pub(crate) fn register(&self, ring: &IoUring) -> io::Result<()> {
-        for memory in &self.pools {
+        for memory in self.pools.iter().chain(&self.datagrams) {
             memory.register(&ring.submitter())?;
         }
         Ok(())
     }
 
-    /// Fills both windows up again.
+    /// Takes the windows away from a ring that has nothing in flight.
+    pub(crate) fn unregister(&self, ring: &IoUring) {
+        for memory in self.pools.iter().chain(&self.datagrams) {
+            // It fails only if the ring is broken, and then it sees nothing any more.
+            let _ = ring.submitter().unregister_buf_ring(memory.shape.group);
+        }
+    }
+
+    /// Fills all windows up again.
     pub(crate) fn provide(&mut self) {
-        for memory in &mut self.pools {
+        for memory in self.pools.iter_mut().chain(&mut self.datagrams) {
             if memory.visible < memory.window {
                 memory.provide();
             }
@@ -83,9 +120,47 @@ impl Buffers {
 
     /// Takes the buffer the kernel has put `len` bytes into.
     pub(crate) fn taken(&mut self, pool: Pool, number: u16, len: u32) -> Buffer {
-        let memory = &mut self.pools[pool.index()];
-        memory.visible -= 1;
+        self.pools[pool.index()].taken(number);
         Buffer::new(pool, u32::from(number), len)
+    }
+
+    /// Takes the datagram buffer that the kernel has used.
+    pub(crate) fn taken_message(&mut self, number: u16) {
+        self.messages_mut().taken(number);
+    }
+
+    /// The first `len` bytes of a held datagram buffer: what the kernel has written of a message.
+    pub(crate) fn message(&self, number: u16, len: usize) -> &[u8] {
+        self.messages().held(u32::from(number), 0, len)
+    }
+
+    /// The payload of a train.
+    ///
+    /// # Panics
+    /// The train is not this ring's, or its buffer has been put back.
+    pub(crate) fn payload(&self, train: &Train) -> &[u8] {
+        self.messages().held(train.buffer(), message::PAYLOAD, train.len() as usize)
+    }
+
+    /// Takes a datagram buffer back.
+    pub(crate) fn put_message(&mut self, number: u32) {
+        self.messages_mut().put(number);
+    }
+
+    fn messages(&self) -> &Memory {
+        self.datagrams.as_ref().expect("datagrams need a pool of buffers")
+    }
+
+    fn messages_mut(&mut self) -> &mut Memory {
+        self.datagrams.as_mut().expect("datagrams need a pool of buffers")
+    }
+
+    /// The bytes of a held buffer.
+    ///
+    /// # Panics
+    /// The buffer is not this ring's, or has been put back.
+    pub(crate) fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        self.pools[buffer.pool().index()].held(buffer.index(), 0, buffer.len() as usize)
     }
 
     /// Fills a free small buffer, if there is one.
@@ -101,8 +176,22 @@ impl Buffers {
 
     /// How many buffers of a pool are free, whether the kernel sees them or not.
     pub(crate) fn free(&self, pool: Pool) -> u32 {
-        let memory = &self.pools[pool.index()];
-        memory.visible + memory.returned.len() as u32 + (memory.count - memory.fresh)
+        self.pools[pool.index()].free()
+    }
+
+    /// Whether there is a pool for datagrams.
+    pub(crate) fn take_datagrams(&self) -> bool {
+        self.datagrams.is_some()
+    }
+
+    /// How many datagram buffers are free, whether the kernel sees them or not.
+    pub(crate) fn free_messages(&self) -> u32 {
+        self.datagrams.as_ref().map_or(0, Memory::free)
+    }
+
+    /// How many datagram buffers the kernel may still take.
+    pub(crate) fn visible_messages(&self) -> u32 {
+        self.datagrams.as_ref().map_or(0, |memory| memory.visible)
     }
 
     /// How many buffers of a pool the kernel may still take.
@@ -161,10 +250,30 @@ impl Buffers {
     }
 }
 
+/// What makes one pool differ from another.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    /// The kernel's name for it.
+    group: u16,
+    /// Bytes in one buffer.
+    bytes: u32,
+    /// How many buffers the kernel sees, at most.
+    window: u32,
+}
+
+impl Shape {
+    const DATAGRAM: Self =
+        Self { group: DATAGRAM_GROUP, bytes: message::BUFFER_BYTES, window: DATAGRAM_WINDOW };
+
+    const fn of(pool: Pool) -> Self {
+        Self { group: pool.index() as u16, bytes: pool.buffer_bytes(), window: WINDOWS.of(pool) }
+    }
+}
+
 /// One pool.
 #[derive(Debug)]
 struct Memory {
-    pool: Pool,
+    shape: Shape,
     count: u32,
     /// The buffers themselves.
     bytes: Mapping,
@@ -182,20 +291,19 @@ struct Memory {
     returned: Vec<u16>,
     /// The first buffer that has never been used.
     fresh: u32,
+    /// Which buffers have arrived, or were written to, and have not been put back.
+    held: Vec<bool>,
 }
 
 impl Memory {
-    fn new(pool: Pool, count: u32) -> Result<Self, RingError> {
-        if count == 0 || count > POOL_MAX {
-            return Err(RingError::PoolSize { pool, count });
-        }
-        let window = count.min(WINDOWS.of(pool));
+    fn new(shape: Shape, count: u32) -> Result<Self, RingError> {
+        let window = count.min(shape.window);
         let entries = window.next_power_of_two();
         let map = |bytes| Mapping::new(bytes).map_err(RingError::os("map the receive buffers"));
         Ok(Self {
-            pool,
+            shape,
             count,
-            bytes: map(count as usize * pool.buffer_bytes() as usize)?,
+            bytes: map(count as usize * shape.bytes as usize)?,
             ring: map(entries as usize * size_of::<BufRingEntry>())?,
             mask: (entries - 1) as u16,
             tail: 0,
@@ -203,11 +311,12 @@ impl Memory {
             visible: 0,
             returned: Vec::with_capacity(count as usize),
             fresh: 0,
+            held: vec![false; count as usize],
         })
     }
 
     fn register(&self, submitter: &Submitter<'_>) -> io::Result<()> {
-        let (address, group) = (self.ring.start().as_ptr() as u64, self.pool.index() as u16);
+        let (address, group) = (self.ring.start().as_ptr() as u64, self.shape.group);
         // SAFETY: the mapping holds `mask + 1` zeroed entries, page-aligned, and the ring's owner
         // keeps it mapped for as long as the ring lives.
         unsafe { submitter.register_buf_ring_with_flags(address, self.mask + 1, group, 0) }
@@ -222,7 +331,7 @@ impl Memory {
             let entry =
                 unsafe { &mut *self.ring.start().cast::<BufRingEntry>().add(place).as_ptr() };
             entry.set_addr(self.start(u32::from(index)) as u64);
-            entry.set_len(self.pool.buffer_bytes());
+            entry.set_len(self.shape.bytes);
             entry.set_bid(index);
             self.tail = self.tail.wrapping_add(1);
             self.visible += 1;
@@ -238,6 +347,33 @@ impl Memory {
             let base = self.ring.start().cast::<BufRingEntry>().as_ptr();
             AtomicU16::from_ptr(BufRingEntry::tail(base).cast_mut())
         }
+    }
+
+    /// How many buffers nobody holds.
+    fn free(&self) -> u32 {
+        self.visible + self.returned.len() as u32 + (self.count - self.fresh)
+    }
+
+    /// Notes that the kernel has used a buffer and named it in a completion.
+    fn taken(&mut self, number: u16) {
+        self.visible -= 1;
+        self.held[usize::from(number)] = true;
+    }
+
+    /// `len` bytes of a held buffer, from byte `from` on.
+    ///
+    /// # Panics
+    /// The buffer is not held, or not that large.
+    fn held(&self, index: u32, from: usize, len: usize) -> &[u8] {
+        assert!(self.held.get(index as usize) == Some(&true), "a buffer is held by who reads it");
+        let bytes = self.shape.bytes as usize;
+        assert!(from <= bytes && len <= bytes - from, "a buffer's bytes are within it");
+        let start = self.start(index).wrapping_add(from);
+        // SAFETY: the bytes are within a buffer, so within the mapping, which this value owns and
+        // which is zeroed at first. The buffer is held: the kernel has named it in a completion and
+        // writes to it only if it is provided again, for which it must be put back. That takes a
+        // mutable borrow of this value, and the slice is a shared one.
+        unsafe { std::slice::from_raw_parts(start, len) }
     }
 
     fn take(&mut self) -> Option<u16> {
@@ -256,8 +392,9 @@ impl Memory {
     /// # Panics
     /// There are more bytes than fit.
     fn write(&mut self, bytes: &[u8]) -> Option<u32> {
-        assert!(bytes.len() <= self.pool.buffer_bytes() as usize);
+        assert!(bytes.len() <= self.shape.bytes as usize);
         let index = u32::from(self.take()?);
+        self.held[index as usize] = true;
         // SAFETY: the buffer was free, so neither the kernel nor the core has it, and the bytes
         // fit into it.
         unsafe { self.start(index).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
@@ -265,15 +402,15 @@ impl Memory {
     }
 
     fn put(&mut self, index: u32) {
-        assert!(index < self.fresh, "a buffer comes from this ring");
-        debug_assert!(self.returned.len() < self.fresh as usize, "a buffer is put back once");
+        let held = self.held.get_mut(index as usize).expect("a buffer comes from this ring");
+        assert!(std::mem::take(held), "a buffer is put back once");
         self.returned.push(index as u16);
     }
 
     /// Where a buffer begins.
     fn start(&self, index: u32) -> *mut u8 {
         debug_assert!(index < self.count);
-        let offset = index as usize * self.pool.buffer_bytes() as usize;
+        let offset = index as usize * self.shape.bytes as usize;
         debug_assert!(offset < self.bytes.bytes());
         self.bytes.start().as_ptr().wrapping_add(offset)
     }
@@ -284,7 +421,7 @@ mod tests {
     use super::*;
 
     fn buffers(small: u32, bulk: u32) -> Buffers {
-        Buffers::new(&PoolSizes { small, bulk }).expect("map")
+        Buffers::new(&PoolSizes { small, bulk }, 2).expect("map")
     }
 
     #[test]
@@ -338,8 +475,57 @@ mod tests {
 
     #[test]
     fn a_pool_beyond_sixteen_bits_is_refused() {
-        assert!(Buffers::new(&PoolSizes { small: POOL_MAX + 1, bulk: 1 }).is_err());
-        assert!(Buffers::new(&PoolSizes { small: 0, bulk: 1 }).is_err());
-        assert!(Buffers::new(&PoolSizes { small: POOL_MAX, bulk: 1 }).is_ok());
+        let of = |small, bulk, datagrams| Buffers::new(&PoolSizes { small, bulk }, datagrams);
+        assert!(of(POOL_MAX + 1, 1, 0).is_err());
+        assert!(of(0, 1, 0).is_err());
+        assert!(of(1, 1, POOL_MAX + 1).is_err());
+        assert!(of(POOL_MAX, 1, POOL_MAX).is_ok());
+    }
+
+    #[test]
+    fn without_datagrams_there_is_no_pool_for_them() {
+        let mut buffers =
+            Buffers::new(&PoolSizes { small: 1, bulk: 1 }, 0).expect("two small pools");
+        buffers.provide();
+        assert!(buffers.datagrams.is_none());
+        assert_eq!((buffers.visible_messages(), buffers.free_messages()), (0, 0));
+    }
+
+    #[test]
+    fn the_largest_train_fits_behind_its_header() {
+        let mut buffers = buffers(1, 1);
+        buffers.provide();
+        buffers.taken_message(1);
+        let train = Train::new(1, 65_535, 0);
+        assert_eq!(buffers.payload(&train).len(), 65_535);
+        buffers.put_message(1);
+        assert_eq!(buffers.free_messages(), 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "held by who reads it")]
+    fn a_buffer_that_the_kernel_has_cannot_be_read() {
+        let mut buffers = buffers(1, 1);
+        buffers.provide();
+        buffers.payload(&Train::new(0, 1, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "within it")]
+    fn a_train_longer_than_its_buffer_cannot_be_read() {
+        let mut buffers = buffers(1, 1);
+        buffers.provide();
+        buffers.taken_message(1);
+        buffers.payload(&Train::new(1, message::BUFFER_BYTES, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "put back once")]
+    fn a_buffer_put_back_twice_is_caught() {
+        let mut buffers = buffers(1, 1);
+        buffers.provide();
+        let buffer = buffers.taken(Pool::Small, 0, 1);
+        buffers.put(&buffer);
+        buffers.put(&buffer);
     }
 }

@@ -27,6 +27,11 @@ pub enum RingError {
         /// The buffers asked for.
         count: u32,
     },
+    /// More datagram buffers than a buffer's 16-bit name can tell apart.
+    DatagramPoolSize {
+        /// The buffers asked for.
+        count: u32,
+    },
     /// An address cannot be listened on.
     Bind {
         /// The address.
@@ -93,6 +98,9 @@ impl fmt::Display for RingError {
                 "{count} buffers in the {} pool: choose between 1 and 65536",
                 if matches!(pool, Pool::Small) { "small" } else { "bulk" },
             ),
+            Self::DatagramPoolSize { count } => {
+                write!(f, "{count} datagram buffers: choose between 1 and 65536, or 0 for none")
+            }
             Self::Bind { address, source } => {
                 let remedy = match source.raw_os_error() {
                     Some(libc::EADDRINUSE) => "; stop what listens there, or choose another port",
@@ -117,7 +125,10 @@ impl Error for RingError {
             Self::Denied { source } | Self::Bind { source, .. } | Self::Os { source, .. } => {
                 Some(source)
             }
-            Self::Missing | Self::TooOld | Self::PoolSize { .. } => None,
+            Self::Missing
+            | Self::TooOld
+            | Self::PoolSize { .. }
+            | Self::DatagramPoolSize { .. } => None,
         }
     }
 }

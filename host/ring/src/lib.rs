@@ -2,7 +2,8 @@
 //!
 //! The balancer decides and this crate acts: it turns [`Op`]s into kernel requests and kernel
 //! events into [`Completion`]s, and knows nothing of clusters, policies or flows. A worker's turn
-//! is three calls on one [`Ring`], of which only the middle one enters the kernel:
+//! is three calls on one [`Ring`], of which only the middle one waits, and enters the kernel for
+//! streams; datagrams are sent on the spot:
 //!
 //! ```text
 //!   ops ──▶ submit ──▶ wait ──▶ reap ──▶ completions
@@ -26,8 +27,11 @@
 
 mod announce;
 mod buffers;
+mod datagram;
 mod error;
+mod forward;
 mod listener;
+mod message;
 mod perform;
 mod probe;
 mod reap;
@@ -41,5 +45,8 @@ pub use error::RingError;
 pub use perform::{Ring, RingConfig};
 pub use probe::{Probe, RingFeatures, probe};
 pub use reap::Reap;
-pub use sys::{Clock, DescriptorLimit, bind_tcp, descriptor_limit, raise_descriptor_limit};
+pub use sys::{
+    Clock, DescriptorLimit, bind_tcp, bind_udp, descriptor_limit, prefer_large_pages,
+    raise_descriptor_limit,
+};
 pub use wake::Waker;

@@ -89,6 +89,11 @@ impl Listeners {
         }
     }
 
+    /// Whether a number is taken.
+    pub(crate) fn has(&self, id: ListenerId) -> bool {
+        self.slots.get(id.index()).is_some_and(Option::is_some)
+    }
+
     /// Whether there is a backlog to take from without the kernel telling.
     pub(crate) fn is_draining(&self) -> bool {
         self.restless && self.iter().any(|listener| listener.state == State::Draining)

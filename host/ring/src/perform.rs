@@ -12,17 +12,22 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use pointsman_core::Instant;
 use pointsman_core::boundary::{
-    Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Memory, Op, Pool,
-    PoolSizes, ReceiveEnd, SendEnd, Train,
+    Accepted, Buffer, Completion, ConnectFailure, DatagramSocket, Goodbye, Link, ListenerId,
+    Memory, Op, Pool, PoolSizes, ReceiveEnd, SendEnd, Train,
 };
 
-use crate::buffers::Buffers;
+use crate::buffers::{Buffers, DATAGRAM_WINDOW};
+use crate::datagram::Datagrams;
+use crate::forward::Routes;
 use crate::listener::Listeners;
 use crate::reap::Reap;
 use crate::ring::{Run, Uring};
 use crate::socket::{Receive, Socket};
 use crate::token::Token;
 use crate::{RingError, RingFeatures, Waker, announce, sys};
+
+/// How many events of links the completion queue makes room for.
+const LINK_EVENTS_MAX: u32 = 16_384;
 
 /// How large a ring is. Everything is reserved at start and touched only when used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +36,32 @@ pub struct RingConfig {
     pub links_max: u32,
     /// Listeners are numbered below this.
     pub listeners_max: u16,
+    /// Ports are numbered below this.
+    pub ports_max: u32,
     /// Receive buffers in each pool.
     pub buffers: PoolSizes,
+    /// Buffers for datagrams, at most 65,536. With 0 there is no memory for datagrams, and neither
+    /// ports nor listeners of datagrams can be opened.
+    pub datagram_buffers: u32,
+}
+
+impl RingConfig {
+    /// How many events the kernel may have to tell at once: two for each link, though hardly ever
+    /// of all of them if there are many; the end of each port's receive, for a burst that uses up
+    /// the buffers ends them all; and a datagram in each buffer that the kernel sees.
+    fn events(&self) -> u32 {
+        let links = self.links_max.saturating_mul(2).min(LINK_EVENTS_MAX);
+        let datagrams = self.datagram_buffers.min(DATAGRAM_WINDOW);
+        links.saturating_add(self.ports_max).saturating_add(datagrams)
+    }
+
+    /// How many completions there may be that the kernel does not report. A link has at most a
+    /// shutdown, the end of its subscription and its close to report; a port an error and its end;
+    /// a datagram buffer an error and a loss, each time it arrives.
+    fn synthetic_completions(&self) -> usize {
+        let datagrams = 2 * (self.ports_max as usize + self.datagram_buffers as usize);
+        3 * self.links_max as usize + usize::from(self.listeners_max) + datagrams
+    }
 }
 
 /// Performs ops and reports completions, for one worker, on that worker's thread.
@@ -51,6 +80,8 @@ pub struct Ring {
     /// Links that wait for buffers, longest first.
     pub(crate) starved: VecDeque<Link>,
     pub(crate) listeners: Listeners,
+    pub(crate) datagrams: Datagrams,
+    pub(crate) routes: Routes,
     pub(crate) waker: Waker,
 }
 
@@ -61,8 +92,8 @@ impl Ring {
     /// `io_uring` is denied, missing or too old, or memory or descriptors run out.
     pub fn new(config: &RingConfig) -> Result<Self, RingError> {
         let waker = Waker::new().map_err(RingError::os("make an eventfd"))?;
-        let buffers = Buffers::new(&config.buffers)?;
-        let mut uring = Uring::new(config.links_max, buffers, waker.descriptor())?;
+        let buffers = Buffers::new(&config.buffers, config.datagram_buffers)?;
+        let mut uring = Uring::new(config.events(), buffers, waker.descriptor())?;
         uring.poll(Token::Wake, waker.descriptor());
         let links = config.links_max as usize;
         Ok(Self {
@@ -70,10 +101,11 @@ impl Ring {
             sockets: Vec::with_capacity(links),
             links_max: config.links_max,
             run: None,
-            // A link has at most a shutdown, the end of its subscription and its close to report.
-            pending: VecDeque::with_capacity(3 * links + usize::from(config.listeners_max)),
+            pending: VecDeque::with_capacity(config.synthetic_completions()),
             starved: VecDeque::with_capacity(links),
             listeners: Listeners::new(config.listeners_max),
+            datagrams: Datagrams::new(config.listeners_max, config.ports_max),
+            routes: Routes::default(),
             waker,
         })
     }
@@ -85,7 +117,13 @@ impl Ring {
     /// The listener's number is taken or too high.
     pub fn listen(&mut self, id: ListenerId, socket: OwnedFd) -> Result<(), RingError> {
         let descriptor = socket.as_raw_fd();
-        self.listeners.add(id, socket).map_err(RingError::os("add a listener"))?;
+        let free = !self.datagrams.listens(id);
+        let added = if free {
+            self.listeners.add(id, socket)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EEXIST))
+        };
+        added.map_err(RingError::os("add a listener"))?;
         self.uring.accept(Token::Accept(id), descriptor);
         Ok(())
     }
@@ -108,12 +146,20 @@ impl Ring {
         self.uring.buffers().free(pool)
     }
 
-    /// Performs ops, in order. They reach the kernel with the next [`wait`](Self::wait), or at
-    /// once if they are more than one turn's worth.
+    /// Buffers for datagrams that nobody holds.
+    #[must_use]
+    pub fn free_datagram_buffers(&self) -> u32 {
+        self.uring.buffers().free_messages()
+    }
+
+    /// Performs ops, in order. Datagrams are sent, and ports opened, on the spot; everything else
+    /// reaches the kernel with the next [`wait`](Self::wait), or at once if it is more than one
+    /// turn's worth.
     ///
     /// # Panics
-    /// An op breaks the contract of the boundary: it names a link beyond `links_max`, a buffer
-    /// that is not this ring's, or an unconnected link.
+    /// An op breaks the contract of the boundary: it names a link beyond `links_max` or a port
+    /// beyond `ports_max`, a buffer or a train that is not this ring's, an unconnected link, or
+    /// opens a port that is open.
     pub fn submit(&mut self, ops: impl Iterator<Item = Op>) {
         for op in ops {
             self.perform(op);
@@ -129,10 +175,13 @@ impl Ring {
     pub fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         self.uring.provide();
         self.feed_starved();
+        self.feed_starved_gates();
+        self.report_failed_ports();
         let deadline = self.retry_listeners(deadline);
         let ready = !self.pending.is_empty()
             || self.listeners.is_draining()
             || self.can_feed()
+            || self.can_feed_gates()
             || self.uring.has_events();
         if ready && !self.uring.has_entries() && !self.listeners.is_draining() {
             return Ok(());
@@ -159,11 +208,14 @@ impl Ring {
             Op::Announce { link, about } => self.announce(link, about),
             Op::Shutdown { link } => self.shutdown(link),
             Op::Close { link, goodbye } => self.close(link, goodbye),
+            Op::StopAccepting { listener } if self.datagrams.listens(listener) => {
+                self.close_gate(DatagramSocket::Listener(listener));
+            }
             Op::StopAccepting { listener } => self.stop_accepting(listener),
-            Op::OpenPort { .. }
-            | Op::ClosePort { .. }
-            | Op::Forward { .. }
-            | Op::Discard { .. } => {}
+            Op::OpenPort { port, kind } => self.open_port(port, &kind),
+            Op::ClosePort { port } => self.close_gate(DatagramSocket::Port(port)),
+            Op::Forward { socket, peer, local, train } => self.forward(socket, peer, local, &train),
+            Op::Discard { train } => self.discard(&train),
         }
     }
 
@@ -370,12 +422,16 @@ impl Ring {
 }
 
 impl Memory for Ring {
-    fn bytes(&self, _buffer: &Buffer) -> &[u8] {
-        &[]
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        self.uring.buffers().bytes(buffer)
     }
 
-    fn first_datagram(&self, _train: &Train) -> &[u8] {
-        &[]
+    fn first_datagram(&self, train: &Train) -> &[u8] {
+        let payload = self.uring.buffers().payload(train);
+        match train.segment() as usize {
+            0 => payload,
+            segment => &payload[..segment.min(payload.len())],
+        }
     }
 }
 
@@ -418,7 +474,8 @@ mod tests {
 
     fn ring_of_an_older_kernel() -> Ring {
         let buffers = PoolSizes { small: 64, bulk: 1 };
-        let config = RingConfig { links_max: 2, listeners_max: 0, buffers };
+        let (links_max, listeners_max, ports_max, datagram_buffers) = (2, 0, 0, 0);
+        let config = RingConfig { links_max, listeners_max, ports_max, buffers, datagram_buffers };
         let mut ring = Ring::new(&config).expect("io_uring, which these tests need");
         ring.uring.forget_features();
         ring

@@ -52,8 +52,13 @@ pub struct Probe {
 /// Tries out what a ring needs, on the calling thread, in a few milliseconds.
 #[must_use]
 pub fn probe() -> Probe {
-    let config =
-        RingConfig { links_max: 2, listeners_max: 0, buffers: PoolSizes { small: 16, bulk: 1 } };
+    let config = RingConfig {
+        links_max: 2,
+        listeners_max: 0,
+        ports_max: 0,
+        buffers: PoolSizes { small: 16, bulk: 1 },
+        datagram_buffers: 0,
+    };
     let mut ring = Ring::new(&config);
     let credit_works = ring.as_mut().is_ok_and(|ring| test_credit(ring).unwrap_or(false));
     Probe {

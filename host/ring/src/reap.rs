@@ -59,6 +59,7 @@ impl Ring {
             Token::Send(link) => Some(self.on_send(link, event.result)),
             Token::Connect(link) => Some(self.on_connect(link, event.result)),
             Token::Accept(listener) => self.on_accept(listener, event),
+            Token::Datagrams(socket) => self.on_datagrams(socket, event),
             Token::Wake => {
                 self.on_wake(event);
                 None

@@ -2,7 +2,7 @@
 //!
 //! This is the file that hands addresses to the kernel, and it keeps two promises about them:
 //!
-//! 1. Buffers belong to the [`Uring`] and stay mapped until nothing is in flight. It counts what
+//! 1. Buffers, and the description of a message, belong to the [`Uring`]; buffers stay mapped until nothing is in flight. It counts what
 //!    the kernel holds; on drop it cancels everything and waits for the count to reach zero. If
 //!    the kernel does not answer in time the mappings are leaked: memory lost once, instead of
 //!    memory that the kernel writes to after it has become something else.
@@ -28,16 +28,17 @@ use pointsman_core::Instant;
 use pointsman_core::boundary::{Buffer, Pool};
 
 use crate::RingError;
-use crate::buffers::{BufferId, Buffers};
+use crate::buffers::{BufferId, Buffers, DATAGRAM_GROUP};
+use crate::message;
 use crate::sys::{self, Clock, RawAddress};
 use crate::token::Token;
 
 /// Entries of the submission queue: a turn's worth. A fuller turn costs another system call.
 const SUBMISSIONS: u32 = 512;
 
-/// Bounds of the completion queue. Beyond them the kernel queues events in memory of its own, and
-/// nothing is lost.
-const COMPLETIONS: std::ops::RangeInclusive<u32> = SUBMISSIONS..=16_384;
+/// Bounds of the completion queue, which is memory that is always there. Beyond them the kernel
+/// queues events in memory of its own, and nothing is lost.
+const COMPLETIONS: std::ops::RangeInclusive<u32> = SUBMISSIONS..=32_768;
 
 /// Buffers in the longest run of sends; the kernel's `IOV_MAX`.
 pub(crate) const RUN_MAX: u32 = 1024;
@@ -98,6 +99,8 @@ pub(crate) struct Uring {
     /// Entries whose last event has not been taken, but for cancels.
     in_flight: u32,
     scratch: Scratch,
+    /// What a receive of messages wants to be told. Entries point to it.
+    message: Box<libc::msghdr>,
     /// A failure that came when it could not be reported.
     failure: Option<io::Error>,
     buffers: ManuallyDrop<Buffers>,
@@ -106,10 +109,10 @@ pub(crate) struct Uring {
 }
 
 impl Uring {
-    /// Sets up a ring for `links` sockets; `bystander` is any descriptor that is not a socket, to
-    /// ask the kernel about its abilities with.
-    pub(crate) fn new(links: u32, buffers: Buffers, bystander: RawFd) -> Result<Self, RingError> {
-        let ring = set_up(links).map_err(RingError::setup)?;
+    /// Sets up a ring with room for `events` that have not been taken; `bystander` is any
+    /// descriptor that is not a socket, to ask the kernel about its abilities with.
+    pub(crate) fn new(events: u32, buffers: Buffers, bystander: RawFd) -> Result<Self, RingError> {
+        let ring = set_up(events).map_err(RingError::setup)?;
         buffers.register(&ring).map_err(RingError::os("register buffers with io_uring"))?;
         let enter_name = sys_ring::register(ring.as_raw_fd());
         let mut uring = Self {
@@ -118,6 +121,7 @@ impl Uring {
             features: Features::default(),
             in_flight: 0,
             scratch: Scratch::new(),
+            message: Box::new(message_wanted()),
             failure: None,
             buffers: ManuallyDrop::new(buffers),
             thread: PhantomData,
@@ -162,6 +166,13 @@ impl Uring {
     pub(crate) fn receive(&mut self, token: Token, socket: RawFd, pool: Pool, credit: u32) {
         let entry = opcode::RecvMulti::new(Fd(socket), pool.index() as u16).build();
         let entry = if self.features.credit { with_credit(entry, credit) } else { entry };
+        self.start(token, entry);
+    }
+
+    /// Arms a multishot receive of messages, with their addresses and control data.
+    pub(crate) fn receive_messages(&mut self, token: Token, socket: RawFd) {
+        let wanted = std::ptr::from_ref(&*self.message);
+        let entry = opcode::RecvMsgMulti::new(Fd(socket), wanted, DATAGRAM_GROUP).build();
         self.start(token, entry);
     }
 
@@ -259,12 +270,22 @@ impl Uring {
         self.buffers.taken(pool, number, len)
     }
 
-    /// Takes a buffer back.
+    /// Takes the datagram buffer that an event names.
+    pub(crate) fn taken_message(&mut self, number: u16) {
+        self.buffers.taken_message(number);
+    }
+
+    /// Takes a datagram buffer back.
+    pub(crate) fn put_message(&mut self, number: u32) {
+        self.buffers.put_message(number);
+    }
+
     /// Fills a free small buffer, if there is one.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Option<Buffer> {
         self.buffers.write(bytes)
     }
 
+    /// Takes a buffer back.
     pub(crate) fn put(&mut self, buffer: &Buffer) {
         self.buffers.put(buffer);
     }
@@ -298,8 +319,8 @@ impl Uring {
     fn push(&mut self, entry: &Entry) {
         loop {
             // SAFETY: entries are made by this file alone. Their addresses are of provided buffers,
-            // which stay mapped until nothing is in flight, or of the scratch area, which stays
-            // as it is until the entry is consumed.
+            // which stay mapped until nothing is in flight, of the scratch area, which stays as it
+            // is until the entry is consumed, or of the wanted message, which never changes.
             if unsafe { self.ring.submission().push(entry) }.is_ok() || !self.flush() {
                 return;
             }
@@ -401,9 +422,7 @@ impl Drop for Uring {
     fn drop(&mut self) {
         let quiet = self.quiesce();
         sys_ring::unregister(self.ring.as_raw_fd(), self.enter_name);
-        for pool in Pool::BOTH {
-            let _ = self.ring.submitter().unregister_buf_ring(pool.index() as u16);
-        }
+        self.buffers.unregister(&self.ring);
         if quiet {
             // SAFETY: the kernel holds no entry and no buffer group any more, and nothing touches
             // the field after this.
@@ -455,8 +474,7 @@ impl Scratch {
 
     fn keep_header(&mut self, list: *mut libc::iovec, count: usize) -> *const libc::msghdr {
         assert!(self.headers.len() < self.headers.capacity(), "the scratch area never moves");
-        // SAFETY: a message header of zeroes is valid: no name, no data, no control.
-        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        let mut header = sys::empty_message();
         header.msg_iov = list;
         header.msg_iovlen = count as _;
         self.headers.push(header);
@@ -476,10 +494,18 @@ impl Scratch {
     }
 }
 
+/// How much room the kernel leaves for address and control data ahead of each payload.
+fn message_wanted() -> libc::msghdr {
+    let mut wanted = sys::empty_message();
+    wanted.msg_namelen = message::NAME_BYTES as _;
+    wanted.msg_controllen = message::CONTROL_BYTES as _;
+    wanted
+}
+
 /// Makes a ring with what every supported kernel has, and without the submission array where the
 /// kernel can do without.
-fn set_up(links: u32) -> io::Result<IoUring> {
-    let completions = links.saturating_mul(2).clamp(*COMPLETIONS.start(), *COMPLETIONS.end());
+fn set_up(events: u32) -> io::Result<IoUring> {
+    let completions = events.clamp(*COMPLETIONS.start(), *COMPLETIONS.end());
     let mut builder = IoUring::builder();
     builder
         .setup_single_issuer()
@@ -593,7 +619,7 @@ mod tests {
     fn a_dropped_ring_gives_its_name_back() {
         let names = (0..40).map(|_| {
             let sizes = pointsman_core::boundary::PoolSizes { small: 1, bulk: 1 };
-            let buffers = Buffers::new(&sizes).expect("buffers");
+            let buffers = Buffers::new(&sizes, 0).expect("buffers");
             let event = sys::event_descriptor().expect("eventfd");
             let uring = Uring::new(1, buffers, event.as_raw_fd()).expect("io_uring");
             uring.enter_name.1

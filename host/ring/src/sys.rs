@@ -5,14 +5,21 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 
 use pointsman_core::Instant;
-use pointsman_core::boundary::Goodbye;
+use pointsman_core::boundary::{Goodbye, PortKind};
 
 use crate::RingError;
+use crate::message;
+
+/// The queue of a datagram socket: bursts wait there while the worker is at other things.
+const DATAGRAM_QUEUE_BYTES: i32 = 4 * 1024 * 1024;
+
+/// The size and the alignment of a large page.
+const LARGE_PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// The worker's clock: `CLOCK_MONOTONIC`, whose origin is the kernel's.
 #[derive(Debug, Clone, Copy, Default)]
@@ -78,20 +85,138 @@ pub fn bind_tcp(address: SocketAddr, backlog: i32) -> Result<OwnedFd, RingError>
     listening_socket(address, backlog).map_err(|source| RingError::Bind { address, source })
 }
 
+/// Makes a datagram socket for one worker: `SO_REUSEPORT`, so that every worker has its own, and
+/// large queues. On a wildcard address it is told which of our addresses each datagram was sent to.
+/// An IPv6 address takes IPv4 clients too.
+///
+/// # Errors
+/// The address is taken, is not this machine's, or needs a privilege.
+pub fn bind_udp(address: SocketAddr) -> Result<OwnedFd, RingError> {
+    let socket = datagram_listener(&address);
+    socket.map(OwnedFd::from).map_err(|source| RingError::Bind { address, source })
+}
+
+fn datagram_listener(address: &SocketAddr) -> io::Result<UdpSocket> {
+    let socket = new_socket(address, libc::SOCK_DGRAM)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    take_both_families(&socket, address)?;
+    if address.ip().is_unspecified() && address.is_ipv4() {
+        set_option(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    } else if address.ip().is_unspecified() {
+        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+    }
+    enlarge(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF);
+    enlarge(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF);
+    bind(&socket, address)?;
+    Ok(UdpSocket::from(socket))
+}
+
+/// Makes a socket that sends to `kind.towards` first, from a random local port. A connected one
+/// serves one flow, for which the system's usual queue is enough.
+pub(crate) fn port_socket(kind: &PortKind) -> io::Result<UdpSocket> {
+    let socket = new_socket(&kind.towards, libc::SOCK_DGRAM)?;
+    if kind.connected {
+        let socket = UdpSocket::from(socket);
+        socket.connect(kind.towards)?;
+        return Ok(socket);
+    }
+    take_both_families(&socket, &kind.towards)?;
+    enlarge(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF);
+    let any: SocketAddr = match kind.towards {
+        SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    bind(&socket, &any)?;
+    Ok(UdpSocket::from(socket))
+}
+
+fn take_both_families(socket: &OwnedFd, address: &SocketAddr) -> io::Result<()> {
+    if address.is_ipv6() {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+    }
+    Ok(())
+}
+
+/// Asks for a large queue: beyond the system's limit with the privilege for it, else up to that.
+fn enlarge(socket: &OwnedFd, forced: i32, polite: i32) {
+    if set_option(socket, libc::SOL_SOCKET, forced, DATAGRAM_QUEUE_BYTES).is_err() {
+        // A smaller queue overflows earlier, that is all.
+        let _ = set_option(socket, libc::SOL_SOCKET, polite, DATAGRAM_QUEUE_BYTES);
+    }
+}
+
+/// Lets trains of datagrams arrive whole. Where the kernel cannot do that they arrive one by one.
+pub(crate) fn receive_trains(socket: &UdpSocket) {
+    let _ = set_raw_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, &1);
+}
+
+/// Sends one message without waiting for anything: to the connected peer if there is no name.
+pub(crate) fn send_message(
+    socket: &UdpSocket,
+    name: Option<&RawAddress>,
+    control: &[u8],
+    payload: &[u8],
+) -> io::Result<()> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let (address, length) = name.map_or((std::ptr::null(), 0), |raw| (raw.as_ptr(), raw.len()));
+    let (fd, data) = (socket.as_raw_fd(), payload.as_ptr().cast::<libc::c_void>());
+    let result = if control.is_empty() {
+        // SAFETY: the kernel reads the payload, and `length` bytes of the address; both outlive the
+        // call.
+        unsafe { libc::sendto(fd, data, payload.len(), flags, address, length) }
+    } else {
+        let mut list = libc::iovec { iov_base: data.cast_mut(), iov_len: payload.len() };
+        let mut header = empty_message();
+        header.msg_name = address.cast_mut().cast();
+        header.msg_namelen = length;
+        header.msg_iov = &raw mut list;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_ptr().cast_mut().cast();
+        header.msg_controllen = control.len() as _;
+        // SAFETY: the kernel reads, and does not write, what the header points to: payload, address
+        // and control data, each with its length. All of it outlives the call.
+        unsafe { libc::sendmsg(fd, &raw const header, flags) }
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A message header without name, data and control data.
+pub(crate) fn empty_message() -> libc::msghdr {
+    // SAFETY: a header is integers and pointers, for which zero is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Asks the kernel to back a range of addresses with large pages, where it holds whole ones. Only
+/// worthwhile before the memory is touched. It is advice: it changes no contents, whatever is
+/// there, and if the kernel does not follow it nothing is lost.
+pub fn prefer_large_pages(range: std::ops::Range<usize>) {
+    let Some(start) = range.start.checked_next_multiple_of(LARGE_PAGE_BYTES) else { return };
+    let end = range.end - range.end % LARGE_PAGE_BYTES;
+    if start < end {
+        let address = std::ptr::without_provenance_mut(start);
+        // SAFETY: nothing is read or written through the address. The advice changes only which
+        // pages hold the memory, not what it holds, and fails where nothing is mapped.
+        unsafe { libc::madvise(address, end - start, libc::MADV_HUGEPAGE) };
+    }
+}
+
 fn listening_socket(address: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
     let socket = stream_socket(&address)?;
     set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
     set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
-    if address.is_ipv6() {
-        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
-    }
-    let raw = RawAddress::new(&address);
-    // SAFETY: the kernel reads `raw.len()` bytes of an address that outlives the call.
-    check(unsafe { libc::bind(socket.as_raw_fd(), raw.as_ptr(), raw.len()) })?;
+    take_both_families(&socket, &address)?;
+    bind(&socket, &address)?;
     // SAFETY: no memory is passed.
     check(unsafe { libc::listen(socket.as_raw_fd(), backlog) })?;
     Ok(socket)
+}
+
+fn bind(socket: &OwnedFd, address: &SocketAddr) -> io::Result<()> {
+    let raw = RawAddress::new(address);
+    // SAFETY: the kernel reads `raw.len()` bytes of an address that outlives the call.
+    check(unsafe { libc::bind(socket.as_raw_fd(), raw.as_ptr(), raw.len()) })?;
+    Ok(())
 }
 
 /// Makes a socket that can connect to `address`, with small writes sent at once.
@@ -102,9 +227,13 @@ pub(crate) fn connecting_socket(address: &SocketAddr) -> io::Result<TcpStream> {
 }
 
 fn stream_socket(address: &SocketAddr) -> io::Result<OwnedFd> {
+    new_socket(address, libc::SOCK_STREAM)
+}
+
+fn new_socket(address: &SocketAddr, kind: i32) -> io::Result<OwnedFd> {
     let domain = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: no memory is passed.
-    let fd = check(unsafe { libc::socket(domain, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    let fd = check(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: the kernel has just made this descriptor for us, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -200,6 +329,17 @@ impl RawAddress {
                     sin6_scope_id: address.scope_id(),
                 },
             },
+        }
+    }
+
+    /// The address as a socket of IPv6 (`v6`) or of IPv4 takes it.
+    pub(crate) fn towards(address: &SocketAddr, v6: bool) -> Self {
+        match address {
+            SocketAddr::V4(v4) if v6 => {
+                let ip = message::mapped((*v4.ip()).into());
+                Self::new(&SocketAddrV6::new(ip, v4.port(), 0, 0).into())
+            }
+            _ => Self::new(address),
         }
     }
 
@@ -299,6 +439,26 @@ mod tests {
         assert!(before <= now);
         let limit = descriptor_limit().expect("limit");
         assert_eq!((limit.soft, limit.hard), (now, now));
+    }
+
+    #[test]
+    fn two_workers_share_a_port_for_datagrams() {
+        let first = bind_udp("127.0.0.1:0".parse().expect("address")).expect("first");
+        let address = UdpSocket::from(first.try_clone().expect("clone")).local_addr();
+        bind_udp(address.expect("address")).expect("second");
+    }
+
+    #[test]
+    fn advice_about_memory_changes_nothing() {
+        let mapping = Mapping::new(5 * LARGE_PAGE_BYTES).expect("map");
+        let start = mapping.start().as_ptr();
+        // SAFETY: the byte is in the mapping, which nobody else has.
+        unsafe { start.add(LARGE_PAGE_BYTES).write(7) };
+        let from = start.addr();
+        prefer_large_pages(from..from + mapping.bytes());
+        prefer_large_pages(from..from);
+        // SAFETY: as above.
+        assert_eq!(unsafe { start.add(LARGE_PAGE_BYTES).read() }, 7);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! There is no generation number: a link gets its next socket only after everything in flight on
 //! the last one has completed, so a token can never outlive what it names.
 
-use pointsman_core::boundary::{Link, ListenerId};
+use pointsman_core::boundary::{DatagramSocket, Link, ListenerId, PortId};
 
 /// Names a request in the kernel's hands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(crate) enum Token {
     Connect(Link),
     /// A listener's multishot accept.
     Accept(ListenerId),
+    /// A listener's or a port's multishot receive of datagrams.
+    Datagrams(DatagramSocket),
     /// The poll that lets other threads wake this one.
     Wake,
     /// A cancel: what matters is the completion of its target.
@@ -29,6 +31,8 @@ const CONNECT: u32 = 2;
 const ACCEPT: u32 = 3;
 const WAKE: u32 = 4;
 const CANCEL: u32 = 5;
+const LISTENER_DATAGRAMS: u32 = 6;
+const PORT_DATAGRAMS: u32 = 7;
 
 impl Token {
     /// The token as the kernel carries it.
@@ -38,6 +42,10 @@ impl Token {
             Self::Send(link) => (SEND, link.index() as u64),
             Self::Connect(link) => (CONNECT, link.index() as u64),
             Self::Accept(listener) => (ACCEPT, listener.0 as u64),
+            Self::Datagrams(DatagramSocket::Listener(listener)) => {
+                (LISTENER_DATAGRAMS, listener.0 as u64)
+            }
+            Self::Datagrams(DatagramSocket::Port(port)) => (PORT_DATAGRAMS, port.0 as u64),
             Self::Wake => (WAKE, 0),
             Self::Cancel => (CANCEL, 0),
         };
@@ -52,6 +60,10 @@ impl Token {
             SEND => Self::Send(Link::from_index(index)),
             CONNECT => Self::Connect(Link::from_index(index)),
             ACCEPT => Self::Accept(ListenerId(index as u16)),
+            LISTENER_DATAGRAMS => {
+                Self::Datagrams(DatagramSocket::Listener(ListenerId(index as u16)))
+            }
+            PORT_DATAGRAMS => Self::Datagrams(DatagramSocket::Port(PortId(index))),
             WAKE => Self::Wake,
             _ => Self::Cancel,
         }
@@ -70,6 +82,8 @@ mod tests {
             Token::Send(link),
             Token::Connect(link),
             Token::Accept(ListenerId(u16::MAX)),
+            Token::Datagrams(DatagramSocket::Listener(ListenerId(u16::MAX))),
+            Token::Datagrams(DatagramSocket::Port(PortId(u32::MAX))),
             Token::Wake,
             Token::Cancel,
         ] {

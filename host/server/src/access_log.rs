@@ -14,7 +14,7 @@ use pointsman_core::{FlowRecord, Instant};
 use pointsman_ring::Clock;
 use serde::Serialize;
 
-use crate::plan::Plan;
+use crate::plan::{Plan, protocol_name};
 
 /// Records that may wait: a second of 65,000 flows, in some ten megabytes.
 const WAITING_MAX: usize = 65_536;
@@ -71,26 +71,29 @@ impl LogReader {
 /// What records name by number.
 #[derive(Debug)]
 struct Names {
-    listeners: Vec<String>,
+    /// Name and protocol.
+    listeners: Vec<(String, &'static str)>,
     /// Name and policy.
     clusters: Vec<(String, String)>,
 }
 
 impl Names {
     fn new(plan: &Plan) -> Self {
-        let clusters = plan.clusters.iter();
+        let (listeners, clusters) = (plan.listeners.iter(), plan.clusters.iter());
         Self {
-            listeners: plan.listeners.iter().map(|listener| listener.name.clone()).collect(),
+            listeners: listeners.map(|l| (l.name.clone(), protocol_name(l.protocol))).collect(),
             clusters: clusters.map(|c| (c.name.clone(), c.policy_name.clone())).collect(),
         }
     }
 
     fn line(&self, record: &FlowRecord, wall: WallClock) -> Line<'_> {
+        let (listener, protocol) = &self.listeners[record.listener.index()];
         let (cluster, policy) = &self.clusters[record.cluster.index()];
         Line {
             started_unix_ms: wall.unix_ms(record.started),
             client: record.client.to_string(),
-            listener: &self.listeners[record.listener.index()],
+            listener,
+            protocol,
             cluster,
             endpoint: record.endpoint.map(|(_, address)| address.to_string()),
             policy,
@@ -113,6 +116,7 @@ struct Line<'a> {
     started_unix_ms: u64,
     client: String,
     listener: &'a str,
+    protocol: &'static str,
     cluster: &'a str,
     endpoint: Option<String>,
     policy: &'a str,
@@ -201,6 +205,7 @@ endpoints = [{ address = "127.0.0.1:1" }]
         let line: serde_json::Value =
             serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
         assert_eq!(line["listener"], "web \"quoted\"");
+        assert_eq!(line["protocol"], "tcp");
         assert_eq!(line["policy"], "round-robin");
         assert_eq!(line["endpoint"], "127.0.0.1:1");
         assert_eq!(line["source"], "native");

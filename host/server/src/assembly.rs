@@ -7,11 +7,12 @@ use anyhow::{Context, anyhow};
 use pointsman_core::policy::Policy;
 use pointsman_core::{BalancerConfig, Board, Snapshot};
 use pointsman_plugin::Engine;
-use pointsman_ring::{RingConfig, raise_descriptor_limit};
+use pointsman_ring::RingConfig;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use crate::access_log::LogSender;
+use crate::budget::Budget;
 use crate::cores::Core;
 use crate::fleet::Fleet;
 use crate::mailbox::{Address, Mailbox, Retired};
@@ -20,11 +21,6 @@ use crate::plugins::Plugins;
 use crate::problem::Problem;
 use crate::random;
 use crate::worker::{self, Ended, Parts};
-
-/// Descriptors that are not for sessions: listeners, rings, checks, the admin interface.
-const DESCRIPTORS_RESERVED: u64 = 256;
-/// Fewer sessions than this are no service.
-const SESSIONS_MIN: u64 = 16;
 
 /// Where workers send what is not an answer.
 pub struct Channels {
@@ -46,6 +42,8 @@ pub struct Outfit {
     pub engine: Option<Engine>,
     /// The world at the start.
     pub snapshot: Arc<Snapshot>,
+    /// How much of everything each may have.
+    pub budget: Budget,
     /// Where they send things.
     pub channels: Channels,
 }
@@ -55,8 +53,8 @@ pub struct Outfit {
 /// # Errors
 /// A thread, a ring or memory cannot be had.
 pub async fn start(plan: &Plan, outfit: Outfit) -> anyhow::Result<Fleet> {
-    let Outfit { sockets, policies, engine, snapshot, channels } = outfit;
-    let sizes = Sizes::new(plan, channels.log.is_some())?;
+    let Outfit { sockets, policies, engine, snapshot, budget, channels } = outfit;
+    let sizes = Sizes::new(plan, &budget, channels.log.is_some())?;
     let cores = Core::allowed();
     let mut addresses = Vec::with_capacity(plan.workers);
     for (number, (sockets, policies)) in sockets.into_iter().zip(policies).enumerate() {
@@ -120,18 +118,19 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(plan: &Plan, record_flows: bool) -> anyhow::Result<Self> {
-        let sessions_max = sessions_max(plan)?;
+    fn new(plan: &Plan, budget: &Budget, record_flows: bool) -> anyhow::Result<Self> {
         let board_key = [random::secret()?, random::secret()?];
         Ok(Self {
             ring: RingConfig {
-                links_max: sessions_max * 2,
+                links_max: budget.sessions_max * 2,
                 listeners_max: u16::try_from(plan.listeners.len())?,
+                ports_max: budget.ports_max,
                 buffers: plan.pools,
+                datagram_buffers: plan.datagram_buffers,
             },
             balancer: BalancerConfig {
-                sessions_max,
-                datagram_flows_max: 0,
+                sessions_max: budget.sessions_max,
+                datagram_flows_max: budget.datagram_flows_max,
                 flow_table_entries_max: plan.flow_table_entries,
                 board: (plan.workers > 1)
                     .then(|| Arc::new(Board::new(plan.flow_table_entries, board_key))),
@@ -142,22 +141,4 @@ impl Sizes {
             },
         })
     }
-}
-
-/// As many as the listeners may have together, and as the descriptors allow: a session has two.
-fn sessions_max(plan: &Plan) -> anyhow::Result<u32> {
-    let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
-    let wanted: u64 = plan.listeners.iter().map(|listener| u64::from(listener.flows_max)).sum();
-    let possible = (descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2).max(SESSIONS_MIN);
-    if possible < wanted {
-        tracing::warn!(
-            wanted,
-            possible,
-            descriptors,
-            "fewer flows than max_flows are possible: raise the limit of open files (ulimit -n)"
-        );
-    }
-    // One more than the listeners may have, so that the listener's limit is what refuses a flow and
-    // is named for it. A session's number must leave room for its two links in 32 bits.
-    Ok(u32::try_from(wanted.min(possible) + 1).unwrap_or(u32::MAX).min(1 << 30))
 }

@@ -63,7 +63,7 @@ fn read_text(file: &Path) -> Result<Document, Failure> {
 /// For each plugin the endpoints of a cluster that uses it, or of any.
 fn candidates(plan: &Plan) -> Vec<Option<Arc<Candidates>>> {
     let addresses: Vec<_> = plan.listeners.iter().map(|listener| listener.address).collect();
-    let snapshot = World::new(plan, &addresses).snapshot();
+    let snapshot = World::new(plan, &addresses, [0; 2]).snapshot();
     let clusters = || {
         let all = plan.clusters.iter().zip(&snapshot.clusters);
         all.filter(|(_, cluster)| !cluster.candidates.endpoints.is_empty())

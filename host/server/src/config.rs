@@ -3,6 +3,8 @@
 //! The structs here are dumb: every key is optional, nothing is resolved, no file is opened and no
 //! two values are compared. That is the work of [`plan`](crate::plan). Because nothing is required
 //! here, one wrong key never hides the next one: it is noted, taken out, and the rest is read.
+//!
+//! A key that only one protocol has is an `Option`, so that it can be refused where it means nothing.
 
 use std::path::PathBuf;
 
@@ -54,7 +56,7 @@ impl Default for Config {
     }
 }
 
-/// `[buffers]`: how many of each size a worker has. Memory is touched only when it is used.
+/// `[buffers]`: how many of each sort a worker has. Memory is touched only when it is used.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Buffers {
@@ -62,11 +64,15 @@ pub struct Buffers {
     pub small: u32,
     /// Of 64 KiB each. Default 512 (32 MiB when all are in use): only directions in bulk use them.
     pub bulk: u32,
+    /// Of 64 KiB each, for what comes to UDP listeners and ports; not made without a UDP listener.
+    /// Default 512 (32 MiB when all are in use): each holds a datagram, or a train of them, from its
+    /// receipt until it is sent, so that one turn's worth and the sends under way need them.
+    pub datagrams: u32,
 }
 
 impl Default for Buffers {
     fn default() -> Self {
-        Self { small: 16_384, bulk: 512 }
+        Self { small: 16_384, bulk: 512, datagrams: 512 }
     }
 }
 
@@ -109,25 +115,32 @@ pub struct Listener {
     /// Its name, in metrics and logs. Required and unique.
     pub name: Option<String>,
     /// `address:port`. Required. Port 0 lets the kernel choose; `pointsman status` shows what it
-    /// chose.
+    /// chose. A TCP and a UDP listener may have the same one.
     pub address: Option<String>,
-    /// `tcp`, the default, because it is what most services speak.
+    /// `tcp`, the default, because it is what most services speak, or `udp`.
     pub protocol: Protocol,
     /// The name of the cluster that serves it. Required.
     pub cluster: Option<String>,
-    /// Flows at a time, over all workers. Default 100000: some two gigabytes of kernel memory when
-    /// all are busy.
+    /// Flows at a time, over all workers. Default 100000: of TCP, some two gigabytes of kernel memory
+    /// when all are busy.
     pub max_flows: u32,
+    /// Flows of each client at a time, over all workers; a client is whoever has the same
+    /// `client_prefix`. Default 0, no limit: behind one address may be a whole office.
+    pub max_flows_per_client: u32,
+    /// New flows per second, over all workers, and as many at once after a quiet second. Default 0,
+    /// no limit: only its owner knows what a service can take.
+    pub new_flows_per_second: u32,
     /// How long a flow may move no byte. Default 60000, as NGINX and HAProxy guides have it.
     pub idle_timeout_ms: u64,
-    /// How long one attempt to connect may take. Default 5000: two lost SYNs and their repeats.
-    pub connect_timeout_ms: u64,
-    /// How many endpoints a flow may try, 1 to 5. Default 3: after three failures the fault is
-    /// seldom one endpoint's.
-    pub connect_attempts: u32,
-    /// How long the open half of a half-closed flow may move no byte. Default 30000: clients that
-    /// half-close on purpose read on, those that vanished do not.
-    pub half_closed_timeout_ms: u64,
+    /// How long one attempt to connect may take. TCP only. Default 5000: two lost SYNs and their
+    /// repeats.
+    pub connect_timeout_ms: Option<u64>,
+    /// How many endpoints a flow may try, 1 to 5. TCP only. Default 3: after three failures the fault
+    /// is seldom one endpoint's.
+    pub connect_attempts: Option<u32>,
+    /// How long the open half of a half-closed flow may move no byte. TCP only. Default 30000:
+    /// clients that half-close on purpose read on, those that vanished do not.
+    pub half_closed_timeout_ms: Option<u64>,
     /// Leading bits that make two IPv4 clients the same one for decisions kept per client.
     /// Default 32: every address is a client.
     pub client_prefix_v4: u8,
@@ -137,6 +150,49 @@ pub struct Listener {
     /// What happens to established flows of an endpoint that goes down. Default `keep`: a failed
     /// check is no proof that a working connection is broken.
     pub on_endpoint_down: OnEndpointDown,
+    /// What flows have in common that are to share an endpoint, read from their first bytes. Default:
+    /// none, and nobody waits for first bytes.
+    pub key: Option<Key>,
+    /// How long a connection's key may take to come. TCP with a key only. Default 3000: one lost
+    /// packet and its repeat.
+    pub preread_timeout_ms: Option<u64>,
+    /// How many bytes may be waited for until the key is found. TCP with a key only. Default 16384:
+    /// the most that one TLS record holds, and so nearly every `ClientHello`.
+    pub preread_bytes_max: Option<u32>,
+    /// Replies after which a flow has ended. UDP only. Default 0, any number: most protocols do not
+    /// say. 1 for DNS frees a query's place as soon as it is answered.
+    pub replies_expected: Option<u32>,
+    /// Whether flows share upstream ports or have one each. UDP only. Default `shared`: an endpoint
+    /// is told apart by its address, so one port serves a flow of every endpoint.
+    pub upstream_sockets: Option<UpstreamSockets>,
+    /// Ports that each worker may open towards endpoints, 1 to 65535. UDP only. Default 16384: that
+    /// many flows of one endpoint per worker, within the system's range of ephemeral ports. With
+    /// `per-flow` it bounds all flows of a worker.
+    pub upstream_ports_max: Option<u32>,
+    /// Whether trains of datagrams are received and sent in one piece. UDP only. Default true: it
+    /// saves most of the cost of bulk protocols, and costs the others nothing.
+    pub segmentation_offload: Option<bool>,
+}
+
+impl Listener {
+    /// The default of `connect_timeout_ms`.
+    pub const CONNECT_TIMEOUT_MS: u64 = 5_000;
+    /// The default of `connect_attempts`.
+    pub const CONNECT_ATTEMPTS: u32 = 3;
+    /// The default of `half_closed_timeout_ms`.
+    pub const HALF_CLOSED_TIMEOUT_MS: u64 = 30_000;
+    /// The default of `preread_timeout_ms`.
+    pub const PREREAD_TIMEOUT_MS: u64 = 3_000;
+    /// The default of `preread_bytes_max`.
+    pub const PREREAD_BYTES_MAX: u32 = 16_384;
+    /// The default of `replies_expected`.
+    pub const REPLIES_EXPECTED: u32 = 0;
+    /// The default of `upstream_sockets`.
+    pub const UPSTREAM_SOCKETS: UpstreamSockets = UpstreamSockets::Shared;
+    /// The default of `upstream_ports_max`.
+    pub const UPSTREAM_PORTS_MAX: u32 = 16_384;
+    /// The default of `segmentation_offload`.
+    pub const SEGMENTATION_OFFLOAD: bool = true;
 }
 
 impl Default for Listener {
@@ -147,13 +203,22 @@ impl Default for Listener {
             protocol: Protocol::Tcp,
             cluster: None,
             max_flows: 100_000,
+            max_flows_per_client: 0,
+            new_flows_per_second: 0,
             idle_timeout_ms: 60_000,
-            connect_timeout_ms: 5_000,
-            connect_attempts: 3,
-            half_closed_timeout_ms: 30_000,
+            connect_timeout_ms: None,
+            connect_attempts: None,
+            half_closed_timeout_ms: None,
             client_prefix_v4: 32,
             client_prefix_v6: 64,
             on_endpoint_down: OnEndpointDown::Keep,
+            key: None,
+            preread_timeout_ms: None,
+            preread_bytes_max: None,
+            replies_expected: None,
+            upstream_sockets: None,
+            upstream_ports_max: None,
+            segmentation_offload: None,
         }
     }
 }
@@ -164,8 +229,18 @@ impl Default for Listener {
 pub enum Protocol {
     /// Streams.
     Tcp,
-    /// Datagrams; known, so that the refusal can name it.
+    /// Datagrams.
     Udp,
+}
+
+impl Protocol {
+    /// Its name in a configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// What happens to established flows of an endpoint that goes down.
@@ -174,8 +249,87 @@ pub enum Protocol {
 pub enum OnEndpointDown {
     /// They stay until they end by themselves.
     Keep,
-    /// Both sides are reset.
+    /// Both sides are reset. TCP only.
     Reset,
+    /// They are given another endpoint. UDP only.
+    Reallocate,
+    /// They end, and the client's next datagram starts another flow. UDP only.
+    Drop,
+}
+
+/// From which ports flows of datagrams reach their endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpstreamSockets {
+    /// From ports that flows of different endpoints share.
+    Shared,
+    /// Each from a connected port of its own: the kernel then reports an endpoint's ICMP errors.
+    PerFlow,
+}
+
+/// `key`: where a flow's application key stands.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Key {
+    /// What is read. Required.
+    pub kind: Option<KeyKind>,
+    /// `bytes`: how many come before it, 0 to 65535. Default 0: the beginning.
+    pub offset: Option<u32>,
+    /// `bytes`: how many it has, 1 to 65535. `quic-cid`: how many leading ones of a connection id
+    /// count, 1 to 20. Default 8: what fits the hash it becomes, and the usual length of an id.
+    pub length: Option<u32>,
+    /// `radius`: the type of the attribute, 1 to 255. Default 1: the user's name.
+    pub attribute: Option<u32>,
+}
+
+impl Key {
+    /// The default of `offset`.
+    pub const OFFSET: u32 = 0;
+    /// The default of `length`.
+    pub const LENGTH: u32 = 8;
+    /// The default of `attribute`.
+    pub const ATTRIBUTE: u32 = 1;
+}
+
+/// What is read as a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyKind {
+    /// A range of bytes.
+    Bytes,
+    /// The server name of a TLS `ClientHello`. TCP only.
+    Sni,
+    /// The destination connection id of a QUIC packet. UDP only.
+    QuicCid,
+    /// The name asked for in a DNS query. UDP only.
+    DnsName,
+    /// An attribute of a RADIUS packet. UDP only.
+    Radius,
+    /// The Call-ID of a SIP message. UDP only.
+    SipCallId,
+}
+
+impl KeyKind {
+    /// Its name in a configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Sni => "sni",
+            Self::QuicCid => "quic-cid",
+            Self::DnsName => "dns-name",
+            Self::Radius => "radius",
+            Self::SipCallId => "sip-call-id",
+        }
+    }
+
+    /// The only protocol it can be read from, if there is only one.
+    pub const fn protocol(self) -> Option<Protocol> {
+        match self {
+            Self::Bytes => None,
+            Self::Sni => Some(Protocol::Tcp),
+            Self::QuicCid | Self::DnsName | Self::Radius | Self::SipCallId => Some(Protocol::Udp),
+        }
+    }
 }
 
 /// `[[clusters]]`: endpoints that serve the same thing.

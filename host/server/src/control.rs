@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use pointsman_core::Instant;
 use pointsman_core::health::{Observation, Transition};
-use pointsman_ring::Clock;
+use pointsman_ring::{Clock, raise_descriptor_limit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
@@ -22,12 +22,14 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::access_log::{self, LogReader};
 use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
+use crate::budget::Budget;
 use crate::failure::Failure;
 use crate::mailbox::Retired;
-use crate::plan::Plan;
+use crate::plan::{Plan, protocol_name};
 use crate::plugins::Plugins;
 use crate::prober::{self, Seen};
 use crate::problem::Problem;
+use crate::random;
 use crate::runtime::{self, Appender};
 use crate::service::Service;
 use crate::sockets::{self, AdminSocket};
@@ -45,12 +47,15 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// It cannot start, or a worker broke.
-pub async fn run(plan: Plan) -> Result<ExitCode, Failure> {
+pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
+    let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
+    let budget = Budget::divide(&mut plan, descriptors);
     let plugins = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
     let listening = sockets::listen(&plan).map_err(Failure::input)?;
-    let world = World::new(&plan, &listening.addresses);
+    let hash_key = [random::secret()?, random::secret()?];
+    let world = World::new(&plan, &listening.addresses, hash_key);
     let policies =
         assembly::policies(&plan, &plugins, &world.snapshot()).map_err(Failure::Input)?;
     let (unix, admin_socket) = AdminSocket::bind(&plan.admin_socket).map_err(Failure::input)?;
@@ -66,6 +71,7 @@ pub async fn run(plan: Plan) -> Result<ExitCode, Failure> {
         policies,
         engine: plugins.engine(),
         snapshot: Arc::clone(&snapshot),
+        budget,
         channels: Channels {
             retired: retired_sender,
             ended: ended_sender,
@@ -74,7 +80,9 @@ pub async fn run(plan: Plan) -> Result<ExitCode, Failure> {
     };
     let fleet = assembly::start(&plan, outfit).await?;
     for listener in &snapshot.listeners {
-        tracing::info!(listener = &*listener.name, address = %listener.address, "accepts");
+        let protocol = protocol_name(listener.protocol);
+        let (listener, address) = (&*listener.name, listener.address);
+        tracing::info!(listener, %address, protocol, "accepts");
     }
     let service = Arc::new(Service::new(plan, plugins, fleet, world, log.dropped));
     admin::serve_unix(unix, Arc::clone(&service));

@@ -16,6 +16,7 @@
 pub mod access_log;
 pub mod admin;
 pub mod assembly;
+pub mod budget;
 pub mod check;
 pub mod cli;
 pub mod client;
@@ -26,6 +27,7 @@ pub mod demo;
 pub mod doctor;
 pub mod failure;
 pub mod fleet;
+
 pub mod mailbox;
 pub mod metrics;
 pub mod plan;

@@ -8,7 +8,7 @@ use std::fmt::{Display, Write};
 use pointsman_core::boundary::Side;
 use pointsman_core::policy::Source;
 use pointsman_core::{
-    CloseReason, ClusterStats, DropReason, EndpointState, ListenerStats, ShedReason,
+    CloseReason, ClusterStats, DropReason, EndpointState, KeylessReason, ListenerStats, ShedReason,
 };
 use pointsman_plugin::{FaultKind, PolicyCounts};
 
@@ -43,7 +43,16 @@ fn listeners(view: &View, text: &mut Exposition) {
         "Times a flow was decided again because connecting failed.",
         &|s| s.connect_retries_total,
     );
-    bytes(view, text);
+    each(
+        "pointsman_stateless_datagrams_total",
+        "counter",
+        "Datagrams forwarded by a stateless policy without a flow.",
+        &|s| s.stateless_total,
+    );
+    let family = ("pointsman_bytes_total", "Bytes delivered, by the side they went towards.");
+    by_side(view, text, family, |s| &s.bytes_total);
+    let family = ("pointsman_datagrams_total", "Datagrams sent, by the side they went towards.");
+    by_side(view, text, family, |s| &s.datagrams_total);
     let closes = CloseReason::ALL.map(CloseReason::label);
     by_reason(view, text, ("pointsman_closes_total", "Ended flows."), &closes, |s| &s.closes_total);
     let sheds = ShedReason::ALL.map(ShedReason::label);
@@ -51,15 +60,22 @@ fn listeners(view: &View, text: &mut Exposition) {
     let drops = DropReason::ALL.map(DropReason::label);
     let family = ("pointsman_drops_total", "Things accepted and lost.");
     by_reason(view, text, family, &drops, |s| &s.drops_total);
+    let reasons = KeylessReason::ALL.map(KeylessReason::label);
+    let family = ("pointsman_keyless_flows_total", "Flows whose first bytes showed no key.");
+    by_reason(view, text, family, &reasons, |s| &s.keyless_total);
 }
 
-fn bytes(view: &View, text: &mut Exposition) {
-    let name = "pointsman_bytes_total";
-    text.family(name, "counter", "Bytes delivered, by the side they went towards.");
+fn by_side(
+    view: &View,
+    text: &mut Exposition,
+    (name, help): (&str, &str),
+    of: impl Fn(&ListenerStats) -> &[u64; 2],
+) {
+    text.family(name, "counter", help);
     for listener in &view.listeners {
         for (side, label) in [(Side::Upstream, "upstream"), (Side::Downstream, "downstream")] {
             let labels = [("listener", &*listener.name), ("direction", label)];
-            text.sample(name, &labels, listener.stats.bytes_total[side.index()]);
+            text.sample(name, &labels, of(&listener.stats)[side.index()]);
         }
     }
 }
@@ -149,9 +165,14 @@ fn histogram(policy: &str, counts: &PolicyCounts, text: &mut Exposition) {
 
 fn process(view: &View, text: &mut Exposition) {
     let name = "pointsman_flow_table_entries";
-    text.family(name, "gauge", "Kept decisions.");
+    text.family(name, "gauge", "Kept decisions and flows of datagrams.");
     for (worker, entries) in view.flow_table_entries.iter().enumerate() {
         text.sample(name, &[("worker", &worker.to_string())], entries);
+    }
+    let name = "pointsman_upstream_ports";
+    text.family(name, "gauge", "Ports open towards endpoints of datagrams.");
+    for (worker, ports) in view.ports_open.iter().enumerate() {
+        text.sample(name, &[("worker", &worker.to_string())], ports);
     }
     let name = "pointsman_access_log_dropped_total";
     text.family(name, "counter", "Ended flows that the access log had no room for.");
@@ -198,6 +219,10 @@ mod tests {
             "flows_total",
             "flows_active",
             "bytes_total",
+            "datagrams_total",
+            "stateless_datagrams_total",
+            "keyless_flows_total",
+            "upstream_ports",
             "decisions_total",
             "decision_seconds",
             "plugin_faults_total",
@@ -225,6 +250,10 @@ mod tests {
             "pointsman_flows_total{listener=\"web\"} 6",
             "pointsman_bytes_total{listener=\"web\",direction=\"upstream\"} 20",
             "pointsman_bytes_total{listener=\"web\",direction=\"downstream\"} 40",
+            "pointsman_datagrams_total{listener=\"web\",direction=\"upstream\"} 6",
+            "pointsman_stateless_datagrams_total{listener=\"web\"} 4",
+            "pointsman_keyless_flows_total{listener=\"web\",reason=\"absent\"} 2",
+            "pointsman_upstream_ports{worker=\"0\"} 5",
             "pointsman_decisions_total{cluster=\"web\",source=\"native\"} 6",
             "pointsman_endpoint_up{cluster=\"web\",endpoint=\"127.0.0.1:1\"} 1",
             "pointsman_policy_generation{cluster=\"web\"} 1",

@@ -10,14 +10,18 @@ use std::time::Duration;
 
 use pointsman_core::boundary::PoolSizes;
 use pointsman_core::health::Thresholds;
-use pointsman_core::{ClusterId, OnEndpointDown, PrefixLengths, Timeouts};
+use pointsman_core::preread::KeyRule;
+use pointsman_core::{
+    ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
+};
 
-use crate::config::{Config, OnSwap};
+use crate::config::{self, Config, OnSwap};
 use crate::problem::Problem;
 
 mod clusters;
 mod findings;
 mod json;
+mod keys;
 mod listeners;
 mod plugins;
 mod process;
@@ -37,6 +41,8 @@ pub struct Plan {
     pub flow_table_entries: u32,
     /// Receive buffers per worker.
     pub pools: PoolSizes,
+    /// Buffers for datagrams per worker; 0 if no listener receives any.
+    pub datagram_buffers: u32,
     /// The Unix socket of the command line.
     pub admin_socket: PathBuf,
     /// Where HTTP is served, if anywhere.
@@ -67,10 +73,16 @@ pub struct ListenerPlan {
     pub name: String,
     /// Where it listens; port 0 is the kernel's choice.
     pub address: SocketAddr,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// Who serves its flows.
     pub cluster: ClusterId,
     /// Flows at a time, over all workers.
     pub flows_max: u32,
+    /// Flows of each client at a time, over all workers; 0 if that is not limited.
+    pub flows_per_client_max: u32,
+    /// New flows per second, over all workers; 0 if that is not limited.
+    pub new_flows_per_second: u32,
     /// Which clients count as one.
     pub client_prefix: PrefixLengths,
     /// How often a flow may try to connect.
@@ -79,6 +91,19 @@ pub struct ListenerPlan {
     pub on_endpoint_down: OnEndpointDown,
     /// How long each state may last.
     pub timeouts: Timeouts,
+    /// What related flows have in common, if that is looked for.
+    pub key: Option<KeyRule>,
+    /// Bytes that may be waited for until the key is found.
+    pub preread_bytes_max: u32,
+    /// What only datagrams need.
+    pub datagrams: DatagramSettings,
+}
+
+impl ListenerPlan {
+    /// Whether it receives datagrams, not connections.
+    pub fn is_datagrams(&self) -> bool {
+        self.protocol == Protocol::Udp
+    }
 }
 
 /// A cluster with everything looked up.
@@ -184,6 +209,14 @@ pub struct PluginPlan {
     pub memory_max_bytes: usize,
 }
 
+/// The word for a protocol, in configuration, status and logs.
+pub const fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => config::Protocol::Tcp.name(),
+        Protocol::Udp => config::Protocol::Udp.name(),
+    }
+}
+
 impl Plan {
     /// The plugin of this name in the plan.
     pub fn plugin(&self, id: PluginId) -> &PluginPlan {
@@ -217,11 +250,13 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let policies = plugins::resolve(&config.policies, folders, &mut findings);
     let clusters = clusters::resolve(&config.clusters, &policies, &mut findings);
     let listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
+    let receives_datagrams = listeners.iter().any(ListenerPlan::is_datagrams);
     let plan = Plan {
         workers: process.workers,
         drain_timeout: process.drain_timeout,
         flow_table_entries: process.flow_table_entries,
         pools: process.pools,
+        datagram_buffers: if receives_datagrams { process.datagram_buffers } else { 0 },
         admin_socket: process.admin_socket,
         admin_http: process.admin_http,
         access_log: process.access_log,

@@ -5,13 +5,14 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use pointsman_ring::{RingError, bind_tcp};
+use pointsman_core::Protocol;
+use pointsman_ring::{RingError, bind_tcp, bind_udp};
 use tokio::net::UnixListener;
 
 use crate::plan::Plan;
@@ -39,26 +40,43 @@ pub fn listen(plan: &Plan) -> Result<Listening, String> {
     for listener in &plan.listeners {
         let mut address = listener.address;
         let said = |error: RingError| format!("listener \"{}\": {error}", listener.name);
-        refuse_if_taken(address).map_err(said)?;
+        refuse_if_taken(address, listener.protocol).map_err(said)?;
         for sockets in &mut sockets {
-            let socket = bind_tcp(address, BACKLOG).map_err(said)?;
-            let socket = TcpListener::from(socket);
-            address =
-                socket.local_addr().map_err(|source| said(RingError::Bind { address, source }))?;
-            sockets.push(OwnedFd::from(socket));
+            let socket;
+            (address, socket) = bind(address, listener.protocol).map_err(said)?;
+            sockets.push(socket);
         }
         addresses.push(address);
     }
     Ok(Listening { addresses, sockets })
 }
 
+/// Binds one socket, and tells the address that it really has.
+fn bind(address: SocketAddr, protocol: Protocol) -> Result<(SocketAddr, OwnedFd), RingError> {
+    let (bound, socket) = match protocol {
+        Protocol::Tcp => {
+            let socket = TcpListener::from(bind_tcp(address, BACKLOG)?);
+            (socket.local_addr(), OwnedFd::from(socket))
+        }
+        Protocol::Udp => {
+            let socket = UdpSocket::from(bind_udp(address)?);
+            (socket.local_addr(), OwnedFd::from(socket))
+        }
+    };
+    Ok((bound.map_err(|source| RingError::Bind { address, source })?, socket))
+}
+
 /// The workers' sockets share a port, and would share it with those of another balancer too: each
 /// would get half of the clients, and nobody would be told. A socket that does not share finds out.
-fn refuse_if_taken(address: SocketAddr) -> Result<(), RingError> {
+fn refuse_if_taken(address: SocketAddr, protocol: Protocol) -> Result<(), RingError> {
     if address.port() == 0 {
         return Ok(());
     }
-    TcpListener::bind(address).map(drop).map_err(|source| RingError::Bind { address, source })
+    let bound = match protocol {
+        Protocol::Tcp => TcpListener::bind(address).map(drop),
+        Protocol::Udp => UdpSocket::bind(address).map(drop),
+    };
+    bound.map_err(|source| RingError::Bind { address, source })
 }
 
 /// The Unix socket that the command line talks to; its file goes when this does.

@@ -5,11 +5,11 @@ use std::fmt::Write;
 
 use pointsman_core::boundary::Side;
 use pointsman_core::policy::Source;
-use pointsman_core::{CloseReason, DropReason, EndpointState, ShedReason};
+use pointsman_core::{CloseReason, DropReason, EndpointState, KeylessReason, ShedReason};
 use pointsman_plugin::FaultKind;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{ClusterPlan, Plan, PolicyPlan};
+use crate::plan::{ClusterPlan, ListenerPlan, Plan, PolicyPlan, protocol_name};
 use crate::table::Table;
 use crate::view::{ClusterView, ListenerView, PluginView, View};
 
@@ -44,6 +44,8 @@ pub struct Listener {
     pub name: String,
     /// Where it really listens.
     pub address: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
     /// Who serves its flows.
     pub cluster: String,
     /// Flows now.
@@ -54,6 +56,9 @@ pub struct Listener {
     pub bytes_upstream: u64,
     /// Bytes delivered towards clients.
     pub bytes_downstream: u64,
+    /// What only listeners of datagrams count.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub datagrams: Option<Datagrams>,
     /// Times a flow was decided again.
     pub connect_retries: u64,
     /// Ended flows by reason.
@@ -62,6 +67,20 @@ pub struct Listener {
     pub sheds: Counts,
     /// Things lost by reason.
     pub drops: Counts,
+    /// Flows without the key that was looked for, by reason.
+    #[serde(default)]
+    pub keyless: Counts,
+}
+
+/// What only listeners of datagrams count.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Datagrams {
+    /// Sent towards endpoints.
+    pub upstream: u64,
+    /// Sent towards clients.
+    pub downstream: u64,
+    /// Forwarded by a stateless policy without a flow.
+    pub stateless: u64,
 }
 
 /// A cluster.
@@ -137,7 +156,8 @@ impl Status {
                 .zip(listeners)
                 .map(|(listener, (listener_plan, counts))| {
                     let cluster = &plan.clusters[listener_plan.cluster.index()].name;
-                    Listener::new(listener.address.to_string(), cluster, counts)
+                    let address = listener.address.to_string();
+                    Listener::new(listener_plan, address, cluster, counts)
                 })
                 .collect(),
             clusters: clusters.map(|(plan, view)| Cluster::new(plan, view)).collect(),
@@ -172,19 +192,28 @@ impl Status {
 
     fn listeners_table(&self) -> String {
         let heads = [
-            "LISTENER", "ADDRESS", "CLUSTER", "ACTIVE", "FLOWS", "UP B", "DOWN B", "CLOSES",
-            "SHEDS",
+            "LISTENER", "PROTO", "ADDRESS", "CLUSTER", "ACTIVE", "FLOWS", "UP B", "DOWN B",
+            "UP DG", "DOWN DG", "CLOSES", "SHEDS",
         ];
         let mut table = Table::new(&heads);
         for listener in &self.listeners {
+            let datagrams = |of: fn(&Datagrams) -> u64| {
+                listener
+                    .datagrams
+                    .as_ref()
+                    .map_or_else(|| "-".to_owned(), |all| of(all).to_string())
+            };
             table.row([
                 listener.name.clone(),
+                listener.protocol.clone(),
                 listener.address.clone(),
                 listener.cluster.clone(),
                 listener.flows_active.to_string(),
                 listener.flows_total.to_string(),
                 listener.bytes_upstream.to_string(),
                 listener.bytes_downstream.to_string(),
+                datagrams(|all| all.upstream),
+                datagrams(|all| all.downstream),
                 shown(&listener.closes),
                 shown(&listener.sheds),
             ]);
@@ -235,11 +264,18 @@ impl Status {
 }
 
 impl Listener {
-    fn new(address: String, cluster: &str, view: &ListenerView) -> Self {
+    fn new(plan: &ListenerPlan, address: String, cluster: &str, view: &ListenerView) -> Self {
         let stats = &view.stats;
+        let datagrams = || Datagrams {
+            upstream: stats.datagrams_total[Side::Upstream.index()],
+            downstream: stats.datagrams_total[Side::Downstream.index()],
+            stateless: stats.stateless_total,
+        };
         Self {
             name: view.name.clone(),
             address,
+            protocol: protocol_name(plan.protocol).to_owned(),
+            datagrams: plan.is_datagrams().then(datagrams),
             cluster: cluster.to_owned(),
             flows_active: stats.flows_active,
             flows_total: stats.flows_total,
@@ -249,6 +285,7 @@ impl Listener {
             closes: counts(CloseReason::ALL.map(CloseReason::label), &stats.closes_total),
             sheds: counts(ShedReason::ALL.map(ShedReason::label), &stats.sheds_total),
             drops: counts(DropReason::ALL.map(DropReason::label), &stats.drops_total),
+            keyless: counts(KeylessReason::ALL.map(KeylessReason::label), &stats.keyless_total),
         }
     }
 }
@@ -323,9 +360,22 @@ mod tests {
         let text = serde_json::to_string(&status).expect("JSON");
         let back: Status = serde_json::from_str(&text).expect("a status");
         assert_eq!(back.listeners[0].flows_total, 6);
+        assert_eq!(back.listeners[0].protocol, "tcp");
+        assert!(back.listeners[0].datagrams.is_none());
         assert_eq!(back.listeners[0].closes["idle-timeout"], 2);
         assert_eq!(back.clusters[0].decisions["native"], 6);
         assert!(back.clusters[0].endpoints[0].up);
+    }
+
+    #[test]
+    fn a_listener_of_datagrams_shows_how_many() {
+        let mut plan = plan();
+        plan.listeners[0].protocol = pointsman_core::Protocol::Udp;
+        let status = Status::new(&plan, &view(), 7);
+        assert_eq!(status.listeners[0].protocol, "udp");
+        let datagrams = status.listeners[0].datagrams.as_ref().expect("counts");
+        assert_eq!((datagrams.upstream, datagrams.downstream, datagrams.stateless), (6, 0, 4));
+        assert!(status.to_table().contains("udp"));
     }
 
     #[test]

@@ -20,8 +20,10 @@ pub struct View {
     pub clusters: Vec<ClusterView>,
     /// The policies that are plugins.
     pub plugins: Vec<PluginView>,
-    /// Kept decisions, by worker.
+    /// Kept decisions and flows of datagrams, by worker.
     pub flow_table_entries: Vec<u32>,
+    /// Upstream ports that are open, by worker.
+    pub ports_open: Vec<u32>,
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
 }
@@ -83,6 +85,7 @@ impl View {
             clusters: clusters.collect(),
             plugins,
             flow_table_entries: workers.iter().map(|worker| worker.flow_table_entries).collect(),
+            ports_open: workers.iter().map(|worker| worker.ports_open).collect(),
             access_log_dropped,
             snapshot,
         }
@@ -93,7 +96,10 @@ fn add_listener(sum: &mut ListenerStats, one: &ListenerStats) {
     sum.flows_total += one.flows_total;
     sum.flows_active += one.flows_active;
     sum.connect_retries_total += one.connect_retries_total;
+    sum.stateless_total += one.stateless_total;
     add_each(&mut sum.bytes_total, &one.bytes_total);
+    add_each(&mut sum.datagrams_total, &one.datagrams_total);
+    add_each(&mut sum.keyless_total, &one.keyless_total);
     add_each(&mut sum.closes_total, &one.closes_total);
     add_each(&mut sum.sheds_total, &one.sheds_total);
     add_each(&mut sum.drops_total, &one.drops_total);
@@ -112,8 +118,8 @@ fn add_each(sum: &mut [u64], one: &[u64]) {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use pointsman_core::CloseReason;
     use pointsman_core::boundary::Side;
+    use pointsman_core::{CloseReason, KeylessReason};
 
     use super::*;
     use crate::plan::{Plan, PluginFolders, resolve};
@@ -137,6 +143,9 @@ endpoints = [{ address = "127.0.0.1:1" }]
         let mut listener = ListenerStats { flows_total: 2 * factor, ..ListenerStats::default() };
         listener.bytes_total[Side::Upstream.index()] = 10;
         listener.bytes_total[Side::Downstream.index()] = 20;
+        listener.datagrams_total[Side::Upstream.index()] = 3;
+        listener.stateless_total = 2;
+        listener.keyless_total[KeylessReason::Absent.index()] = 1;
         listener.closes_total[CloseReason::IdleTimeout.index()] = 1;
         let decisions_total = [0; Source::ALL.len()];
         let mut cluster = ClusterStats { decisions_total, policy_generation: 1 };
@@ -146,14 +155,14 @@ endpoints = [{ address = "127.0.0.1:1" }]
             clusters: Box::new([cluster]),
             sessions_active: 0,
             flow_table_entries: 4,
-            ports_open: 0,
+            ports_open: 5,
         }
     }
 
     /// One listener, one cluster, one endpoint, one plugin, two workers.
     pub(crate) fn view() -> View {
         let plan = plan();
-        let world = World::new(&plan, &[plan.listeners[0].address]);
+        let world = World::new(&plan, &[plan.listeners[0].address], [0; 2]);
         let plugin = PluginView { name: "p2c".to_owned(), counts: PolicyCounts::default() };
         View::new(world.snapshot(), &[worker(1), worker(2)], vec![plugin], 0)
     }
@@ -164,6 +173,9 @@ endpoints = [{ address = "127.0.0.1:1" }]
         assert_eq!(view.listeners[0].stats.flows_total, 6);
         assert_eq!(view.clusters[0].stats.decisions_total[Source::Native.index()], 6);
         assert_eq!(view.clusters[0].stats.policy_generation, 1);
+        assert_eq!(view.listeners[0].stats.stateless_total, 4);
+        assert_eq!(view.listeners[0].stats.datagrams_total[Side::Upstream.index()], 6);
         assert_eq!(view.flow_table_entries, [4, 4]);
+        assert_eq!(view.ports_open, [5, 5]);
     }
 }

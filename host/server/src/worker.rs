@@ -18,9 +18,9 @@ use std::thread;
 
 use pointsman_core::boundary::{Completion, ListenerId, Ops};
 use pointsman_core::policy::Policy;
-use pointsman_core::{Balancer, BalancerConfig, Instant, Snapshot, Stats};
+use pointsman_core::{Balancer, BalancerConfig, Instant, Protocol, Snapshot, Stats};
 use pointsman_plugin::Engine;
-use pointsman_ring::{Clock, Ring, RingConfig, Waker};
+use pointsman_ring::{Clock, Ring, RingConfig, Waker, prefer_large_pages};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::access_log::LogSender;
@@ -129,12 +129,19 @@ impl Worker {
             engine.prepare_thread();
         }
         let mut ring = Ring::new(&parts.ring).map_err(|error| error.to_string())?;
-        for (id, socket) in (0..).map(ListenerId).zip(parts.sockets) {
-            ring.listen(id, socket).map_err(|error| error.to_string())?;
+        let listeners = (0..).map(ListenerId).zip(&parts.snapshot.listeners);
+        for ((id, listener), socket) in listeners.zip(parts.sockets) {
+            let listening = match listener.protocol {
+                Protocol::Tcp => ring.listen(id, socket),
+                Protocol::Udp => ring.listen_datagrams(id, socket, listener.datagrams.offload),
+            };
+            listening.map_err(|error| error.to_string())?;
         }
+        let balancer = Balancer::new(&parts.balancer, parts.snapshot, parts.policies);
+        balancer.tables().for_each(prefer_large_pages);
         Ok(Self {
             ring,
-            balancer: Balancer::new(&parts.balancer, parts.snapshot, parts.policies),
+            balancer,
             completions: Vec::with_capacity(REAP_MAX),
             ops: Ops::with_capacity(REAP_MAX * Balancer::OPS_PER_COMPLETION_MAX),
             clock: Clock,
@@ -150,6 +157,7 @@ impl Worker {
             self.ring.wait(self.balancer.next_timeout())?;
             let now = self.clock.now();
             self.completions.extend(self.ring.reap(REAP_MAX));
+            self.balancer.look_ahead(&self.completions);
             for completion in self.completions.drain(..) {
                 self.balancer.handle(now, completion, &self.ring, &mut self.ops);
             }
@@ -206,11 +214,17 @@ mod tests {
     fn broken_parts(mailbox: Mailbox) -> Parts {
         let plan = plan();
         let pools = PoolSizes { small: 16, bulk: 4 };
-        let snapshot = World::new(&plan, &[plan.listeners[0].address]).snapshot();
+        let snapshot = World::new(&plan, &[plan.listeners[0].address], [0; 2]).snapshot();
         Parts {
             number: 7,
             core: None,
-            ring: RingConfig { links_max: 2, listeners_max: 1, buffers: pools },
+            ring: RingConfig {
+                links_max: 2,
+                listeners_max: 1,
+                ports_max: 0,
+                buffers: pools,
+                datagram_buffers: 0,
+            },
             balancer: BalancerConfig {
                 sessions_max: 1,
                 datagram_flows_max: 0,

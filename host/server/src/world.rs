@@ -11,7 +11,7 @@ use pointsman_core::health::{Health, Observation, Transition};
 use pointsman_core::policy::maglev::Table;
 use pointsman_core::{
     Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Instant,
-    Listener, Load, SharedCount, Snapshot,
+    Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts,
 };
 
 use crate::plan::{ClusterPlan, ListenerPlan, Plan};
@@ -25,10 +25,13 @@ pub struct World {
     drain_until: Option<Instant>,
 }
 
+/// A listener, and what all workers count about it, from the first snapshot to the last.
 #[derive(Debug)]
 struct ListenerState {
     plan: ListenerPlan,
     flows_active: Arc<SharedCount>,
+    new_flow_rate: Option<Arc<SharedRate>>,
+    flows_per_client: Option<Arc<SourceCounts>>,
 }
 
 #[derive(Debug)]
@@ -68,12 +71,12 @@ pub struct Change {
 
 impl World {
     /// The world at the start: every endpoint up. `addresses` are those the listeners really have,
-    /// which are the plan's but for the port where that is 0.
-    pub fn new(plan: &Plan, addresses: &[SocketAddr]) -> Self {
-        let listeners = plan.listeners.iter().zip(addresses).map(|(plan, address)| ListenerState {
-            plan: ListenerPlan { address: *address, ..plan.clone() },
-            flows_active: Arc::default(),
-        });
+    /// which are the plan's but for the port where that is 0. `hash_key` keeps clients from choosing
+    /// what they are counted as; it is secret where there is traffic.
+    pub fn new(plan: &Plan, addresses: &[SocketAddr], hash_key: [u64; 2]) -> Self {
+        let listeners = plan.listeners.iter().zip(addresses);
+        let listeners =
+            listeners.map(|(plan, address)| ListenerState::new(plan, *address, hash_key));
         let clusters = plan
             .clusters
             .iter()
@@ -143,10 +146,27 @@ impl World {
 }
 
 impl ListenerState {
+    /// Clients that are counted apart: more of them fall on the same counts, which errs towards
+    /// refusing.
+    const CLIENTS_MAX: u32 = 1_000_000;
+
+    fn new(plan: &ListenerPlan, address: SocketAddr, hash_key: [u64; 2]) -> Self {
+        let (rate, per_client) = (plan.new_flows_per_second, plan.flows_per_client_max);
+        let clients = plan.flows_max.min(Self::CLIENTS_MAX);
+        let counts = || SourceCounts::new(per_client, clients, plan.client_prefix, hash_key);
+        Self {
+            plan: ListenerPlan { address, ..plan.clone() },
+            flows_active: Arc::default(),
+            new_flow_rate: (rate > 0).then(|| Arc::new(SharedRate::new(rate))),
+            flows_per_client: (per_client > 0).then(|| Arc::new(counts())),
+        }
+    }
+
     fn snapshot(&self) -> Listener {
         Listener {
             name: self.plan.name.as_str().into(),
             address: self.plan.address,
+            protocol: self.plan.protocol,
             cluster: self.plan.cluster,
             flows_max: self.plan.flows_max,
             flows_active: Arc::clone(&self.flows_active),
@@ -154,12 +174,11 @@ impl ListenerState {
             connect_attempts: self.plan.connect_attempts,
             on_endpoint_down: self.plan.on_endpoint_down,
             timeouts: self.plan.timeouts,
-            protocol: pointsman_core::Protocol::Tcp,
-            key: None,
-            preread_bytes_max: 16_384,
-            new_flow_rate: None,
-            flows_per_client: None,
-            datagrams: pointsman_core::DatagramSettings::DEFAULT,
+            key: self.plan.key,
+            preread_bytes_max: self.plan.preread_bytes_max,
+            new_flow_rate: self.new_flow_rate.clone(),
+            flows_per_client: self.flows_per_client.clone(),
+            datagrams: self.plan.datagrams,
         }
     }
 }

@@ -115,7 +115,7 @@ cluster = "wbe"
 [[listeners]]
 name = "web"
 address = "127.0.0.1:0"
-protocol = "udp"
+replies_expected = 1
 cluster = "web"
 [[clusters]]
 name = "web"
@@ -138,7 +138,7 @@ plugin = "gone.wasm"
             &[":8:1:", "listeners[0].address", "\"localhost:80\" is no address"],
             &[":9:1:", "listeners[0].cluster", "did you mean \"web\"?"],
             &[":11:1:", "listeners[1].name", "\"web\" is already listeners[0].name"],
-            &[":13:1:", "listeners[1].protocol", "use protocol = \"tcp\""],
+            &[":13:1:", "listeners[1].replies_expected", "write protocol = \"udp\""],
             &[":17:1:", "clusters[0].policy", "did you mean \"p2c\"?"],
             &[":18:1:", "clusters[0].endpoints", "there is none"],
             &[":21:1:", "policies[0].plugin", "not a WebAssembly file"],

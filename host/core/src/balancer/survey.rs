@@ -77,6 +77,6 @@ impl Balancer {
 
     fn session_entry(&self, slot: u32) -> Option<Entry> {
         let session = self.sessions.get(slot)?;
-        Some(session.entry(slot, &self.snapshot.listeners[session.listener.index()]))
+        Some(session.entry(slot, self.snapshot.listener(session.listener)))
     }
 }

@@ -92,7 +92,7 @@ impl Bindings {
     pub(super) fn apply(&mut self, snapshot: &Snapshot) -> bool {
         for slot in &mut self.slots {
             let Some(binding) = slot else { continue };
-            let listener = &snapshot.listeners[binding.listener.index()];
+            let listener = snapshot.listener(binding.listener);
             let cluster = &snapshot.clusters[listener.cluster.index()];
             binding.serves = serves(cluster, binding.endpoint.id);
             if binding.flows == 0 && cluster.endpoint(binding.endpoint.id).is_none() {

@@ -20,10 +20,13 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// What makes datagrams belong to one flow: who sent them, and where to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FlowKey {
-    pub(super) listener: ListenerId,
-    pub(super) client: SocketAddr,
-    pub(super) local: IpAddr,
+pub struct FlowKey {
+    /// Where they came in.
+    pub listener: ListenerId,
+    /// Who sent them.
+    pub client: SocketAddr,
+    /// Which of our addresses they were sent to.
+    pub local: IpAddr,
 }
 
 impl FlowKey {
@@ -77,7 +80,7 @@ impl Coarse {
     /// This time on the full clock, `now` being no earlier and not a year later.
     pub(super) fn to_instant(self, now: Instant) -> Instant {
         let behind = Self::of(now).0.wrapping_sub(self.0);
-        Instant::from_millis((now.as_millis() >> Self::SHIFT) + 1 << Self::SHIFT)
+        Instant::from_millis(((now.as_millis() >> Self::SHIFT) + 1) << Self::SHIFT)
             - Duration::from_millis(u64::from(behind) << Self::SHIFT)
     }
 }
@@ -85,7 +88,7 @@ impl Coarse {
 /// One flow. Which of its numbers mean something is for its table to know.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Flow {
+pub struct Flow {
     client: u32,
     local: u32,
     client_port: u16,
@@ -98,8 +101,9 @@ pub(super) struct Flow {
     pub(super) details: u32,
     pub(super) last_active: Coarse,
     pub(super) started: Coarse,
-    /// By the side they went to.
-    pub(super) bytes: [u64; 2],
+    /// By the side they went to. Until the first reply, what would be the bytes downstream are the
+    /// flow's neighbours among those without a reply.
+    bytes: [u64; 2],
     /// By the side they went to.
     pub(super) datagrams: [u32; 2],
     pub(super) policy_generation: u32,
@@ -148,8 +152,10 @@ impl Flow {
         Self { details: next, ..Self::FREE }
     }
 
-    /// A flow without an endpoint, without details.
-    pub(super) fn new(now: Instant, key: &FlowKey, is_hidden: bool) -> Self {
+    /// A flow without an endpoint. The client's next datagram does not belong to one that is
+    /// hidden.
+    #[must_use]
+    pub fn new(now: Instant, key: &FlowKey, is_hidden: bool) -> Self {
         let (client, local, long) = match (key.client.ip(), key.local) {
             (IpAddr::V4(client), IpAddr::V4(local)) => (client.to_bits(), local.to_bits(), 0),
             _ => (0, 0, LONG),
@@ -204,6 +210,22 @@ impl Flow {
         self.datagrams[Side::Downstream.index()] > 0
     }
 
+    /// Bytes, by the side they went to.
+    pub(super) fn bytes(&self) -> [u64; 2] {
+        let [down, up] = self.bytes;
+        if self.is_confirmed() { [down, up] } else { [0, up] }
+    }
+
+    /// The flows before and after it among those without a reply.
+    pub(super) fn neighbours(&self) -> [u32; 2] {
+        let both = self.bytes[Side::Downstream.index()];
+        [both as u32, (both >> 32) as u32]
+    }
+
+    pub(super) fn set_neighbours(&mut self, [before, after]: [u32; 2]) {
+        self.bytes[Side::Downstream.index()] = u64::from(after) << 32 | u64::from(before);
+    }
+
     /// Whether it has this key, as far as the key is not in the details.
     #[inline]
     pub(super) fn has_short(&self, key: &FlowKey) -> bool {
@@ -241,7 +263,11 @@ impl Flow {
     #[inline]
     pub(super) fn on_forwarded(&mut self, now: Instant, side: Side, bytes: u32, datagrams: u32) {
         self.last_active = Coarse::of(now);
+        let is_first_reply = side == Side::Downstream && !self.is_confirmed();
         let side = side.index();
+        if is_first_reply {
+            self.bytes[side] = 0;
+        }
         self.bytes[side] += u64::from(bytes);
         self.datagrams[side] = self.datagrams[side].saturating_add(datagrams);
     }
@@ -249,7 +275,7 @@ impl Flow {
 
 /// What few flows have.
 #[derive(Debug, Clone)]
-pub(super) struct Details {
+pub struct Details {
     /// Addresses that do not fit into the flow.
     addresses: Option<Addresses>,
     pub(super) method: Method,

@@ -62,6 +62,13 @@ impl Index {
         None
     }
 
+    /// The first number that may be the one with this hash: most often it is.
+    #[inline]
+    pub(super) fn guess(&self, hash: u64) -> Option<u32> {
+        let group = &self.groups[self.home(hash)];
+        group.matches(tag_of(hash)).next().map(|place| group.numbers[place])
+    }
+
     /// Adds a number that is not in it. The caller keeps to the capacity.
     pub(super) fn insert(&mut self, hash: u64, number: u32) {
         let mut at = self.home(hash);

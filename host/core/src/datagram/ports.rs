@@ -12,10 +12,8 @@ use super::flow::NONE;
 use crate::boundary::{ListenerId, Op, Ops, PortId, PortKind};
 use crate::snapshot::{DatagramSettings, Snapshot};
 
-/// Ports tried at random before another way is taken.
-const TRIES: u32 = 8;
-/// Ports tried in turn when no more may be opened.
-const TRIES_AT_LIMIT: usize = 512;
+/// Ports tried before a flow is refused, scattered over the pool, and then in turn.
+const TRIES: usize = 512;
 /// Ports that a pool keeps, however few flows there are.
 const KEPT: u32 = 8;
 /// Ports closed at a time, and ports looked at for that.
@@ -117,16 +115,15 @@ impl Ports {
             return Some(port);
         }
         let pool = &self.pools[wish.listener.index()][family(wish.endpoint)].ports;
-        let first = wish.random as usize % pool.len().max(1);
-        let at_random = (0..TRIES).map(|n| wish.random.rotate_left(8 * n) as usize);
-        let in_turn = (first..).take(TRIES_AT_LIMIT.min(pool.len()));
-        let places = at_random.chain(in_turn).map(|place| place % pool.len().max(1));
-        let found = places.filter_map(|place| pool.get(place).copied());
+        let len = pool.len().max(1);
+        // Leaps, not steps: the oldest ports lie together, and are the fullest.
+        let leap = (wish.random >> 32) as usize % len;
+        let leaps = (0..TRIES).map(|n| wish.random as usize % len + n * leap);
+        let steps = (wish.random as usize % len..).take(TRIES.min(len));
+        let places = leaps.chain(steps).map(|place| place % len);
+        let mut found = places.filter_map(|place| pool.get(place).copied());
         // An endpoint that was removed and came back finds its address taken by flows of before.
-        found
-            .into_iter()
-            .find(|port| !is_taken(*port))
-            .or_else(|| self.open(wish, State::Shared, ops))
+        found.find(|port| !is_taken(*port)).or_else(|| self.open(wish, State::Shared, ops))
     }
 
     /// The port for datagrams that have no flow.
@@ -371,7 +368,7 @@ mod tests {
         ports.on_bound(port, 7);
         assert_eq!(ports.owner(port), Some(7));
         ports.on_unbound(port, &mut ops);
-        let last = ops.drain().last();
+        let last = ops.drain().next_back();
         assert_eq!(last, Some(Op::ClosePort { port }));
         assert_eq!(ports.owner(port), None);
     }

@@ -35,7 +35,7 @@ const PROVISIONAL: u32 = 8;
 
 /// All flows of datagrams of one worker.
 #[derive(Debug)]
-pub(super) struct FlowTable {
+pub struct FlowTable {
     entries: Vec<Flow>,
     capacity: u32,
     len: u32,
@@ -46,15 +46,22 @@ pub(super) struct FlowTable {
     details: Slab<Details>,
     timers: Timers,
     hasher: SipHasher13,
+    /// Flows without a reply, as a list: its length, its oldest and its newest.
     unconfirmed: u32,
-    /// The next entry to look at for a place.
+    oldest: u32,
+    newest: u32,
+    /// The next entry to look at for a flow that has gone silent.
     hand: u32,
     stamp: u16,
 }
 
 impl FlowTable {
+    /// Keys looked up together.
+    pub const BATCH: usize = 32;
+
     /// Allocates everything the table will ever need. `hash_key` must be secret.
-    pub(super) fn new(capacity: u32, hash_key: [u64; 2]) -> Self {
+    #[must_use]
+    pub fn new(capacity: u32, hash_key: [u64; 2]) -> Self {
         Self {
             entries: Vec::with_capacity(capacity as usize),
             capacity,
@@ -66,6 +73,8 @@ impl FlowTable {
             timers: Timers::with_capacity(capacity),
             hasher: SipHasher13::new_with_keys(hash_key[0], hash_key[1]),
             unconfirmed: 0,
+            oldest: NONE,
+            newest: NONE,
             hand: 0,
             stamp: 0,
         }
@@ -81,7 +90,8 @@ impl FlowTable {
     }
 
     /// Bytes that are taken when every entry is an IPv4 flow with the default method.
-    pub(super) fn memory_bytes(&self) -> usize {
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
         let entry = size_of::<Flow>() + Timers::BYTES_PER_TIMER;
         self.capacity as usize * entry
             + self.by_client.memory_bytes()
@@ -89,16 +99,45 @@ impl FlowTable {
     }
 
     /// Where it lies in memory.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    pub fn addresses(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let start = self.entries.as_ptr().addr();
         let entries = start..start + self.capacity as usize * size_of::<Flow>();
         [entries, self.by_client.addresses(), self.by_reply.addresses()].into_iter()
     }
 
     /// The flow that a client's datagram belongs to.
+    #[must_use]
     #[inline]
-    pub(super) fn find_by_client(&self, key: &FlowKey) -> Option<u32> {
+    pub fn find_by_client(&self, key: &FlowKey) -> Option<u32> {
         self.by_client.find(key.hash(self.hasher), |number| self.has_key(number, key))
+    }
+
+    /// The flows that clients' datagrams belong to, [`FlowTable::BATCH`] at a time: as
+    /// [`find_by_client`](Self::find_by_client), with the waits for memory overlapping.
+    #[inline]
+    pub fn find_batch(&self, keys: &[FlowKey], found: &mut [Option<u32>; Self::BATCH]) {
+        let mut hashes = [0; Self::BATCH];
+        for (hash, key) in hashes.iter_mut().zip(keys) {
+            *hash = key.hash(self.hasher);
+        }
+        for (found, hash) in found.iter_mut().zip(&hashes).take(keys.len()) {
+            *found = self.by_client.guess(*hash);
+        }
+        for ((found, key), hash) in found.iter_mut().zip(keys).zip(hashes) {
+            if !found.is_some_and(|number| self.has_key(number, key)) {
+                *found = self.by_client.find(hash, |number| self.has_key(number, key));
+            }
+        }
+    }
+
+    /// The flow that a client's datagram most likely belongs to, without a look at the flow.
+    pub(super) fn guess_by_client(&self, key: &FlowKey) -> Option<u32> {
+        self.by_client.guess(key.hash(self.hasher))
+    }
+
+    /// The flow that a reply most likely belongs to, without a look at the flow.
+    pub(super) fn guess_by_reply(&self, port: PortId, endpoint: SocketAddr) -> Option<u32> {
+        self.by_reply.guess(hash_reply(port, endpoint, self.hasher))
     }
 
     /// The flow that a reply belongs to; `endpoint_of` tells a binding's address.
@@ -143,31 +182,49 @@ impl FlowTable {
         self.len == self.capacity || self.unconfirmed >= (self.capacity / PROVISIONAL).max(1)
     }
 
-    /// A flow that can give its place to another, of this listener if one is named.
+    /// A flow that can give its place to another, of this listener if one is named: the oldest
+    /// without a reply, but one whose client has sent again only at the second look (CLOCK, as a
+    /// list); where the table is full, else one that has long been silent.
     pub(super) fn victim(&mut self, now: Instant, of: Option<ListenerId>) -> Option<u32> {
-        let mut stale = None;
+        let mut number = self.oldest;
+        for _ in 0..LOOKS.min(self.unconfirmed) {
+            let flow = &mut self.entries[number as usize];
+            let [_, next] = flow.neighbours();
+            let is_wanted = of.is_none_or(|of| of == flow.listener);
+            if is_wanted && !flow.is_referenced() {
+                return Some(number);
+            }
+            if is_wanted {
+                flow.set_referenced(false);
+                self.take_out(number);
+                self.append(number);
+            }
+            number = if next == NONE { self.oldest } else { next };
+        }
+        let is_full = of.is_some() || self.len == self.capacity;
+        is_full.then(|| self.stale(now, of)).flatten()
+    }
+
+    /// A flow that has long been silent, among the next few.
+    fn stale(&mut self, now: Instant, of: Option<ListenerId>) -> Option<u32> {
         for _ in 0..LOOKS.min(self.entries_end()) {
             let number = self.hand;
             self.hand = if number + 1 == self.entries_end() { 0 } else { number + 1 };
-            let flow = &mut self.entries[number as usize];
-            if !flow.is_live() || of.is_some_and(|of| of != flow.listener) {
-                continue;
-            }
-            if flow.is_confirmed() {
-                let silent = now.since(flow.last_active.to_instant(now));
-                stale = stale.or((silent >= STALE).then_some(number));
-            } else if flow.is_referenced() {
-                flow.set_referenced(false);
-            } else {
+            let flow = &self.entries[number as usize];
+            let is_wanted = of.is_none_or(|of| of == flow.listener);
+            let silent = now.since(flow.last_active.to_instant(now));
+            if flow.is_live() && is_wanted && flow.is_confirmed() && silent >= STALE {
                 return Some(number);
             }
         }
-        // Room among the provisional flows is not made by answered ones.
-        stale.filter(|_| of.is_some() || self.len == self.capacity)
+        None
     }
 
     /// Adds a flow that has no port, and starts its timer. The caller has made room.
-    pub(super) fn insert(&mut self, mut flow: Flow, details: Option<Details>, due: Instant) -> u32 {
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub fn insert(&mut self, mut flow: Flow, details: Option<Details>, due: Instant) -> u32 {
         assert!(self.len < self.capacity, "the caller has made room");
         self.stamp = self.stamp.wrapping_add(1);
         flow.stamp = self.stamp;
@@ -184,7 +241,7 @@ impl FlowTable {
             }
         };
         self.len += 1;
-        self.unconfirmed += 1;
+        self.append(number);
         if !flow.is_hidden() {
             self.by_client.insert(self.hash_of(number), number);
         }
@@ -208,20 +265,23 @@ impl FlowTable {
         self.by_reply.remove(hash_reply(port, endpoint, self.hasher), number);
     }
 
-    /// The first reply has come.
-    pub(super) fn on_confirmed(&mut self) {
-        self.unconfirmed -= 1;
+    /// The first reply has come, and is not counted yet.
+    pub(super) fn on_confirmed(&mut self, number: u32) {
+        self.take_out(number);
     }
 
     /// Removes a flow that has no port any more.
-    pub(super) fn remove(&mut self, number: u32) -> (Flow, Option<Details>) {
+    ///
+    /// # Panics
+    /// If it has one.
+    pub fn remove(&mut self, number: u32) -> (Flow, Option<Details>) {
         let flow = self.entries[number as usize];
         assert!(flow.is_live() && flow.port.0 == NONE, "a flow is unbound before it is removed");
         if !flow.is_hidden() {
             self.by_client.remove(self.hash_of(number), number);
         }
         if !flow.is_confirmed() {
-            self.unconfirmed -= 1;
+            self.take_out(number);
         }
         self.timers.cancel(number);
         self.entries[number as usize] = Flow::free(self.free);
@@ -244,6 +304,40 @@ impl FlowTable {
         self.timers.set(number, due);
     }
 
+    /// Makes a flow the newest without a reply.
+    fn append(&mut self, number: u32) {
+        let last = core::mem::replace(&mut self.newest, number);
+        self.entries[number as usize].set_neighbours([last, NONE]);
+        match self.entries.get_mut(last as usize) {
+            None => self.oldest = number,
+            Some(flow) => {
+                let [before, _] = flow.neighbours();
+                flow.set_neighbours([before, number]);
+            }
+        }
+        self.unconfirmed += 1;
+    }
+
+    /// Takes a flow out from among those without a reply.
+    fn take_out(&mut self, number: u32) {
+        let [before, after] = self.entries[number as usize].neighbours();
+        match self.entries.get_mut(before as usize) {
+            None => self.oldest = after,
+            Some(flow) => {
+                let [first, _] = flow.neighbours();
+                flow.set_neighbours([first, after]);
+            }
+        }
+        match self.entries.get_mut(after as usize) {
+            None => self.newest = before,
+            Some(flow) => {
+                let [_, last] = flow.neighbours();
+                flow.set_neighbours([before, last]);
+            }
+        }
+        self.unconfirmed -= 1;
+    }
+
     fn hash_of(&self, number: u32) -> u64 {
         let flow = &self.entries[number as usize];
         flow.key(self.details_of(flow)).hash(self.hasher)
@@ -262,6 +356,9 @@ impl FlowTable {
         assert_eq!(live().count() as u32, self.len, "each flow has an entry");
         let unconfirmed = live().filter(|(_, flow)| !flow.is_confirmed()).count();
         assert_eq!(unconfirmed as u32, self.unconfirmed, "flows without a reply are counted");
+        let after = |flow: &&Flow| self.entries.get(flow.neighbours()[1] as usize);
+        let listed = core::iter::successors(self.entries.get(self.oldest as usize), after);
+        assert_eq!(listed.take(1 + unconfirmed).count(), unconfirmed, "and listed");
         for (number, flow) in live() {
             assert!(self.timers.is_set(number), "what can last for ever has a deadline");
             if !flow.is_hidden() {

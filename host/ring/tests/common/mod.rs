@@ -3,23 +3,29 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::process::Command;
 use std::time::Duration;
 
 use pointsman_core::boundary::{
-    Accepted, Buffer, Completion, Goodbye, Link, ListenerId, Op, Pool, PoolSizes,
+    Accepted, Buffer, Completion, DatagramSocket, Goodbye, Link, ListenerId, Op, Path, Pool,
+    PoolSizes, PortKind, Train,
 };
-use pointsman_ring::{Clock, Ring, RingConfig, bind_tcp};
+use pointsman_ring::{Clock, Ring, RingConfig, bind_tcp, bind_udp};
 
 pub(crate) const LISTENER: ListenerId = ListenerId(0);
 
 /// A ring with room for `links` links and the given buffers.
 pub(crate) fn ring_with(links: u32, small: u32, bulk: u32) -> Ring {
-    let buffers = PoolSizes { small, bulk };
-    Ring::new(&RingConfig { links_max: links, listeners_max: 2, buffers })
-        .expect("these tests need io_uring")
+    Ring::new(&RingConfig {
+        links_max: links,
+        listeners_max: 2,
+        ports_max: 0,
+        buffers: PoolSizes { small, bulk },
+        datagram_buffers: 0,
+    })
+    .expect("these tests need io_uring")
 }
 
 /// A ring for a few links.
@@ -198,4 +204,55 @@ pub(crate) fn leave_descriptors(count: usize) {
     let mut files: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
     let kept = files.len() - count;
     files.drain(..kept).for_each(std::mem::forget);
+}
+
+/// A ring for a few datagram sockets.
+pub(crate) fn datagram_ring(buffers: u32) -> Ring {
+    Ring::new(&RingConfig {
+        links_max: 2,
+        listeners_max: 2,
+        ports_max: 64,
+        buffers: PoolSizes { small: 16, bulk: 1 },
+        datagram_buffers: buffers,
+    })
+    .expect("these tests need io_uring")
+}
+
+/// Makes the ring's listener one of datagrams, and says where it listens.
+pub(crate) fn listen_datagrams(ring: &mut Ring, address: &str, offload: bool) -> SocketAddr {
+    let socket = UdpSocket::from(bind_udp(address.parse().expect("address")).expect("bind"));
+    let address = socket.local_addr().expect("address");
+    ring.listen_datagrams(LISTENER, socket.into(), offload).expect("listen");
+    address
+}
+
+/// A peer of the ring's, which gives up waiting before the test is stuck.
+pub(crate) fn udp_peer(address: &str) -> UdpSocket {
+    let peer = UdpSocket::bind(address).expect("bind");
+    peer.set_read_timeout(Some(Duration::from_secs(20))).expect("option");
+    peer
+}
+
+/// Datagrams that have come: where, on which path, and as what.
+pub(crate) type Came = (DatagramSocket, Path, Train);
+
+/// The next datagrams. Nothing else may happen.
+pub(crate) fn came(ring: &mut Ring) -> Came {
+    let [completion] = <[_; 1]>::try_from(collect(ring, 1)).expect("one completion");
+    match completion {
+        Completion::Datagrams { socket, path, train } => (socket, path, train),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a peer receives next.
+pub(crate) fn receive_datagram(peer: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut bytes = vec![0; 1 << 16];
+    let (len, from) = peer.recv_from(&mut bytes).expect("a datagram");
+    bytes.truncate(len);
+    (bytes, from)
+}
+
+pub(crate) fn port_kind(towards: SocketAddr) -> PortKind {
+    PortKind { towards, connected: false, offload: false }
 }

@@ -77,13 +77,156 @@ fn port_0_may_be_listened_on_twice() {
     assert_eq!(problems(&format!("{text}{other}")), Vec::<String>::new());
 }
 
+/// The good file with these keys added to its listener.
+fn with(keys: &str) -> String {
+    GOOD.replace("\n[[clusters]]", &format!("{keys}\n[[clusters]]"))
+}
+
+fn listener(keys: &str) -> ListenerPlan {
+    let config = config::read(&with(keys)).config;
+    resolve(&config, &PluginFolders::default()).expect("a plan").listeners.remove(0)
+}
+
 #[test]
-fn udp_is_refused_in_one_clear_line() {
+fn tcp_and_udp_may_have_the_same_address() {
+    let udp =
+        with("protocol = \"udp\"\n").replace("name = \"web\"\naddress", "name = \"u\"\naddress");
+    let udp = udp.split("[[clusters]]").next().unwrap_or_default();
+    assert_eq!(problems(&format!("{GOOD}{udp}")), Vec::<String>::new());
+    let twice = format!("{udp}{GOOD}{}", udp.replace("name = \"u\"", "name = \"v\""));
     assert_eq!(
-        problems(&GOOD.replace("[[clusters]]", "protocol = \"udp\"\n[[clusters]]")),
-        ["listeners[0].protocol: udp listeners are not available in this version; use protocol \
-             = \"tcp\""]
+        problems(&twice),
+        ["listeners[2].address: \"127.0.0.1:8080\" is already listeners[0].address; each must be \
+          different"]
     );
+}
+
+#[test]
+fn a_udp_listener_has_its_defaults_and_its_keys() {
+    let plan = listener("protocol = \"udp\"\n");
+    assert_eq!((plan.protocol, plan.datagrams), (Protocol::Udp, DatagramSettings::DEFAULT));
+    assert_eq!(plan.timeouts.idle, Duration::from_secs(60));
+    let plan = listener(
+        "protocol = \"udp\"\nreplies_expected = 1\nupstream_sockets = \"per-flow\"\n\
+         upstream_ports_max = 100\nsegmentation_offload = false\n\
+         on_endpoint_down = \"reallocate\"\n",
+    );
+    let datagrams = DatagramSettings {
+        replies_expected: 1,
+        ports_max: 100,
+        port_per_flow: true,
+        offload: false,
+    };
+    assert_eq!(plan.datagrams, datagrams);
+    assert_eq!(plan.on_endpoint_down, OnEndpointDown::Reallocate);
+}
+
+#[test]
+fn buffers_for_datagrams_are_made_only_where_there_are_any() {
+    let buffers = |text: &str| {
+        let config = config::read(text).config;
+        resolve(&config, &PluginFolders::default()).expect("a plan").datagram_buffers
+    };
+    assert_eq!(buffers(GOOD), 0);
+    assert_eq!(buffers(&with("protocol = \"udp\"\n")), 512);
+}
+
+#[test]
+fn keys_of_the_other_protocol_are_refused() {
+    for (keys, name, only) in [
+        ("replies_expected = 1\n", "replies_expected", "udp"),
+        ("upstream_sockets = \"shared\"\n", "upstream_sockets", "udp"),
+        ("upstream_ports_max = 5\n", "upstream_ports_max", "udp"),
+        ("segmentation_offload = true\n", "segmentation_offload", "udp"),
+        ("protocol = \"udp\"\nconnect_timeout_ms = 5\n", "connect_timeout_ms", "tcp"),
+        ("protocol = \"udp\"\nconnect_attempts = 2\n", "connect_attempts", "tcp"),
+        ("protocol = \"udp\"\nhalf_closed_timeout_ms = 5\n", "half_closed_timeout_ms", "tcp"),
+        ("protocol = \"udp\"\npreread_timeout_ms = 5\n", "preread_timeout_ms", "tcp"),
+        ("protocol = \"udp\"\npreread_bytes_max = 500\n", "preread_bytes_max", "tcp"),
+    ] {
+        let expected = format!(
+            "listeners[0].{name}: is for {only} listeners; leave it out, or write protocol = \
+             \"{only}\""
+        );
+        assert_eq!(problems(&with(keys)), [expected]);
+    }
+}
+
+#[test]
+fn what_becomes_of_flows_without_an_endpoint_fits_the_protocol() {
+    assert_eq!(
+        problems(&with("on_endpoint_down = \"drop\"\n")),
+        [
+            "listeners[0].on_endpoint_down: \"drop\" is for udp listeners; write \"keep\" or \"reset\""
+        ]
+    );
+    assert_eq!(
+        problems(&with("protocol = \"udp\"\non_endpoint_down = \"reset\"\n")),
+        ["listeners[0].on_endpoint_down: \"reset\" is for tcp listeners; write \"keep\", \
+          \"reallocate\" or \"drop\""]
+    );
+}
+
+#[test]
+fn every_kind_of_key_becomes_a_rule() {
+    let rule = |protocol: &str, key: &str| {
+        listener(&format!("protocol = \"{protocol}\"\nkey = {key}\n")).key.expect("a rule")
+    };
+    let bytes = KeyRule::Bytes { offset: 0, length: 8 };
+    assert_eq!(rule("tcp", "{ kind = \"bytes\" }"), bytes);
+    assert_eq!(rule("tcp", "{ kind = \"sni\" }"), KeyRule::ServerName);
+    let bytes = KeyRule::Bytes { offset: 4, length: 2 };
+    assert_eq!(rule("udp", "{ kind = \"bytes\", offset = 4, length = 2 }"), bytes);
+    let quic = KeyRule::QuicConnectionId { length: 8 };
+    assert_eq!(rule("udp", "{ kind = \"quic-cid\" }"), quic);
+    assert_eq!(rule("udp", "{ kind = \"dns-name\" }"), KeyRule::DnsName);
+    assert_eq!(rule("udp", "{ kind = \"radius\" }"), KeyRule::RadiusAttribute(1));
+    assert_eq!(rule("udp", "{ kind = \"sip-call-id\" }"), KeyRule::SipCallId);
+}
+
+#[test]
+fn a_key_that_cannot_be_is_refused_with_its_place() {
+    for (keys, expected) in [
+        ("key = {}", "kind: is missing; write what is read, such as kind = \"bytes\""),
+        ("key = { kind = \"snl\" }", "kind: \"snl\" is not possible here; did you mean \"sni\"?"),
+        (
+            "key = { kind = \"sni\", lenght = 5 }",
+            "lenght: there is no such key; did you mean \"length\"?",
+        ),
+        ("key = { kind = \"sni\", length = 5 }", "length: a \"sni\" key has none; leave it out"),
+        (
+            "key = { kind = \"radius\", attribute = 256 }",
+            "attribute: 256 is out of range; write 1 to 255",
+        ),
+        ("key = { kind = \"quic-cid\", length = 21 }", "length: 21 is out of range; write 1 to 20"),
+        ("key = { kind = \"bytes\", length = 0 }", "length: 0 is out of range; write 1 to 65535"),
+        (
+            "key = { kind = \"bytes\", offset = 65500 }",
+            "length: ends at byte 65508, beyond what a datagram can carry (65507); lower it",
+        ),
+    ] {
+        let tcp = keys.contains("sn");
+        let protocol = if tcp { "" } else { "protocol = \"udp\"\n" };
+        let found = problems(&with(&format!("{protocol}{keys}\n")));
+        assert_eq!(found, [format!("listeners[0].key.{expected}")]);
+    }
+    assert_eq!(
+        problems(&with("key = { kind = \"dns-name\" }\n")),
+        ["listeners[0].key.kind: \"dns-name\" is for udp listeners; possible here are \"bytes\", \
+          \"sni\""]
+    );
+    assert_eq!(
+        problems(&with("key = { kind = \"bytes\", offset = 100 }\npreread_bytes_max = 64\n")),
+        ["listeners[0].key.length: ends at byte 108, beyond preread_bytes_max (64); lower it"]
+    );
+}
+
+#[test]
+fn waiting_for_a_key_that_is_not_looked_for_is_refused() {
+    let found = problems(&with("preread_timeout_ms = 5\n"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("listeners[0].preread_timeout_ms: is for listeners with a key"));
+    assert!(problems(&with("key = { kind = \"sni\" }\npreread_timeout_ms = 5\n")).is_empty());
 }
 
 #[test]

@@ -27,7 +27,8 @@ const WEB: ClusterId = ClusterId(0);
 fn world_of(text: &str) -> World {
     let folders = PluginFolders::new(Path::new("x.toml"), &[]);
     let plan = resolve(&crate::config::read(text).config, &folders).expect("the test's plan");
-    World::new(&plan, &plan.listeners.iter().map(|listener| listener.address).collect::<Vec<_>>())
+    let addresses: Vec<_> = plan.listeners.iter().map(|listener| listener.address).collect();
+    World::new(&plan, &addresses, [0; 2])
 }
 
 fn candidates_of(world: &mut World) -> Vec<u32> {
@@ -141,4 +142,26 @@ fn endpoints_that_nobody_checks_stay_up() {
     }
     assert_eq!(world.look_at_connects(), []);
     assert_eq!(world.publish().clusters[1].candidates.endpoints.len(), 1);
+}
+
+#[test]
+fn limits_over_all_workers_live_on_from_snapshot_to_snapshot() {
+    let limits =
+        "max_flows_per_client = 1\nnew_flows_per_second = 1\n\n[[clusters]]\nname = \"web\"";
+    let mut world = world_of(&TEXT.replacen("\n[[clusters]]\nname = \"web\"", limits, 1));
+    let (before, after) = (world.publish(), world.publish());
+    let (before, after) = (&before.listeners[0], &after.listeners[0]);
+    let client = "192.0.2.1".parse().expect("an address");
+    assert!(before.flows_per_client.as_ref().expect("a limit").try_add(client));
+    assert!(!after.flows_per_client.as_ref().expect("a limit").try_add(client));
+    let now = Instant::from_millis(5_000);
+    assert!(before.new_flow_rate.as_ref().expect("a limit").try_take(now));
+    assert!(!after.new_flow_rate.as_ref().expect("a limit").try_take(now));
+}
+
+#[test]
+fn what_is_not_limited_has_no_counts() {
+    let snapshot = world_of(TEXT).publish();
+    assert!(snapshot.listeners[0].flows_per_client.is_none());
+    assert!(snapshot.listeners[0].new_flow_rate.is_none());
 }

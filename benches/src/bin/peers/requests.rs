@@ -1,4 +1,5 @@
-//! The endpoint (nginx) and the load (wrk), both on the core that the balancers are not on.
+//! The load of requests over TCP: an endpoint (nginx) and clients (wrk), both on the core that the
+//! balancers are not on.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -9,7 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::proxies::{Proxy, free_address};
+use crate::Load;
+use crate::plans::{Traffic, free_address};
+use crate::proxies::Proxy;
 
 /// The core of the endpoint and the load.
 const CORE: &str = "1";
@@ -61,14 +64,9 @@ impl Scenario {
         let text = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "wrk failed: {text}");
         let requests = number_before(&text, " requests in ").context("wrk reports no requests")?;
-        Ok(Load { units: requests * self.units_per_request, errors: socket_errors(&text) })
+        let units = requests * self.units_per_request;
+        Ok(Load { units, errors: socket_errors(&text), lost: 0 })
     }
-}
-
-/// What came of a load.
-pub(crate) struct Load {
-    pub(crate) units: f64,
-    pub(crate) errors: u64,
 }
 
 /// The number that stands before `mark`.
@@ -108,7 +106,7 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     pub(crate) fn start(folder: &Path) -> Result<Self> {
-        let address = free_address()?;
+        let address = free_address(Traffic::Connections)?;
         let (config, root) = (folder.join("endpoint.conf"), folder.join("root"));
         fs::create_dir_all(&root)?;
         fs::write(root.join("bulk"), vec![b'x'; 1 << 20])?;
