@@ -135,6 +135,7 @@ pub(crate) struct Found<'a> {
     pub(crate) verdict: KeptVerdict,
     pub(crate) method: Method,
     pub(crate) policy_generation: u64,
+    pub(crate) expires: Instant,
 }
 
 /// The kept decisions of one worker.
@@ -177,17 +178,17 @@ impl Affinity {
         key: AffinityKey,
         among: &'a Candidates,
     ) -> Option<Found<'a>> {
-        let known = self.table.get(now, &key).copied().filter(|kept| kept.holds(among));
-        let kept = known.or_else(|| self.learn(now, key, among))?;
+        let known = self.known(now, &key).filter(|(kept, _)| kept.holds(among));
+        let (kept, mut expires) = known.or_else(|| self.learn(now, key, among))?;
         let target = match kept.verdict {
             KeptVerdict::Forward(id) => among.find(id),
             KeptVerdict::Reset | KeptVerdict::Drop => None,
         };
         if kept.sliding_ttl_ms != 0 {
-            let expires = now + Duration::from_millis(kept.sliding_ttl_ms.into());
+            expires = now + Duration::from_millis(kept.sliding_ttl_ms.into());
             self.table.extend(&key, expires);
             if let Some(board) = &self.board {
-                board.extend(&key, expires);
+                board.extend(now, &key, expires);
             }
         }
         Some(Found {
@@ -195,18 +196,31 @@ impl Affinity {
             verdict: kept.verdict,
             method: kept.method.into(),
             policy_generation: kept.policy_generation.into(),
+            expires,
         })
     }
 
     /// Takes over what another worker keeps for this client, in place of an entry whose endpoint
     /// is gone.
     #[cold]
-    fn learn(&mut self, now: Instant, key: AffinityKey, among: &Candidates) -> Option<Kept> {
+    fn learn(
+        &mut self,
+        now: Instant,
+        key: AffinityKey,
+        among: &Candidates,
+    ) -> Option<(Kept, Instant)> {
         let found = self.board.as_ref()?.find(now, &key);
         let (kept, expires) = found.filter(|(kept, _)| kept.holds(among))?;
         // Without room of its own the worker learns it again for the client's next flow.
         let _ = self.table.insert(now, key, kept, expires);
-        Some(kept)
+        Some((kept, expires))
+    }
+
+    /// What the worker has in its own table, and until when.
+    #[inline]
+    fn known(&mut self, now: Instant, key: &AffinityKey) -> Option<(Kept, Instant)> {
+        let kept = *self.table.get(now, key)?;
+        Some((kept, self.table.expires(key)?))
     }
 
     /// Keeps a decision for this key, in place of an earlier one.

@@ -152,7 +152,7 @@ impl Allocator {
             .into_iter()
             .flatten()
             .find_map(|key| self.affinity.find(request.now, key, among))?;
-        let Found { target, verdict, method, policy_generation } = found;
+        let Found { target, verdict, method, policy_generation, expires } = found;
         let reason = match (verdict, target) {
             (KeptVerdict::Forward(_), Some(endpoint)) => {
                 let (endpoint, source, scope) = (endpoint.clone(), Source::Cache, Scope::Flow);
@@ -163,7 +163,7 @@ impl Allocator {
             (KeptVerdict::Reset, _) => CloseReason::DeniedReset,
             (KeptVerdict::Drop, _) => CloseReason::DeniedDrop,
         };
-        let (source, tag, ttl) = (Some(Source::Cache), method.tag, Duration::ZERO);
+        let (source, tag, ttl) = (Some(Source::Cache), method.tag, expires.since(request.now));
         Some(Err(Denied { reason, source, policy_generation, tag, ttl }))
     }
 

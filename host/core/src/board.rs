@@ -64,8 +64,10 @@ impl Board {
     }
 
     /// A worker has used a decision whose life begins anew with each use.
-    pub(crate) fn extend(&self, key: &AffinityKey, expires: Instant) {
-        if let Some(mut shard) = self.shard(key).try_lock() {
+    pub(crate) fn extend(&self, now: Instant, key: &AffinityKey, expires: Instant) {
+        if let Some(mut shard) = self.shard(key).try_lock()
+            && shard.get(now, key).is_some()
+        {
             shard.extend(key, expires);
         }
     }

@@ -31,7 +31,7 @@ use crate::boundary::{
 use crate::listing::{Entry, EntryId, EntryKind, FlowEntry, FlowState};
 use crate::policy::{Method, Scope};
 use crate::session::{Allocation, Tried};
-use crate::snapshot::{Listener, OnEndpointDown, Protocol, Snapshot};
+use crate::snapshot::{EndpointId, Listener, OnEndpointDown, Protocol, Snapshot};
 use crate::stats::{CloseReason, DropReason, FlowRecord, ShedReason, Stats};
 use crate::time::Instant;
 
@@ -637,6 +637,7 @@ impl Datagrams {
         let key = flow.key(details);
         let request = request(turn, &key, application_key);
         let allocated = turn.allocator.allocate(&request, turn.snapshot, turn.stats);
+        let left = self.endpoint_of(number);
         self.unbind(turn, number);
         let moved = allocated.ok().and_then(|allocation| {
             let binding = self.bindings.number_of(key.listener, &allocation.endpoint);
@@ -644,7 +645,7 @@ impl Datagrams {
             Some((allocation, binding, port))
         });
         let Some((allocation, binding, port)) = moved else {
-            self.end(turn, number, CloseReason::EndpointDown);
+            self.remove(turn, number, left, CloseReason::EndpointDown);
             return;
         };
         turn.stats.listener(key.listener).reallocations_total += 1;
@@ -657,10 +658,24 @@ impl Datagrams {
     }
 
     fn end(&mut self, turn: &mut Turn<'_>, number: u32, reason: CloseReason) {
-        let binding = self.table.flow(number).binding;
-        let endpoint = self.bindings.get(binding).map(|binding| &binding.endpoint);
-        let endpoint = endpoint.map(|endpoint| (endpoint.id, endpoint.address));
+        let endpoint = self.endpoint_of(number);
         self.unbind(turn, number);
+        self.remove(turn, number, endpoint, reason);
+    }
+
+    fn endpoint_of(&mut self, number: u32) -> Option<(EndpointId, SocketAddr)> {
+        let binding = self.bindings.get(self.table.flow(number).binding)?;
+        Some((binding.endpoint.id, binding.endpoint.address))
+    }
+
+    /// Ends a flow that has left its endpoint.
+    fn remove(
+        &mut self,
+        turn: &mut Turn<'_>,
+        number: u32,
+        endpoint: Option<(EndpointId, SocketAddr)>,
+        reason: CloseReason,
+    ) {
         let (flow, details) = self.table.remove(number);
         let key = flow.key(details.as_ref());
         turn.listener(key.listener).give_back(key.client.ip());

@@ -121,7 +121,9 @@ impl Ports {
         let leaps = (0..TRIES).map(|n| wish.random as usize % len + n * leap);
         let steps = (wish.random as usize % len..).take(TRIES.min(len));
         let places = leaps.chain(steps).map(|place| place % len);
-        places.filter_map(|place| pool.get(place).copied()).find(|port| !is_taken(*port))
+        let mut found = places.filter_map(|place| pool.get(place).copied());
+        // An endpoint that was removed and came back finds its address taken by flows of before.
+        found.find(|port| !is_taken(*port)).or_else(|| self.open(wish, State::Shared, ops))
     }
 
     /// The port for datagrams that have no flow.

@@ -2,9 +2,11 @@
 //!
 //! `world` is the kernel and the peers, `workload` decides what they do and when, `oracle` knows
 //! what must come of it. A seed is a schedule: sizes of everything, the order of completions, who
-//! resets whom, when the world changes. Replay one with `cargo xtask sim --seed N`; see that the
+//! resets whom, when the world changes. `datagrams` has the same three for flows of datagrams, in one
+//! or two workers of one process. Replay one with `cargo xtask sim --seed N`; see that the
 //! oracle can fail with `cargo xtask sim --mutants`.
 
+mod datagrams;
 mod mutants;
 mod oracle;
 mod rng;
@@ -12,9 +14,11 @@ mod workload;
 mod world;
 
 use std::collections::BTreeSet;
-use std::panic::catch_unwind;
+use std::panic::{catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::ScopedJoinHandle;
 
-use pointsman_core::{CloseReason, DropReason, ShedReason};
+use pointsman_core::{CloseReason, DropReason, KeylessReason, ShedReason};
 
 /// Seeds of a normal run, unless `POINTSMAN_SIM_SEEDS` names another number.
 const SEEDS: u64 = 500;
@@ -30,19 +34,39 @@ fn every_schedule_keeps_the_contract() {
         Some(seed) => seed..seed + 1,
         None => 0..number("POINTSMAN_SIM_SEEDS").unwrap_or(SEEDS),
     };
+    let all = seeds.end - seeds.start >= SEEDS;
+    let next = AtomicU64::new(seeds.start);
+    let reached = std::thread::scope(|scope| {
+        let runners = [(); 2].map(|()| scope.spawn(|| run_some(&next, seeds.end)));
+        runners.into_iter().flat_map(join).collect()
+    });
+    if all {
+        assert_everything_was_reached(&reached);
+    }
+}
+
+/// Runs seeds until there are no more; tells which named reasons they led to.
+fn run_some(next: &AtomicU64, end: u64) -> BTreeSet<&'static str> {
     let mut reached = BTreeSet::new();
-    for seed in seeds.clone() {
-        match catch_unwind(|| workload::run(seed)) {
-            Ok(outcomes) => reached.extend(outcomes),
+    loop {
+        let seed = next.fetch_add(1, Relaxed);
+        if seed >= end {
+            return reached;
+        }
+        let run = || (workload::run(seed), datagrams::run(seed));
+        match catch_unwind(run) {
+            Ok((streams, datagrams)) => reached.extend(streams.into_iter().chain(datagrams)),
             Err(panic) => {
                 eprintln!("seed {seed} fails; replay it with: cargo xtask sim --seed {seed}");
-                std::panic::resume_unwind(panic);
+                next.store(end, Relaxed);
+                resume_unwind(panic);
             }
         }
     }
-    if seeds.end - seeds.start >= SEEDS {
-        assert_everything_was_reached(&reached);
-    }
+}
+
+fn join(runner: ScopedJoinHandle<'_, BTreeSet<&'static str>>) -> BTreeSet<&'static str> {
+    runner.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// A simulation that never gets somewhere proves nothing about it.
@@ -50,10 +74,12 @@ fn assert_everything_was_reached(reached: &BTreeSet<&'static str>) {
     let closes = CloseReason::ALL.map(CloseReason::label);
     let sheds = ShedReason::ALL.map(ShedReason::label);
     let drops = DropReason::ALL.map(DropReason::label);
+    let keyless = KeylessReason::ALL.map(KeylessReason::label);
     let missing: Vec<_> = closes
         .iter()
         .chain(&sheds)
         .chain(&drops)
+        .chain(&keyless)
         .filter(|label| !reached.contains(**label))
         .collect();
     assert!(missing.is_empty(), "no seed led to {missing:?}");
@@ -63,4 +89,5 @@ fn assert_everything_was_reached(reached: &BTreeSet<&'static str>) {
 fn a_seed_is_a_schedule() {
     assert_eq!(workload::trace(7), workload::trace(7));
     assert_ne!(workload::trace(7), workload::trace(8));
+    assert_eq!(datagrams::trace(7), datagrams::trace(7));
 }

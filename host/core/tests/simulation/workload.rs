@@ -11,8 +11,8 @@ use pointsman_core::policy::{
 };
 use pointsman_core::{
     Balancer, BalancerConfig, Board, Candidates, CloseReason, Cluster, ClusterId, DatagramSettings,
-    DropReason, Endpoint, EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown,
-    PrefixLengths, Protocol, ShedReason, Snapshot, Timeouts,
+    DropReason, Endpoint, EndpointId, EndpointState, Generation, Instant, KeylessReason, Listener,
+    OnEndpointDown, PrefixLengths, Protocol, ShedReason, Snapshot, Stats, Timeouts,
 };
 
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
@@ -408,18 +408,25 @@ impl Run {
     }
 
     fn outcomes(&self) -> Vec<&'static str> {
-        let mut reached = Vec::new();
-        for listener in &self.balancer.stats().listeners {
-            let closes = CloseReason::ALL.map(CloseReason::label);
-            let sheds = ShedReason::ALL.map(ShedReason::label);
-            let drops = DropReason::ALL.map(DropReason::label);
-            let counted = listener.closes_total.iter().zip(closes);
-            let counted = counted.chain(listener.sheds_total.iter().zip(sheds));
-            let counted = counted.chain(listener.drops_total.iter().zip(drops));
-            reached.extend(counted.filter(|&(&count, _)| count > 0).map(|(_, label)| label));
-        }
-        reached
+        reached(self.balancer.stats())
     }
+}
+
+/// The named reasons that were counted.
+pub(crate) fn reached(stats: &Stats) -> Vec<&'static str> {
+    let mut reached = Vec::new();
+    for listener in &stats.listeners {
+        let closes = CloseReason::ALL.map(CloseReason::label);
+        let sheds = ShedReason::ALL.map(ShedReason::label);
+        let drops = DropReason::ALL.map(DropReason::label);
+        let keyless = KeylessReason::ALL.map(KeylessReason::label);
+        let counted = listener.closes_total.iter().zip(closes);
+        let counted = counted.chain(listener.sheds_total.iter().zip(sheds));
+        let counted = counted.chain(listener.drops_total.iter().zip(drops));
+        let counted = counted.chain(listener.keyless_total.iter().zip(keyless));
+        reached.extend(counted.filter(|&(&count, _)| count > 0).map(|(_, label)| label));
+    }
+    reached
 }
 
 fn faults(rng: &mut Rng) -> Faults {
@@ -496,7 +503,11 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
     }
 }
 
-fn candidates(generation: Generation, states: &[EndpointState], fails_open: bool) -> Candidates {
+pub(crate) fn candidates(
+    generation: Generation,
+    states: &[EndpointState],
+    fails_open: bool,
+) -> Candidates {
     let serving = |state: &&EndpointState| state.up && !state.draining;
     let open = fails_open && !states.iter().any(|state| serving(&state));
     let chosen = states.iter().filter(|state| if open { !state.draining } else { serving(state) });
@@ -507,7 +518,7 @@ fn candidates(generation: Generation, states: &[EndpointState], fails_open: bool
     Candidates { generation, endpoints, table: maglev::Table::build(&keys, 251) }
 }
 
-fn copy(snapshot: &Snapshot) -> Snapshot {
+pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
     let listeners = snapshot.listeners.iter().map(|old| Listener {
         name: old.name.clone(),
         flows_active: old.flows_active.clone(),

@@ -1,0 +1,148 @@
+//! Who decides on a flow, and what is kept of it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pointsman_core::listing::{Entry, EntryKind};
+use pointsman_core::policy::{Method, Scope, Source, Verdict};
+use pointsman_core::{CloseReason, DropReason, EndpointId};
+
+use super::kept::{Kept, KeptKey};
+use super::model::{Flow, Model, Scene, Seen};
+use super::setup::Kind;
+
+/// How a new flow is allocated, as far as the model can know before it sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allocated {
+    /// Its endpoint, unless a policy was asked that nobody observes; or how it is denied.
+    pub(super) target: Result<Option<EndpointId>, CloseReason>,
+    pub(super) method: Method,
+    pub(super) hidden: bool,
+    /// How long a denial holds.
+    pub(super) ttl: Duration,
+}
+
+impl Model {
+    /// Who decides on a flow, and what: a kept decision, else the policy. `None` if nobody can.
+    pub(super) fn allocate(
+        &mut self,
+        scene: &Scene<'_>,
+        (listener, client, key): (usize, SocketAddr, Option<u64>),
+        seen: &mut Seen,
+    ) -> Option<Allocated> {
+        let cluster = listener as u16;
+        let among = &scene.snapshot.clusters[listener].candidates;
+        let keyed = key.map(|key| KeptKey::Key { cluster, key });
+        let keys = keyed.into_iter().chain([KeptKey::client(cluster, client.ip())]);
+        let here = (scene.now, scene.worker);
+        let kept = { keys }.find_map(|key| self.shelf.find(here, key, among));
+        let idle = scene.listener(listener).timeouts.idle;
+        if kept.is_none() && among.endpoints.is_empty() {
+            return None;
+        }
+        let source = if kept.is_some() { Source::Cache } else { self.kinds[listener].source() };
+        self.worker(scene).decisions[listener][source.index()] += 1;
+        if let Some(kept) = kept {
+            let ttl = kept.expires.since(scene.now);
+            let target = kept.verdict.map(Some);
+            return Some(Allocated { target, method: kept.method, hidden: false, ttl });
+        }
+        if self.kinds[listener] != Kind::Scripted {
+            let (target, method) = (Ok(None), Method::DEFAULT);
+            return Some(Allocated { target, method, hidden: false, ttl: idle });
+        }
+        let call = seen.calls.pop_front().expect("a flow that no entry covers is decided on");
+        assert_eq!((call.client, call.key), (client, key), "a policy is asked of this flow");
+        let decision = call.decision;
+        let ttl = if decision.ttl.is_zero() { idle } else { decision.ttl };
+        let target = match decision.verdict {
+            Verdict::Forward(index) => Ok(among.get(index).expect("a candidate").id),
+            Verdict::Reset => Err(CloseReason::DeniedReset),
+            Verdict::Drop => Err(CloseReason::DeniedDrop),
+        };
+        let key = match decision.scope {
+            Scope::Key => keyed,
+            Scope::Client => Some(KeptKey::client(cluster, client.ip())),
+            Scope::Flow | Scope::None => None,
+        };
+        if let Some(key) = key {
+            let slides = decision.sliding.then_some(ttl);
+            let (method, expires) = (decision.method, scene.now + ttl);
+            self.keep(scene, key, Kept { verdict: target, method, expires, slides }, seen);
+        }
+        let hidden = decision.scope == Scope::None;
+        Some(Allocated { target: target.map(Some), method: decision.method, hidden, ttl })
+    }
+
+    /// Keeps a decision, unless there was no room.
+    pub(super) fn keep(&mut self, scene: &Scene<'_>, key: KeptKey, kept: Kept, seen: &Seen) {
+        let is_it = |entry: &Entry| match &entry.kind {
+            EntryKind::Kept(shown) => {
+                KeptKey::of(entry.cluster.0, shown) == key
+                    && (shown.expires, entry.endpoint) == (kept.expires, kept.verdict.ok())
+            }
+            EntryKind::Flow(_) => false,
+        };
+        if !seen.table_was_full || seen.shown.iter().any(is_it) {
+            self.shelf.keep(scene.worker, key, kept);
+        } else {
+            let (KeptKey::Client { cluster, .. } | KeptKey::Key { cluster, .. }) = key;
+            let drops = &mut self.worker(scene).stats[usize::from(cluster)].drops_total;
+            drops[DropReason::FlowTableFull.index()] += 1;
+        }
+    }
+
+    /// What a native policy keeps of its own accord: the endpoint of related flows.
+    pub(super) fn keep_related(&mut self, scene: &Scene<'_>, flow: &Flow, endpoint: EndpointId) {
+        let related = matches!(self.kinds[flow.listener], Kind::RoundRobin | Kind::LeastFlows);
+        let Some(key) = flow.key.filter(|_| related) else { return };
+        let idle = scene.listener(flow.listener).timeouts.idle;
+        let kept = Kept {
+            verdict: Ok(endpoint),
+            method: Method::DEFAULT,
+            expires: scene.now + idle,
+            slides: Some(idle),
+        };
+        let key = KeptKey::Key { cluster: flow.listener as u16, key };
+        self.shelf.keep(scene.worker, key, kept);
+    }
+
+    /// The same for a flow that got no port: only what is kept shows what was decided.
+    pub(super) fn keep_unseen(&mut self, scene: &Scene<'_>, flow: &Flow, seen: &Seen) {
+        let is_it = |entry: &&Entry| match &entry.kind {
+            EntryKind::Kept(shown) => {
+                entry.cluster.index() == flow.listener && shown.key == flow.key && shown.sliding
+            }
+            EntryKind::Flow(_) => false,
+        };
+        let shown = seen.shown.iter().filter(|_| flow.key.is_some()).find(is_it);
+        if let Some(endpoint) = shown.and_then(|entry| entry.endpoint) {
+            self.keep_related(scene, flow, endpoint);
+        }
+    }
+
+    /// Whether the key is kept as this flow would have it: of several flows with one key, the one
+    /// whose timer came by last.
+    pub(super) fn is_shown_kept(&self, scene: &Scene<'_>, flow: &Flow, seen: &Seen) -> bool {
+        let expires = scene.now + 2 * scene.timeout(flow);
+        seen.shown.iter().any(|entry| match &entry.kind {
+            EntryKind::Kept(shown) => {
+                let key = (entry.cluster.index(), shown.key, entry.endpoint, shown.expires);
+                key == (flow.listener, flow.key, flow.target.ok().map(|(id, _)| id), expires)
+            }
+            EntryKind::Flow(_) => false,
+        })
+    }
+
+    /// A flow that goes on has its key kept.
+    pub(super) fn keep_key(&mut self, scene: &Scene<'_>, flow: &Flow, seen: &Seen) {
+        let (Some(key), Ok((endpoint, _))) = (flow.key, flow.target) else { return };
+        let kept = Kept {
+            verdict: Ok(endpoint),
+            method: Method::DEFAULT,
+            expires: scene.now + 2 * scene.timeout(flow),
+            slides: None,
+        };
+        self.keep(scene, KeptKey::Key { cluster: flow.listener as u16, key }, kept, seen);
+    }
+}

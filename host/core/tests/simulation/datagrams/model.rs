@@ -1,0 +1,385 @@
+//! A shadow of every flow, port and count: what there should be.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use pointsman_core::boundary::{Op, PortId, Side};
+use pointsman_core::listing::{Entry, EntryKind, FlowEntry, FlowState};
+use pointsman_core::policy::Method;
+use pointsman_core::{
+    CloseReason, EndpointId, FlowRecord, Instant, Listener, ListenerStats, OnEndpointDown, Snapshot,
+};
+
+use super::kept::Shelf;
+use super::setup::{Call, Kind, PREFIX};
+
+/// An answered flow that has been silent for so long may give its place.
+const STALE: Duration = Duration::from_secs(10);
+const BURST: Duration = Duration::from_millis(50);
+
+/// One flow of datagrams.
+#[derive(Debug, Clone)]
+pub(super) struct Flow {
+    pub(super) listener: usize,
+    pub(super) client: SocketAddr,
+    pub(super) local: IpAddr,
+    /// Whether the client's next datagram is none of its.
+    pub(super) hidden: bool,
+    /// Its endpoint, or how it is denied.
+    pub(super) target: Result<(EndpointId, SocketAddr), CloseReason>,
+    /// `None` if it is denied, or if nothing has been sent since it was given another endpoint.
+    pub(super) port: Option<PortId>,
+    pub(super) method: Method,
+    pub(super) key: Option<u64>,
+    pub(super) started: Instant,
+    pub(super) active: Instant,
+    pub(super) timer: Instant,
+    pub(super) bytes: [u64; 2],
+    pub(super) datagrams: [u64; 2],
+    pub(super) paces: [Instant; 2],
+    /// Whether the client sent again before the first reply.
+    pub(super) resent: bool,
+}
+
+/// A time to within 16 ms, never early.
+pub(super) fn coarse(now: Instant) -> Instant {
+    Instant::from_millis(((now.as_millis() >> 4) + 1) << 4)
+}
+
+impl Flow {
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.datagrams[Side::Downstream.index()] > 0
+    }
+
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.target.ok().map(|(_, address)| address)
+    }
+
+    /// Whether its timer has come by, which has whole milliseconds.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.timer.as_nanos().div_ceil(1_000_000) <= now.as_millis()
+    }
+
+    /// Whether these datagrams come too fast for it; counts them if not.
+    pub(super) fn throttle(&mut self, now: Instant, to: Side, len: u32) -> bool {
+        let Some(kib_s) = self.method.throttle_kib_s else { return false };
+        let pace = &mut self.paces[to.index()];
+        if *pace > now + BURST {
+            return true;
+        }
+        let nanos = u64::from(len) * 1_000_000_000 / (u64::from(kib_s) * 1_024);
+        *pace = (*pace).max(now) + Duration::from_nanos(nanos);
+        false
+    }
+
+    pub(super) fn is_in(&self, entry: &Entry) -> bool {
+        let EntryKind::Flow(shown) = &entry.kind else { return false };
+        self.listener == shown.listener.index()
+            && (self.client, self.local) == (shown.client, shown.local.ip())
+            && self.method.tag == shown.tag
+    }
+
+    /// The survey shows the flow as it is.
+    pub(super) fn assert_shown_by(&self, entry: &Entry, shown: &FlowEntry) {
+        let state = match self.target {
+            Err(_) => FlowState::Denied,
+            Ok(_) if self.is_confirmed() => FlowState::Established,
+            Ok(_) => FlowState::Unconfirmed,
+        };
+        assert_eq!(shown.state, state, "{self:?}");
+        assert_eq!((shown.bytes, shown.datagrams), (self.bytes, self.datagrams), "{self:?}");
+        assert_eq!(entry.endpoint.zip(shown.endpoint_address), self.target.ok(), "{self:?}");
+        assert_eq!((shown.started, shown.last_active), (coarse(self.started), coarse(self.active)));
+    }
+
+    pub(super) fn is_of(&self, record: &FlowRecord) -> bool {
+        self.listener == record.listener.index()
+            && self.client == record.client
+            && self.target.ok() == record.endpoint
+            && (self.bytes, self.method.tag) == (record.bytes, record.tag)
+            && coarse(self.started) == record.started
+    }
+}
+
+/// What a port is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Shared,
+    Owned,
+    Stateless,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Port {
+    pub(super) listener: usize,
+    pub(super) role: Role,
+    pub(super) is_v4: bool,
+    pub(super) failed: bool,
+    pub(super) closing: bool,
+}
+
+/// What one call of a balancer led to. The model takes out of it what it has an explanation for.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) ops: VecDeque<Op>,
+    pub(super) records: VecDeque<FlowRecord>,
+    pub(super) calls: VecDeque<Call>,
+    /// What is there after the call.
+    pub(super) shown: Vec<Entry>,
+    /// Whether there was no room for a decision that was to be kept.
+    pub(super) table_was_full: bool,
+}
+
+impl Seen {
+    pub(super) fn assert_explained(&self) {
+        let explained = self.ops.is_empty() && self.records.is_empty() && self.calls.is_empty();
+        assert!(explained, "unexplained: {self:#?}");
+    }
+}
+
+/// One worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) flows: Vec<Flow>,
+    pub(super) ports: BTreeMap<PortId, Port>,
+    pub(super) stats: Vec<ListenerStats>,
+    /// Decisions by cluster and source.
+    pub(super) decisions: Vec<[u64; 5]>,
+    pub(super) stopped: Vec<bool>,
+}
+
+/// All workers.
+#[derive(Debug)]
+pub(super) struct Model {
+    pub(super) workers: Vec<Worker>,
+    pub(super) shelf: Shelf,
+    pub(super) capacity: usize,
+    pub(super) kinds: Vec<Kind>,
+    /// By listener: when everything admitted so far is on schedule.
+    pub(super) rates: Vec<Instant>,
+    /// By listener: flows that each client may have.
+    pub(super) per_client: Vec<Option<u32>>,
+    /// By listener: how many flows per second, if limited.
+    pub(super) per_second: Vec<Option<u64>>,
+}
+
+/// Where and when something happens.
+#[derive(Clone, Copy)]
+pub(super) struct Scene<'a> {
+    pub(super) now: Instant,
+    pub(super) worker: usize,
+    pub(super) snapshot: &'a Snapshot,
+}
+
+impl<'a> Scene<'a> {
+    pub(super) fn listener(&self, listener: usize) -> &'a Listener {
+        &self.snapshot.listeners[listener]
+    }
+
+    pub(super) fn drain_is_over(&self) -> bool {
+        self.snapshot.drain_until.is_some_and(|end| end <= self.now)
+    }
+
+    /// Whether flows of this endpoint may stay.
+    pub(super) fn serves(&self, listener: usize, endpoint: EndpointId) -> bool {
+        let cluster = &self.snapshot.clusters[listener];
+        cluster.endpoint(endpoint).is_some_and(|state| state.up)
+            || cluster.candidates.find(endpoint).is_some()
+    }
+
+    /// Whether the flow must leave its endpoint.
+    pub(super) fn is_lost(&self, flow: &Flow) -> bool {
+        let acts = self.listener(flow.listener).on_endpoint_down != OnEndpointDown::Keep;
+        acts && flow.target.is_ok_and(|(id, _)| !self.serves(flow.listener, id))
+    }
+
+    pub(super) fn timeout(&self, flow: &Flow) -> Duration {
+        flow.method.idle_timeout.unwrap_or(self.listener(flow.listener).timeouts.idle)
+    }
+}
+
+impl Model {
+    pub(super) fn worker(&mut self, scene: &Scene<'_>) -> &mut Worker {
+        &mut self.workers[scene.worker]
+    }
+
+    /// Flows of a listener, over all workers.
+    pub(super) fn active(&self, listener: usize) -> usize {
+        let flows = self.workers.iter().flat_map(|worker| &worker.flows);
+        flows.filter(|flow| flow.listener == listener).count()
+    }
+
+    pub(super) fn active_of(&self, listener: usize, client: IpAddr) -> usize {
+        let flows = self.workers.iter().flat_map(|worker| &worker.flows);
+        let own = flows.filter(|flow| flow.listener == listener);
+        own.filter(|flow| PREFIX.mask(flow.client.ip()) == PREFIX.mask(client)).count()
+    }
+
+    /// Whether one more may happen in this time; takes its part of it if so.
+    pub(super) fn try_rate(&mut self, now: Instant, listener: usize) -> bool {
+        let Some(per_second) = self.per_second[listener] else { return true };
+        let interval = Duration::from_nanos(1_000_000_000 / per_second);
+        let next = self.rates[listener].max(now) + interval;
+        let admits = next <= now + Duration::from_secs(1);
+        if admits {
+            self.rates[listener] = next;
+        }
+        admits
+    }
+
+    /// Whether a new flow needs another's place.
+    pub(super) fn is_full(&self, scene: &Scene<'_>) -> bool {
+        let flows = &self.workers[scene.worker].flows;
+        let unconfirmed = flows.iter().filter(|flow| !flow.is_confirmed()).count();
+        flows.len() == self.capacity || unconfirmed >= (self.capacity / 8).max(1)
+    }
+
+    /// Takes the place of a flow, of this listener if one is named, if one was given: it must have
+    /// been free to go, and one that was surely free to go must have been found.
+    pub(super) fn evict(&mut self, scene: &Scene<'_>, of: Option<usize>, seen: &mut Seen) -> bool {
+        let flows = &self.workers[scene.worker].flows;
+        let full = flows.len() == self.capacity;
+        let may = |flow: &&Flow| of.is_none_or(|of| of == flow.listener);
+        let weak = |flow: &Flow| !flow.is_confirmed() && !flow.resent;
+        let stale = |flow: &Flow| {
+            let silent = scene.now.since(coarse(flow.active)) >= STALE;
+            flow.is_confirmed() && silent && (of.is_some() || full)
+        };
+        let any_weak = flows.iter().filter(may).any(weak);
+        let any_stale = flows.iter().filter(may).any(stale);
+        let evicted =
+            seen.records.front().is_some_and(|first| first.reason == CloseReason::Evicted);
+        if !evicted {
+            assert!(!any_weak && !any_stale, "a flow could have given its place");
+            return false;
+        }
+        let flow = self.end(scene, seen).1;
+        assert!(may(&&flow), "another listener's flow gave its place");
+        if flow.is_confirmed() {
+            assert!(stale(&flow), "a flow in use gave its place: {flow:?}");
+            assert!(!any_weak, "an answered flow gave its place before one that was not");
+        }
+        true
+    }
+
+    /// Ends the flow that the next record is of.
+    pub(super) fn end(&mut self, scene: &Scene<'_>, seen: &mut Seen) -> (CloseReason, Flow) {
+        let record = seen.records.pop_front().expect("a flow that ends has a record");
+        let flows = &self.workers[scene.worker].flows;
+        let places: Vec<usize> =
+            (0..flows.len()).filter(|&place| flows[place].is_of(&record)).collect();
+        let place = match places[..] {
+            [] => panic!("a record of no flow: {record:?} among {flows:#?}"),
+            [place] => place,
+            _ => {
+                let is_shown = |place: usize| seen.shown.iter().any(|it| flows[place].is_in(it));
+                let gone = places.iter().copied().find(|&place| !is_shown(place));
+                gone.unwrap_or(places[0])
+            }
+        };
+        seen.records.push_front(record);
+        self.end_this(scene, place, seen)
+    }
+
+    /// Ends this flow, which the next record must be of.
+    pub(super) fn end_this(
+        &mut self,
+        scene: &Scene<'_>,
+        place: usize,
+        seen: &mut Seen,
+    ) -> (CloseReason, Flow) {
+        let record = seen.records.pop_front().expect("a flow that ends has a record");
+        let worker = self.worker(scene);
+        let flow = worker.flows.remove(place);
+        assert!(flow.is_of(&record), "{record:?} is not of {flow:?}");
+        assert_eq!(record.ended, scene.now);
+        assert_eq!(record.attempts, u32::from(flow.target.is_ok()));
+        let stats = &mut worker.stats[flow.listener];
+        stats.flows_active -= 1;
+        stats.closes_total[record.reason.index()] += 1;
+        self.leave(scene, &flow, seen);
+        (record.reason, flow)
+    }
+
+    /// A flow leaves its port, which is closed if it was its own.
+    pub(super) fn leave(&mut self, scene: &Scene<'_>, flow: &Flow, seen: &mut Seen) {
+        let Some(port) = flow.port else { return };
+        let worker = self.worker(scene);
+        let is_used = worker.flows.iter().any(|other| other.port == Some(port));
+        let known = worker.ports.get_mut(&port).expect("a flow has an open port");
+        if known.failed && !is_used {
+            worker.ports.remove(&port);
+        } else if known.role == Role::Owned && !known.failed {
+            known.closing = true;
+            let closed = Op::ClosePort { port };
+            let place = seen.ops.iter().position(|op| *op == closed);
+            seen.ops.remove(place.expect("a flow's own port is closed with it"));
+        }
+    }
+
+    /// Whether the listener may open another port.
+    pub(super) fn may_open(&self, scene: &Scene<'_>, listener: usize) -> bool {
+        let ports = self.workers[scene.worker].ports.values();
+        let open = ports.filter(|port| port.listener == listener).count();
+        open < scene.listener(listener).datagrams.ports_max as usize
+    }
+
+    /// Whether a flow to this endpoint must be given a port. `None` if the model cannot know.
+    pub(super) fn has_port(
+        &self,
+        scene: &Scene<'_>,
+        listener: usize,
+        endpoint: SocketAddr,
+    ) -> Option<bool> {
+        let worker = &self.workers[scene.worker];
+        if worker.ports.values().any(|port| port.listener == listener && port.failed) {
+            return None;
+        }
+        if self.may_open(scene, listener) {
+            return Some(true);
+        }
+        if scene.listener(listener).datagrams.port_per_flow {
+            return Some(false);
+        }
+        let in_pool = |port: &Port| {
+            (port.listener, port.role, port.is_v4) == (listener, Role::Shared, endpoint.is_ipv4())
+                && !port.failed
+                && !port.closing
+        };
+        let bound = || {
+            let own = worker.flows.iter().filter(|flow| flow.listener == listener);
+            own.filter(|flow| flow.address() == Some(endpoint))
+        };
+        if bound().any(|flow| flow.port.is_none()) {
+            return None;
+        }
+        let taken = |id: &PortId| bound().any(|flow| flow.port == Some(*id));
+        Some(worker.ports.iter().any(|(id, port)| in_pool(port) && !taken(id)))
+    }
+
+    /// The counts are exactly those that what was seen adds up to.
+    pub(super) fn assert_counts(&self, worker: usize, actual: &[ListenerStats]) {
+        for (listener, (actual, expected)) in
+            actual.iter().zip(&self.workers[worker].stats).enumerate()
+        {
+            let (flows, of) = (expected.flows_total, |stats: &ListenerStats| {
+                [
+                    stats.flows_total,
+                    stats.flows_active,
+                    stats.reallocations_total,
+                    stats.stateless_total,
+                    stats.bytes_total[0],
+                    stats.bytes_total[1],
+                    stats.datagrams_total[0],
+                    stats.datagrams_total[1],
+                ]
+            });
+            assert_eq!(of(actual), of(expected), "listener {listener}, {flows} flows");
+            assert_eq!(actual.closes_total, expected.closes_total, "closes of {listener}");
+            assert_eq!(actual.sheds_total, expected.sheds_total, "sheds of {listener}");
+            assert_eq!(actual.drops_total, expected.drops_total, "drops of {listener}");
+            assert_eq!(actual.keyless_total, expected.keyless_total, "keyless of {listener}");
+        }
+    }
+}
