@@ -76,7 +76,12 @@ fn main() {
     }
     flood.print("flood of strangers");
     let listener = &bench.stats().listeners[0];
-    println!("  {} flows, closes {:?}, sheds {:?}", bench.flows(), listener.closes_total, listener.sheds_total);
+    println!(
+        "  {} flows, closes {:?}, sheds {:?}",
+        bench.flows(),
+        listener.closes_total,
+        listener.sheds_total
+    );
 
     let mut expiry = Histogram::default();
     bench.now = bench.now + 2 * IDLE;

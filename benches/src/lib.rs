@@ -11,7 +11,9 @@ use pointsman_core::boundary::{
     Accepted, Buffer, Completion, Link, ListenerId, Memory, Op, Ops, Pool, PoolSizes, ReceiveEnd,
     SendEnd, Side, Train,
 };
-use pointsman_core::policy::{Decided, Decision, EndpointIndex, Flow, Policy, Scope, Source, maglev};
+use pointsman_core::policy::{
+    Decided, Decision, EndpointIndex, Flow, Policy, Scope, Source, maglev,
+};
 use pointsman_core::{
     Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint,
     EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown, PrefixLengths,
@@ -96,7 +98,8 @@ impl Bench {
             seed: 3,
             record_flows: false,
         };
-        let balancer = Balancer::new(&config, snapshot_of(candidates(4)), vec![Box::new(KeepForClient)]);
+        let balancer =
+            Balancer::new(&config, snapshot_of(candidates(4)), vec![Box::new(KeepForClient)]);
         let ops = Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX);
         Self { balancer, ops, now: Instant::from_millis(1_000), buffer: 0 }
     }

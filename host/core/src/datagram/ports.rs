@@ -10,7 +10,7 @@ use core::net::SocketAddr;
 
 use super::flow::NONE;
 use crate::boundary::{ListenerId, Op, Ops, PortId, PortKind};
-use crate::snapshot::{DatagramSettings, Snapshot};
+use crate::snapshot::{DatagramSettings, Listener, Snapshot};
 
 /// Ports tried before a flow is refused, scattered over the pool, and then in turn.
 const TRIES: usize = 512;
@@ -48,7 +48,7 @@ enum State {
 }
 
 /// The shared ports of one listener and address family.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pool {
     ports: Vec<PortId>,
     stateless: Option<PortId>,
@@ -79,14 +79,17 @@ pub(super) struct Wish {
 impl Ports {
     /// Makes room for all ports that the listeners may open.
     pub(super) fn new(snapshot: &Snapshot) -> Self {
-        let max = |wanted: &crate::snapshot::Listener| wanted.datagrams.ports_max as usize;
-        let speaks = |listener: &&crate::snapshot::Listener| listener.is_datagrams();
-        let total = snapshot.listeners.iter().filter(speaks).map(max).sum();
-        let pools = snapshot.listeners.iter().map(|_| <[Pool; 2]>::default()).collect();
+        let max = |listener: &Listener| match listener.is_datagrams() {
+            true => listener.datagrams.ports_max as usize,
+            false => 0,
+        };
+        let pool = |max| Pool { ports: Vec::with_capacity(max), stateless: None };
+        let pools = |listener: &Listener| [pool(max(listener)), pool(max(listener))];
+        let total = snapshot.listeners.iter().map(max).sum();
         Self {
             ports: Vec::with_capacity(total),
             free: Vec::with_capacity(total),
-            pools,
+            pools: snapshot.listeners.iter().map(pools).collect(),
             counts: alloc::vec![0; snapshot.listeners.len()],
             total: 0,
         }
