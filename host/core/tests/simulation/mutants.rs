@@ -18,20 +18,20 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "back-pressure: credit is granted however much waits",
         file: "relay.rs",
-        original: "if self.inbound == Inbound::Paused && little_waits {",
-        mutated: "if self.inbound == Inbound::Paused {",
+        original: "if self.inbound == Inbound::Paused && little_waits && self.outbound",
+        mutated: "if self.inbound == Inbound::Paused && self.outbound",
     },
     Mutant {
         breaks: "back-pressure: a source of single bytes is never paused",
         file: "relay.rs",
-        original: "self.waiting_buffers() >= WAITING_MAX {",
-        mutated: "self.waiting_buffers() >= u32::MAX {",
+        original: "{ HELD_MAX } else { WAITING_MAX }",
+        mutated: "{ HELD_MAX } else { u32::MAX }",
     },
     Mutant {
         breaks: "progress: a paused source is never started again after a send",
         file: "relay.rs",
-        original: "            self.send(step);\n        }\n        self.proceed(step);",
-        mutated: "            self.send(step);\n        }",
+        original: "            self.send(step);\n        }\n        self.proceed(step);\n    }\n\n    pub(crate) fn on_shut",
+        mutated: "            self.send(step);\n        }\n    }\n\n    pub(crate) fn on_shut",
     },
     Mutant {
         breaks: "order: an end overtakes the bytes before it",
@@ -317,6 +317,9 @@ const MUTANTS: &[Mutant] = &[
     },
 ];
 
+/// The one test that may catch a mutant: others in here look at the sources.
+const SIMULATION: &str = "every_schedule_keeps_the_contract";
+
 #[test]
 fn every_mutant_still_applies() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -379,7 +382,7 @@ impl Copy {
         let built = cargo(&["test", "--no-run"]);
         let errors = String::from_utf8_lossy(&built.stderr).into_owned();
         assert!(built.status.success(), "a mutant must compile: {errors}");
-        cargo(&["test"]).status.success()
+        cargo(&["test", SIMULATION]).status.success()
     }
 }
 
