@@ -351,8 +351,12 @@ impl World {
         }
         let index = self.free[pool.index()].pop()?;
         let most = u64::from(pool.buffer_bytes()).min(conn.written - conn.received);
-        let whole = self.rng.chance(700);
-        let len = if whole { most } else { self.rng.between(1, most) } as u32;
+        let (whole, single) = (self.rng.chance(700), self.rng.chance(self.faults.single_bytes / 2));
+        let len = match (single, whole) {
+            (true, _) => 1,
+            (false, true) => most as u32,
+            (false, false) => self.rng.between(1, most) as u32,
+        };
         let valued = if conn.received < FIRST { len } else { 0 };
         let bytes = vec![conn.first; valued as usize];
         let chunk = Chunk { conn: socket.conn, start: conn.received, bytes };
