@@ -3,14 +3,19 @@
 //! The oracle sees completions go in and ops come out, and the log of every policy call. It knows
 //! nothing of how the balancer works.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pointsman_core::boundary::{Buffer, Completion, Goodbye, Link, Op, Pool, ReceiveEnd, Side};
+use pointsman_core::listing::{Entry, EntryKind, FlowState};
 use pointsman_core::policy::{Decision, Method, Scope, Verdict};
-use pointsman_core::{CloseReason, EndpointId, FlowRecord, Instant, Snapshot};
+use pointsman_core::preread::KeyRule;
+use pointsman_core::{
+    CloseReason, EndpointId, FlowRecord, Instant, KeylessReason, Listener, Snapshot,
+};
+use twox_hash::XxHash64;
 
 use crate::world::World;
 
@@ -18,8 +23,16 @@ use crate::world::World;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) client: SocketAddr,
+    pub(crate) key: Option<u64>,
     pub(crate) attempt: u32,
     pub(crate) decision: Decision,
+}
+
+/// Who a decision is kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum KeptFor {
+    Client(IpAddr),
+    Key(u64),
 }
 
 /// The calls since it was last looked at.
@@ -31,6 +44,8 @@ const HELD_BYTES_MAX: u64 = 9 * 64 * 1024;
 /// Buffers one direction may hold at most: those that wait, and those that were on their way when
 /// it was paused.
 const HELD_BUFFERS_MAX: u64 = 16 + 8;
+/// The same where the first bytes are waited for.
+const PREREAD_BUFFERS_MAX: u64 = 64;
 
 /// Buffers of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -65,6 +80,13 @@ struct Flow {
     /// When the endpoint was connected, and what each side has sent since.
     connected: Instant,
     received: [u64; 2],
+    /// What its first bytes are, and the key they turned out to have.
+    first: u8,
+    key: Option<u64>,
+    /// Whether the first bytes are waited for, and since when.
+    prereading: bool,
+    waits: bool,
+    started: Instant,
 }
 
 impl Flow {
@@ -84,6 +106,11 @@ impl Flow {
             method,
             connected: arrival.now,
             received: [0; 2],
+            first: arrival.first,
+            key: None,
+            prereading: false,
+            waits: false,
+            started: arrival.now,
         }
     }
 
@@ -95,6 +122,23 @@ impl Flow {
         let slack = 2 * u64::from(Pool::Bulk.buffer_bytes());
         let received = self.received[from.index()];
         assert!(received <= earned + slack, "{received} bytes in {millis} ms at {kib_s} KiB/s");
+    }
+
+    /// What the first bytes so far say, if that is enough.
+    fn preread(&self, listener: &Listener, ended: bool) -> Option<Result<u64, KeylessReason>> {
+        let Some(KeyRule::Bytes { offset, length }) = listener.key else {
+            return Some(Err(KeylessReason::Malformed));
+        };
+        let Held { bytes, buffers } = self.held[Side::Downstream.index()];
+        let full = bytes >= u64::from(listener.preread_bytes_max) || buffers >= PREREAD_BUFFERS_MAX;
+        if bytes >= u64::from(offset) + u64::from(length) {
+            let key = vec![self.first; length.into()];
+            Some(Ok(XxHash64::oneshot(0, &key).max(1)))
+        } else if ended {
+            Some(Err(KeylessReason::Absent))
+        } else {
+            full.then_some(Err(KeylessReason::TooLong))
+        }
     }
 
     fn progress(&mut self, now: Instant) {
@@ -129,31 +173,71 @@ pub(crate) struct View<'a> {
     pub(crate) sessions_max: u32,
 }
 
+impl View<'_> {
+    fn listener(&self, flow: &Flow) -> &Listener {
+        let of = |listener: &&Listener| listener.cluster.index() == flow.cluster;
+        self.snapshot.listeners.iter().find(of).expect("the cluster has a listener")
+    }
+}
+
 pub(crate) struct Oracle {
     flows: BTreeMap<u32, Flow>,
     /// By client: connections and timing of flows that have ended or will.
     ended: BTreeMap<SocketAddr, Flow>,
-    kept: BTreeMap<(usize, IpAddr), Kept>,
+    kept: BTreeMap<(usize, KeptFor), Kept>,
     calls: CallLog,
+    /// Flows whose first bytes have been waited for long enough.
+    deciding: Vec<(u32, Result<u64, KeylessReason>)>,
     pub(crate) binds: u64,
+    /// By cluster: flows without a key, and flows that ended before anybody decided on them.
+    pub(crate) keyless: BTreeMap<usize, [u64; KeylessReason::ALL.len()]>,
+    pub(crate) undecided: BTreeMap<usize, u64>,
 }
 
 impl Oracle {
     pub(crate) fn new(calls: CallLog) -> Self {
         let (flows, ended, kept) = Default::default();
-        Self { flows, ended, kept, calls, binds: 0 }
+        let (deciding, keyless, undecided) = Default::default();
+        Self { flows, ended, kept, calls, deciding, binds: 0, keyless, undecided }
     }
 
     /// A completion is about to be handled.
-    pub(crate) fn before(&mut self, now: Instant, completion: &Completion) {
+    pub(crate) fn before(&mut self, now: Instant, completion: &Completion, view: &View<'_>) {
+        self.follow(now, completion);
+        let (link, ended) = match completion {
+            Completion::Received { link, .. } => (link, false),
+            Completion::ReceiveEnded { link, end: ReceiveEnd::EndOfStream } => (link, true),
+            _ => return,
+        };
+        let flow = &self.flows[&link.slot()];
+        if flow.prereading && !flow.closing {
+            let outcome = flow.preread(view.listener(flow), ended);
+            self.deciding.extend(outcome.map(|outcome| (link.slot(), outcome)));
+        }
+    }
+
+    /// Time is about to pass.
+    pub(crate) fn before_timeout(&mut self, now: Instant, view: &View<'_>) {
+        for (slot, flow) in self.flows.iter().filter(|(_, flow)| flow.prereading && !flow.closing) {
+            let end = flow.started + view.listener(flow).timeouts.preread;
+            if end.as_nanos().div_ceil(1_000_000) <= now.as_millis() {
+                self.deciding.push((*slot, Err(KeylessReason::Timeout)));
+            }
+        }
+    }
+
+    fn follow(&mut self, now: Instant, completion: &Completion) {
         match completion {
             Completion::Received { link, buffer } => {
                 let flow = self.flows.get_mut(&link.slot()).expect("bytes belong to a flow");
                 let held = &mut flow.held[link.side().index()];
                 held.add(buffer);
-                let within = held.bytes <= HELD_BYTES_MAX && held.buffers <= HELD_BUFFERS_MAX;
+                let more = if flow.waits { PREREAD_BUFFERS_MAX } else { 0 };
+                let buffers_max = HELD_BUFFERS_MAX + more;
+                let within = held.bytes <= HELD_BYTES_MAX && held.buffers <= buffers_max;
                 assert!(within || flow.closing, "{held:?}");
-                flow.received[link.side().index()] += u64::from(buffer.len());
+                let counted = if flow.established { buffer.len() } else { 0 };
+                flow.received[link.side().index()] += u64::from(counted);
                 flow.check_throttle(now, link.side());
                 flow.progress(now);
             }
@@ -203,51 +287,102 @@ impl Oracle {
         assert!(before.active < u64::from(view.sessions_max), "more flows than sessions");
         assert!(before.active < u64::from(listener.flows_max) || view.snapshot.listeners.len() > 1);
         let cluster = listener.cluster.index();
-        let key = (cluster, arrival.client.ip());
-        let candidates = &view.snapshot.clusters[cluster].candidates;
-        let live = self.kept.get(&key).copied().filter(|kept| {
-            let serves = |id| candidates.find(id).is_some();
-            kept.expires > arrival.now && kept.endpoint.is_none_or(serves)
-        });
-        let (target, refused) = match ops {
-            [Op::Adopt { .. }, Op::Connect { address, .. }] => (Some(*address), None),
-            [Op::Refuse { goodbye, .. }] => (None, Some(*goodbye)),
-            other => panic!("a client is adopted or refused: {other:?}"),
-        };
-        let method = match (live, &calls[..]) {
-            (Some(kept), []) => {
-                if let Some(entry) = self.kept.get_mut(&key)
-                    && let Some(ttl) = kept.slides
-                {
-                    entry.expires = arrival.now + ttl;
-                }
-                let address = kept.endpoint.and_then(|id| Some(candidates.find(id)?.address));
-                assert_eq!(target, address, "a live entry beats a fresh decision");
-                assert_eq!(refused, denial(kept.verdict));
-                kept.method
-            }
-            (Some(_), calls) => panic!("cached means cached: {calls:?}"),
-            (None, [call]) => {
-                let asked = Asked { client: arrival.client, attempt: 0, cluster };
-                self.check_call(call, &asked, view, Done { target, refused });
-                let full = after.table_full > before.table_full;
-                if !full {
-                    self.keep(arrival.now, key, call, view);
-                }
-                call.decision.method
-            }
-            (None, []) => {
-                let unasked = !view.logged[cluster] || candidates.endpoints.is_empty();
-                assert!(unasked, "a flow that no entry covers is decided on");
-                Method::DEFAULT
-            }
-            (None, calls) => panic!("a flow is decided on once: {calls:?}"),
-        };
+        let mut flow = Flow::new(arrival, cluster, Method::DEFAULT);
+        let full = after.table_full > before.table_full;
+        if listener.key.is_some() {
+            assert!(matches!(ops, [Op::Adopt { .. }, Op::Receive { .. }]), "{ops:?}");
+            assert!(calls.is_empty(), "the first bytes come first");
+            (flow.prereading, flow.waits) = (true, true);
+        } else {
+            let (target, refused) = match ops {
+                [Op::Adopt { .. }, Op::Connect { address, .. }] => (Some(*address), None),
+                [Op::Refuse { goodbye, .. }] => (None, Some(*goodbye)),
+                other => panic!("a client is adopted or refused: {other:?}"),
+            };
+            let mut calls = calls.into();
+            let done = Done { target, refused };
+            flow.method = self.decided((arrival.now, view), &flow, (done, full), &mut calls);
+            assert!(calls.is_empty(), "a flow is decided on once: {calls:?}");
+        }
         for op in ops {
             if let Op::Adopt { link, .. } = op {
-                let flow = Flow::new(arrival, cluster, method);
-                assert!(self.flows.insert(link.slot(), flow).is_none(), "the slot was taken");
+                let taken = self.flows.insert(link.slot(), flow.clone());
+                assert!(taken.is_none(), "the slot was taken");
             }
+        }
+    }
+
+    /// What was done with a new flow is what a kept decision says, or else a policy.
+    fn decided(
+        &mut self,
+        (now, view): (Instant, &View<'_>),
+        flow: &Flow,
+        (done, full): (Done, bool),
+        calls: &mut VecDeque<Call>,
+    ) -> Method {
+        let cluster = flow.cluster;
+        let candidates = &view.snapshot.clusters[cluster].candidates;
+        let holds = |kept: &Kept| {
+            let serves = |id| candidates.find(id).is_some();
+            kept.expires > now && kept.endpoint.is_none_or(serves)
+        };
+        let keys = flow.key.map(KeptFor::Key).into_iter();
+        let mut keys = keys.chain([KeptFor::Client(flow.client.ip())]);
+        let found = keys.find(|key| self.kept.get(&(cluster, *key)).is_some_and(holds));
+        let live = found.and_then(|key| self.kept.get_mut(&(cluster, key)));
+        if let Some(kept) = live {
+            if let Some(ttl) = kept.slides {
+                kept.expires = now + ttl;
+            }
+            let address = kept.endpoint.and_then(|id| Some(candidates.find(id)?.address));
+            assert_eq!(done.target, address, "a live entry beats a fresh decision");
+            assert_eq!(done.refused, denial(kept.verdict));
+            return kept.method;
+        }
+        let unasked = !view.logged[cluster] || candidates.endpoints.is_empty();
+        if unasked {
+            return Method::DEFAULT;
+        }
+        let call = calls.pop_front().expect("a flow that no entry covers is decided on");
+        assert_eq!(call.key, flow.key, "{call:?}");
+        let asked = Asked { client: flow.client, attempt: 0, cluster };
+        self.check_call(&call, &asked, view, done);
+        if !full {
+            self.keep(now, flow, &call, view);
+        }
+        call.decision.method
+    }
+
+    /// Flows whose first bytes say enough, or have been waited for long enough, are decided on.
+    fn after_preread(
+        &mut self,
+        (now, view): (Instant, &View<'_>),
+        ops: &[Op],
+        calls: &mut VecDeque<Call>,
+    ) {
+        let mut deciding = std::mem::take(&mut self.deciding);
+        let place = |client: SocketAddr| calls.iter().position(|call| call.client == client);
+        // Those for whom nobody was asked may owe that to a decision that was just kept.
+        deciding.sort_by_key(|(slot, _)| place(self.flows[slot].client).unwrap_or(usize::MAX));
+        for (slot, outcome) in deciding {
+            let done = ops.iter().find_map(|op| match op {
+                Op::Connect { link, address } if link.slot() == slot => {
+                    Some(Done { target: Some(*address), refused: None })
+                }
+                Op::Close { link, goodbye } if link.slot() == slot => {
+                    Some(Done { target: None, refused: Some(*goodbye) })
+                }
+                _ => None,
+            });
+            let mut flow = self.flows[&slot].clone();
+            flow.prereading = false;
+            flow.key = outcome.ok();
+            if let Err(reason) = outcome {
+                self.keyless.entry(flow.cluster).or_default()[reason.index()] += 1;
+            }
+            let done = done.expect("what has said enough is decided on");
+            flow.method = self.decided((now, view), &flow, (done, false), calls);
+            self.flows.insert(slot, flow);
         }
     }
 
@@ -264,14 +399,16 @@ impl Oracle {
         }
     }
 
-    fn keep(&mut self, now: Instant, key: (usize, IpAddr), call: &Call, view: &View<'_>) {
+    fn keep(&mut self, now: Instant, flow: &Flow, call: &Call, view: &View<'_>) {
         let decision = call.decision;
-        if decision.scope != Scope::Client {
-            return;
-        }
-        let cluster = &view.snapshot.clusters[key.0];
-        let listener = view.snapshot.listeners.iter().find(|l| l.cluster.index() == key.0);
-        let idle = listener.expect("the cluster has a listener").timeouts.idle;
+        let key = match decision.scope {
+            Scope::Client => Some(KeptFor::Client(flow.client.ip())),
+            Scope::Key => flow.key.map(KeptFor::Key),
+            Scope::Flow | Scope::None => None,
+        };
+        let Some(key) = key else { return };
+        let cluster = &view.snapshot.clusters[flow.cluster];
+        let idle = view.listener(flow).timeouts.idle;
         let ttl = if decision.ttl.is_zero() { idle } else { decision.ttl };
         let endpoint = match decision.verdict {
             Verdict::Forward(index) => cluster.candidates.get(index).map(|endpoint| endpoint.id),
@@ -284,18 +421,21 @@ impl Oracle {
             expires: now + ttl,
             slides: decision.sliding.then_some(ttl),
         };
-        self.kept.insert(key, kept);
+        self.kept.insert((flow.cluster, key), kept);
     }
 
     /// The balancer has handled something other than a new client.
     pub(crate) fn after(&mut self, now: Instant, view: &View<'_>, ops: &[Op], full: bool) {
-        let calls = self.take_calls();
+        let mut calls = self.take_calls().into();
+        self.after_preread((now, view), ops, &mut calls);
+        let calls: Vec<Call> = calls.into();
         assert!(calls.len() <= 1, "one completion, one decision: {calls:?}");
         for op in ops {
             match op {
                 Op::Connect { link, address } => {
                     let flow = &self.flows[&link.slot()];
                     assert!(!flow.established, "an established flow never changes endpoint");
+                    assert!(!flow.prereading, "the first bytes come first");
                     if let [call] = &calls[..] {
                         let (client, cluster) = (flow.client, flow.cluster);
                         let asked = Asked { client, attempt: flow.attempts, cluster };
@@ -311,7 +451,10 @@ impl Oracle {
                     assert!(u64::from(*credit) <= 8 * u64::from(Pool::Bulk.buffer_bytes()));
                 }
                 Op::Close { link, .. } => {
-                    let established = self.flows[&link.slot()].established;
+                    let Flow { established, prereading, closing, cluster, .. } =
+                        self.flows[&link.slot()];
+                    *self.undecided.entry(cluster).or_default() +=
+                        u64::from(prereading && !closing);
                     if link.side() == Side::Downstream || established {
                         self.with(*link, |flow| flow.closing = true);
                     } else {
@@ -325,9 +468,9 @@ impl Oracle {
             let flow = self.flows.values_mut().find(|flow| flow.client == call.client);
             let flow = flow.expect("a retry belongs to a flow");
             flow.method = call.decision.method;
-            let key = (flow.cluster, flow.client.ip());
+            let flow = flow.clone();
             if !full {
-                self.keep(now, key, call, view);
+                self.keep(now, &flow, call, view);
             }
         }
     }
@@ -341,6 +484,25 @@ impl Oracle {
         assert!(candidates.endpoints.iter().any(|endpoint| endpoint.address == address));
     }
 
+    /// What an operator is shown, by slot: every flow there is, and nothing else.
+    pub(crate) fn assert_shown(&self, entries: &[Entry]) {
+        let flows = entries.iter().filter_map(|entry| match &entry.kind {
+            EntryKind::Flow(flow) => Some(flow),
+            EntryKind::Kept(_) => None,
+        });
+        let shown: BTreeMap<SocketAddr, FlowState> =
+            flows.map(|flow| (flow.client, flow.state)).collect();
+        assert_eq!(shown.len(), self.flows.len());
+        for flow in self.flows.values() {
+            let state = match shown[&flow.client] {
+                FlowState::Closing => (false, true),
+                FlowState::Prereading => (true, false),
+                _ => (false, false),
+            };
+            assert_eq!(state, (flow.prereading && !flow.closing, flow.closing), "{flow:?}");
+        }
+    }
+
     /// The op is performed: the link has its connection.
     pub(crate) fn on_dialled(&mut self, now: Instant, link: Link, conn: Option<usize>) {
         self.with(link, |flow| {
@@ -351,6 +513,9 @@ impl Oracle {
 
     /// Nobody may live beyond its deadline.
     pub(crate) fn assert_nobody_is_overdue(&self, now: Instant, view: &View<'_>) {
+        let drained = view.snapshot.drain_until.is_some_and(|end| end <= now);
+        let left = self.flows.values().any(|flow| !flow.closing);
+        assert!(!drained || !left, "what is left when the drain is over is closed");
         for flow in self.flows.values().filter(|flow| flow.established && !flow.closing) {
             if flow.method.throttle_kib_s.is_some() {
                 continue;
@@ -368,8 +533,7 @@ impl Oracle {
     }
 
     fn timeout_of(&self, flow: &Flow, view: &View<'_>) -> Duration {
-        let listener = view.snapshot.listeners.iter().find(|l| l.cluster.index() == flow.cluster);
-        let timeouts = &listener.expect("the cluster has a listener").timeouts;
+        let timeouts = &view.listener(flow).timeouts;
         if flow.half_closed {
             timeouts.half_closed
         } else {
@@ -403,7 +567,8 @@ impl Oracle {
                 assert_eq!(endpoint.announced, flow.method.announce, "{record:?}");
             }
             (CloseReason::DownstreamReset, Some(endpoint)) => {
-                assert!(client.reset_by_peer && endpoint.reset_from_us, "{record:?}");
+                let told = endpoint.reset_from_us || !flow.established;
+                assert!(client.reset_by_peer && told, "{record:?}");
             }
             (CloseReason::UpstreamReset, Some(endpoint)) => {
                 assert!(endpoint.reset_by_peer && client.reset_from_us, "{record:?}");
@@ -446,6 +611,7 @@ pub(crate) struct Arrival {
     pub(crate) listener: usize,
     pub(crate) client: SocketAddr,
     pub(crate) conn: usize,
+    pub(crate) first: u8,
 }
 
 fn denial(verdict: Verdict) -> Option<Goodbye> {

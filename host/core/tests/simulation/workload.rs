@@ -5,21 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::boundary::{Completion, ListenerId, Op, Ops, PoolSizes};
+use pointsman_core::listing::{Cursor, Entry, EntryKind, FlowState};
 use pointsman_core::policy::{
     Decided, Decision, EndpointIndex, Flow, LeastFlows, Maglev, Method, Policy, RoundRobin, Scope,
     Source, Verdict, maglev,
 };
+use pointsman_core::preread::KeyRule;
 use pointsman_core::{
     Balancer, BalancerConfig, Board, Candidates, CloseReason, Cluster, ClusterId, DatagramSettings,
     DropReason, Endpoint, EndpointId, EndpointState, Generation, Instant, KeylessReason, Listener,
-    OnEndpointDown, PrefixLengths, Protocol, ShedReason, Snapshot, Stats, Timeouts,
+    OnEndpointDown, PrefixLengths, Protocol, SharedRate, ShedReason, Snapshot, SourceCounts, Stats,
+    Timeouts,
 };
 
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
 use crate::rng::Rng;
 use crate::world::{Faults, World};
 
-const TURNS: u64 = 400;
+const TURNS: u64 = 250;
 /// Turns without any progress after which chance alone does not explain it.
 const QUIET_TURNS: u32 = 30;
 
@@ -43,6 +46,7 @@ pub(crate) fn trace(seed: u64) -> Vec<String> {
 struct Scripted {
     calls: CallLog,
     client_scope: u64,
+    wide: Scope,
 }
 
 impl Policy for Scripted {
@@ -57,7 +61,7 @@ impl Policy for Scripted {
         let idle = rng.chance(200).then_some(Duration::from_millis(300));
         let decision = Decision {
             verdict,
-            scope: if rng.chance(self.client_scope) { Scope::Client } else { Scope::Flow },
+            scope: if rng.chance(self.client_scope) { self.wide } else { Scope::Flow },
             ttl: Duration::from_millis(rng.pick(&[0, 20, 500, 10_000])),
             sliding: rng.chance(500),
             method: Method {
@@ -67,7 +71,12 @@ impl Policy for Scripted {
                 ..Method::DEFAULT
             },
         };
-        let call = crate::oracle::Call { client: flow.client, attempt: flow.attempt, decision };
+        let call = crate::oracle::Call {
+            client: flow.client,
+            key: flow.key,
+            attempt: flow.attempt,
+            decision,
+        };
         self.calls.lock().expect("nobody panicked").push(call);
         Decided { decision, source: Source::Plugin }
     }
@@ -100,7 +109,8 @@ impl Run {
         let policies =
             logged.iter().map(|&logged| policy(&mut rng, logged.then_some(&calls))).collect();
         let sessions_max = rng.between(3, 40) as u32;
-        let entries_max = rng.pick(&[1, 3, 50]);
+        let keyed = snapshot.listeners.iter().any(|listener| listener.key.is_some());
+        let entries_max = if keyed { 50 } else { rng.pick(&[1, 3, 50]) };
         let board = Arc::new(Board::new(1_000, [rng.next(), rng.next()]));
         let config = BalancerConfig {
             sessions_max,
@@ -148,6 +158,9 @@ impl Run {
             if self.rng.chance(10) {
                 self.swap_policy();
             }
+            if self.rng.chance(10) {
+                self.forget();
+            }
             if self.rng.chance(250) {
                 self.pass_time();
             }
@@ -178,7 +191,9 @@ impl Run {
             let waiting = self.balancer.stats().sessions_active as usize;
             let throttled = self.oracle.throttled_flows();
             let explained = self.world.silent_dials()..=self.world.silent_dials() + throttled;
-            assert!(explained.contains(&waiting), "a flow is stuck");
+            // First bytes that are held may be in all the buffers there are.
+            let starved = self.world.is_starved();
+            assert!(explained.contains(&waiting) || starved, "a flow is stuck");
             match self.balancer.next_timeout() {
                 Some(at) if waiting > 0 => self.world.now = self.world.now.max(at),
                 _ => return,
@@ -233,6 +248,12 @@ impl Run {
         for completion in completions {
             self.handle(completion);
         }
+        let view = View {
+            snapshot: &self.snapshot,
+            logged: &self.logged,
+            sessions_max: self.sessions_max,
+        };
+        self.oracle.before_timeout(self.world.now, &view);
         let before = self.counts();
         self.balancer.handle_timeout(self.world.now, &mut self.ops);
         self.take_ops(None, before);
@@ -267,7 +288,8 @@ impl Run {
             Completion::Accepted { listener, client, .. } => {
                 let conn = self.world.conns.iter().position(|conn| conn.address == *client);
                 let conn = conn.expect("the client has a connection");
-                Some(Arrival { now, listener: listener.index(), client: *client, conn })
+                let first = self.world.conns[conn].first;
+                Some(Arrival { now, listener: listener.index(), client: *client, conn, first })
             }
             _ => None,
         };
@@ -275,7 +297,12 @@ impl Run {
             Completion::Closed { link } => Some(link.slot()),
             _ => None,
         };
-        self.oracle.before(now, &completion);
+        let view = View {
+            snapshot: &self.snapshot,
+            logged: &self.logged,
+            sessions_max: self.sessions_max,
+        };
+        self.oracle.before(now, &completion, &view);
         let before = (self.counts(), self.balancer.stats().sessions_active);
         self.balancer.handle(now, completion, &self.world, &mut self.ops);
         self.balancer.check_invariants();
@@ -372,6 +399,28 @@ impl Run {
         self.take_ops(None, self.counts());
     }
 
+    /// An operator looks at all flows and ends one.
+    fn forget(&mut self) {
+        let mut entries = Vec::new();
+        let steps = self.rng.pick(&[1, 5, 1_000]);
+        let mut next = Some(Cursor::default());
+        while let Some(cursor) = next {
+            let mut visit = |entry| entries.push(entry);
+            next = self.balancer.survey(self.world.now, cursor, steps, &mut visit);
+        }
+        self.oracle.assert_shown(&entries);
+        let is_flow = |entry: &&Entry| matches!(entry.kind, EntryKind::Flow(_));
+        let flows: Vec<&Entry> = entries.iter().filter(is_flow).collect();
+        if flows.is_empty() {
+            return;
+        }
+        let chosen = self.rng.pick(&flows);
+        let EntryKind::Flow(flow) = &chosen.kind else { return };
+        let forgotten = self.balancer.forget(self.world.now, chosen.id, &mut self.ops);
+        assert_eq!(forgotten, flow.state != FlowState::Closing, "{flow:?}");
+        self.take_ops(None, self.counts());
+    }
+
     fn swap_policy(&mut self) {
         let cluster = self.rng.below(self.logged.len() as u64) as usize;
         let calls = self.logged[cluster].then_some(&self.calls);
@@ -386,6 +435,7 @@ impl Run {
             self.snapshot.listeners.iter().zip(&self.balancer.stats().listeners)
         {
             assert_eq!(listener.flows_active.get(), 0, "flows are counted off");
+            listener.flows_per_client.as_deref().map(assert_nobody_is_counted);
             assert_eq!(stats.flows_active, 0);
             assert_eq!(stats.flows_total, stats.closes_total.iter().sum::<u64>());
             flows += stats.flows_total;
@@ -400,7 +450,10 @@ impl Run {
         for (id, cluster) in self.balancer.stats().clusters.iter().enumerate() {
             let decided: u64 = cluster.decisions_total.iter().sum();
             let listener = &self.balancer.stats().listeners[id];
-            let undecided = listener.closes_total[CloseReason::NoEndpoint.index()];
+            let preread = self.oracle.undecided.get(&id).copied().unwrap_or(0);
+            let undecided = listener.closes_total[CloseReason::NoEndpoint.index()] + preread;
+            let keyless = self.oracle.keyless.get(&id).copied().unwrap_or_default();
+            assert_eq!(listener.keyless_total, keyless);
             let asked = listener.flows_total + listener.connect_retries_total;
             assert_eq!(decided + undecided, asked, "every flow and every retry has a decision");
         }
@@ -443,12 +496,37 @@ fn faults(rng: &mut Rng) -> Faults {
 fn policy(rng: &mut Rng, calls: Option<&CallLog>) -> Box<dyn Policy> {
     if let Some(calls) = calls {
         let client_scope = rng.pick(&[0, 500, 1_000]);
-        return Box::new(Scripted { calls: calls.clone(), client_scope });
+        return Box::new(Scripted {
+            calls: calls.clone(),
+            client_scope,
+            wide: rng.pick(&[Scope::Client, Scope::Key]),
+        });
     }
     match rng.below(3) {
         0 => Box::new(RoundRobin::new()),
         1 => Box::new(LeastFlows::new()),
         _ => Box::new(Maglev::new()),
+    }
+}
+
+fn key_rule(rng: &mut Rng) -> Option<KeyRule> {
+    let bytes = |offset, length| Some(KeyRule::Bytes { offset, length });
+    match rng.below(6) {
+        0 => bytes(0, 1),
+        1 => bytes(20, 8),
+        2 => bytes(90, 8),
+        3 if rng.chance(300) => Some(KeyRule::SipCallId),
+        _ => None,
+    }
+}
+
+/// Every client may have as many flows as ever.
+fn assert_nobody_is_counted(counts: &SourceCounts) {
+    for host in 0..6 {
+        let client = Ipv4Addr::new(192, 0, 2, host).into();
+        let free = (0..3).take_while(|_| counts.try_add(client)).count();
+        (0..free).for_each(|_| counts.remove(client));
+        assert_eq!(free, 3, "a client's flows are counted off");
     }
 }
 
@@ -470,10 +548,12 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
             idle: Duration::from_millis(rng.pick(&[200, 60_000])),
             half_closed: Duration::from_millis(rng.pick(&[150, 30_000])),
         },
-        key: None,
-        preread_bytes_max: 16_384,
-        new_flow_rate: None,
-        flows_per_client: None,
+        key: key_rule(rng),
+        preread_bytes_max: rng.pick(&[10, 4_096]),
+        new_flow_rate: rng.chance(100).then(|| Arc::new(SharedRate::new(20))),
+        flows_per_client: rng
+            .chance(200)
+            .then(|| Arc::new(SourceCounts::new(3, 1, PrefixLengths { v4: 32, v6: 128 }, [1, 2]))),
         datagrams: DatagramSettings::DEFAULT,
     };
     let cluster = |number: usize, rng: &mut Rng| {

@@ -31,6 +31,8 @@ pub(crate) struct Faults {
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) address: SocketAddr,
+    /// What its first bytes are.
+    pub(crate) first: u8,
     /// Bytes the peer will write in its life, and whether it then ends its stream.
     pub(crate) to_write: u64,
     pub(crate) ends: bool,
@@ -86,11 +88,16 @@ struct Socket {
 }
 
 /// Where a buffer's bytes stand in their stream.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Chunk {
     conn: usize,
     start: u64,
+    /// Its bytes, if it is among the first of the stream.
+    bytes: Vec<u8>,
 }
+
+/// Bytes of a stream that have values.
+const FIRST: u64 = 5_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listening {
@@ -151,6 +158,7 @@ impl World {
         let most = if bulk { 2_000_000 } else { self.rng.pick(&[0, 1, 100, 5_000, 40_000]) };
         self.conns.push(Conn {
             address,
+            first: self.rng.below(4) as u8,
             to_write: self.rng.between(0, most),
             ends: self.is_calm || self.rng.chance(800),
             answers_end,
@@ -343,10 +351,16 @@ impl World {
         }
         let index = self.free[pool.index()].pop()?;
         let most = u64::from(pool.buffer_bytes()).min(conn.written - conn.received);
-        let whole = self.rng.chance(700);
-        let len = if whole { most } else { self.rng.between(1, most) } as u32;
-        self.chunks
-            .insert((pool.index(), index), Chunk { conn: socket.conn, start: conn.received });
+        let (whole, single) = (self.rng.chance(700), self.rng.chance(self.faults.single_bytes / 2));
+        let len = match (single, whole) {
+            (true, _) => 1,
+            (false, true) => most as u32,
+            (false, false) => self.rng.between(1, most) as u32,
+        };
+        let valued = if conn.received < FIRST { len } else { 0 };
+        let bytes = vec![conn.first; valued as usize];
+        let chunk = Chunk { conn: socket.conn, start: conn.received, bytes };
+        self.chunks.insert((pool.index(), index), chunk);
         conn.received += u64::from(len);
         subscription.credit = subscription.credit.saturating_sub(len);
         if subscription.credit == 0 {
@@ -507,14 +521,15 @@ impl World {
 
     fn send(&mut self, link: Link, buffer: Buffer, more: bool) {
         let source = self.links.get(&(link.index() ^ 1)).map(|socket| socket.conn);
-        let chunk = self.chunks[&(buffer.pool().index(), buffer.index())];
+        let chunk = &self.chunks[&(buffer.pool().index(), buffer.index())];
+        let start = chunk.start;
         assert_eq!(Some(chunk.conn), source, "bytes go to the other side of their session");
         let (_, mut run) = self.run.take().unwrap_or((link, VecDeque::new()));
         let ahead: u64 = run.iter().map(|(_, left)| u64::from(*left)).sum();
         let socket = self.open_socket(link);
         assert!(socket.send.is_none() && !socket.shutdown, "one run at a time: {link:?}");
         let taken = self.conns[self.links[&link.index()].conn].taken;
-        assert_eq!(chunk.start, taken + ahead, "bytes keep their order");
+        assert_eq!(start, taken + ahead, "bytes keep their order");
         let len = buffer.len();
         run.push_back((buffer, len));
         if more {
@@ -568,6 +583,11 @@ impl World {
         after > before || self.conns.iter().filter(|conn| conn.fin_written).count() > ends
     }
 
+    /// Whether nothing can be received for want of buffers.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.free[Pool::Small.index()].is_empty()
+    }
+
     /// The connections that have not come to their end.
     pub(crate) fn unfinished(&self) -> Vec<&Conn> {
         self.conns.iter().filter(|conn| !conn.is_dead()).collect()
@@ -593,8 +613,10 @@ impl Conn {
 }
 
 impl Memory for World {
-    fn bytes(&self, _: &Buffer) -> &[u8] {
-        &[]
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        let chunk = &self.chunks[&(buffer.pool().index(), buffer.index())];
+        assert!(chunk.start < FIRST, "bytes are lent to the preread stage alone");
+        &chunk.bytes
     }
 
     fn first_datagram(&self, _: &Train) -> &[u8] {
