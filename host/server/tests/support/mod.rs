@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 pub mod raw;
+pub mod udp;
 
 /// Long after everything should have happened, on the slowest machine.
 pub const GIVE_UP: Duration = Duration::from_secs(60);
