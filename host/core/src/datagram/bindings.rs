@@ -26,6 +26,8 @@ pub(super) struct Binding {
 #[derive(Debug, Default)]
 pub(super) struct Bindings {
     slots: Vec<Option<Binding>>,
+    /// The number of each listener's binding to an endpoint, in order.
+    numbers: Vec<(ListenerId, EndpointId, u32)>,
 }
 
 impl Bindings {
@@ -46,14 +48,18 @@ impl Bindings {
 
     /// The listener's binding to this endpoint, which comes into being when it is first used.
     pub(super) fn number_of(&mut self, listener: ListenerId, endpoint: &Endpoint) -> u32 {
-        let is_it = |slot: &Option<Binding>| {
-            let binding = slot.as_ref();
-            binding.is_some_and(|known| known.listener == listener && known.is_to(endpoint.id))
-        };
-        if let Some(number) = self.slots.iter().position(is_it) {
-            return number as u32;
+        let key = (listener, endpoint.id);
+        match self.numbers.binary_search_by_key(&key, |&(listener, id, _)| (listener, id)) {
+            Ok(place) => self.numbers[place].2,
+            Err(place) => {
+                let number = self.add(listener, endpoint.clone());
+                self.numbers.insert(place, (listener, endpoint.id, number));
+                number
+            }
         }
-        let endpoint = endpoint.clone();
+    }
+
+    fn add(&mut self, listener: ListenerId, endpoint: Endpoint) -> u32 {
         let binding = Binding { listener, endpoint, flows: 0, flows_peak: 0, serves: true };
         let place = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
             self.slots.push(None);
@@ -99,13 +105,9 @@ impl Bindings {
                 *slot = None;
             }
         }
+        let slots = &self.slots;
+        self.numbers.retain(|&(_, _, number)| slots[number as usize].is_some());
         self.iter().any(|binding| !binding.serves && binding.flows > 0)
-    }
-}
-
-impl Binding {
-    pub(super) fn is_to(&self, endpoint: EndpointId) -> bool {
-        self.endpoint.id == endpoint
     }
 }
 
