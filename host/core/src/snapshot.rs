@@ -124,7 +124,8 @@ pub enum Protocol {
 /// How a listener of datagrams treats its flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DatagramSettings {
-    /// Replies after which a flow has ended; 0 if there is no such number.
+    /// Replies to each of the client's datagrams, after which a flow has ended; 0 if there is no
+    /// such number.
     pub replies_expected: u32,
     /// Upstream ports each worker may open for this listener, at least 1.
     pub ports_max: u32,

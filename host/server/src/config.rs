@@ -159,8 +159,8 @@ pub struct Listener {
     /// How many bytes may be waited for until the key is found. TCP with a key only. Default 16384:
     /// the most that one TLS record holds, and so nearly every `ClientHello`.
     pub preread_bytes_max: Option<u32>,
-    /// Replies after which a flow has ended. UDP only. Default 0, any number: most protocols do not
-    /// say. 1 for DNS frees a query's place as soon as it is answered.
+    /// Replies to each of the client's datagrams, after which a flow has ended. UDP only. Default 0,
+    /// any number: most protocols do not say. 1 for DNS frees a query's place as soon as it is answered.
     pub replies_expected: Option<u32>,
     /// Whether flows share upstream ports or have one each. UDP only. Default `shared`: an endpoint
     /// is told apart by its address, so one port serves a flow of every endpoint.
