@@ -72,7 +72,8 @@ impl Decision {
         Self { scope: Scope::Key, ttl_ms: milliseconds(ttl), ..self }
     }
 
-    /// Keeps nothing: the decision holds for this flow and is forgotten with it.
+    /// Keeps nothing: the decision holds for this connection, or for this datagram and its replies,
+    /// and is forgotten with it.
     pub const fn for_nobody(self) -> Self {
         Self { scope: Scope::None, ..self }
     }
