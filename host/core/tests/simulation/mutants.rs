@@ -292,10 +292,10 @@ const MUTANTS: &[Mutant] = &[
         mutated: "            State::Prereading => (timeouts.preread + timeouts.idle, CloseReason::IdleTimeout),",
     },
     Mutant {
-        breaks: "preread: a client of single bytes may hold every buffer",
+        breaks: "preread: a client may send more than is waited for",
         file: "relay.rs",
-        original: "            || self.queue.buffers() >= HELD_MAX\n",
-        mutated: "            || self.queue.buffers() >= u32::MAX\n",
+        original: "self.queue.bytes() >= bytes_max",
+        mutated: "self.queue.bytes() > bytes_max",
     },
     Mutant {
         breaks: "preread: an early end is not noticed",

@@ -41,9 +41,9 @@ pub(crate) type CallLog = Arc<Mutex<Vec<Call>>>;
 /// Bytes one direction may hold at most: the credit of the bulk pool and the buffer that overshoots
 /// it.
 const HELD_BYTES_MAX: u64 = 9 * 64 * 1024;
-/// Buffers one direction may hold at most: those that wait, and those that were on their way when
-/// it was paused.
-const HELD_BUFFERS_MAX: u64 = 16 + 8;
+/// Buffers one direction may hold at most: those that wait, those of the same turn, and those that
+/// were on their way when it was paused.
+const HELD_BUFFERS_MAX: u64 = 16 + 8 + 8;
 /// The same where the first bytes are waited for.
 const PREREAD_BUFFERS_MAX: u64 = 64;
 

@@ -490,6 +490,7 @@ fn faults(rng: &mut Rng) -> Faults {
         reset: rng.pick(&[0, 10, 100]),
         stall: rng.pick(&[0, 30, 200]),
         single_bytes: rng.pick(&[0, 300, 950]),
+        tiny_reads: rng.pick(&[0, 0, 200, 990]),
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) struct Faults {
     pub(crate) reset: u64,
     pub(crate) stall: u64,
     pub(crate) single_bytes: u64,
+    pub(crate) tiny_reads: u64,
 }
 
 /// One TCP connection between the balancer and a peer.
@@ -209,8 +210,15 @@ impl World {
             conn.space = conn.space.max(10_000);
         }
         self.is_calm = true;
-        self.faults =
-            Faults { refused: 0, silent: 0, descriptors: 0, reset: 0, stall: 0, single_bytes: 0 };
+        self.faults = Faults {
+            refused: 0,
+            silent: 0,
+            descriptors: 0,
+            reset: 0,
+            stall: 0,
+            single_bytes: 0,
+            tiny_reads: 0,
+        };
         for number in 0..self.conns.len() {
             self.act(number);
         }
@@ -351,7 +359,7 @@ impl World {
         }
         let index = self.free[pool.index()].pop()?;
         let most = u64::from(pool.buffer_bytes()).min(conn.written - conn.received);
-        let (whole, single) = (self.rng.chance(700), self.rng.chance(self.faults.single_bytes / 2));
+        let (whole, single) = (self.rng.chance(700), self.rng.chance(self.faults.tiny_reads));
         let len = match (single, whole) {
             (true, _) => 1,
             (false, true) => most as u32,
