@@ -12,6 +12,9 @@ use crate::workspace::{output, peers_dir, root, run as run_command, which};
 /// A compiler for plugins, where rustup cannot install the target.
 const GUEST_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "lld"];
 
+/// A name server that a test of the balancer stands before. The package starts no service.
+const NAME_SERVER: (&str, &str) = ("dnsmasq", "dnsmasq-base");
+
 /// The balancers that ours is compared with, and what drives them; also what end-to-end tests call.
 /// A command, and the package that has it.
 const PEERS: [(&str, &str); 6] = [
@@ -39,6 +42,10 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     guest()?;
+    // One test less is no reason to run none.
+    if let Err(error) = name_server() {
+        eprintln!("warning: the test of DNS is skipped: {error:#}");
+    }
     if arguments.peers {
         peers()?;
         // One peer less is no reason to compare with none.
@@ -64,6 +71,11 @@ fn rustup_adds_the_target() -> bool {
     rustup.args(["target", "add", TARGET]).current_dir(root());
     rustup.stdout(Stdio::null()).stderr(Stdio::null());
     rustup.status().is_ok_and(|status| status.success()) && Compiler::find().is_some()
+}
+
+fn name_server() -> Result<()> {
+    let (command, package) = NAME_SERVER;
+    if is_installed(command) { Ok(()) } else { install(&[package]) }
 }
 
 fn peers() -> Result<()> {

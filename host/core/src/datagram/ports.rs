@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use super::flow::NONE;
+use crate::allocation::Random;
 use crate::boundary::{ListenerId, Op, Ops, PortId, PortKind};
 use crate::snapshot::{DatagramSettings, Listener, Snapshot};
 
@@ -118,12 +119,16 @@ impl Ports {
             return Some(port);
         }
         let pool = &self.pools[wish.listener.index()][family(wish.endpoint)].ports;
-        let len = pool.len().max(1);
-        // Leaps, not steps: the oldest ports lie together, and are the fullest.
-        let leap = (wish.random >> 32) as usize % len;
-        let leaps = (0..TRIES).map(|n| wish.random as usize % len + n * leap);
+        let len = pool.len();
+        // Without a look: nobody should be able to make the worker look in vain.
+        if wish.flows as usize >= len {
+            return None;
+        }
+        // Scattered, since the oldest ports lie together, and are the fullest.
+        let mut random = Random::new(wish.random);
+        let scattered = (0..TRIES).map(|_| random.next() as usize);
         let steps = (wish.random as usize % len..).take(TRIES.min(len));
-        let places = leaps.chain(steps).map(|place| place % len);
+        let places = scattered.chain(steps).map(|place| place % len);
         let mut found = places.filter_map(|place| pool.get(place).copied());
         // An endpoint that was removed and came back finds its address taken by flows of before.
         found.find(|port| !is_taken(*port)).or_else(|| self.open(wish, State::Shared, ops))
@@ -320,6 +325,26 @@ mod tests {
         assert_eq!(ports.len(), 40, "each flow so far has opened its own");
         let (mut ports, mut ops) = (Ports::new(&snapshot(100)), Ops::with_capacity(1_000));
         assert_eq!(fill(&mut ports, 200, 100, &mut ops).len(), 100, "every port is found");
+    }
+
+    #[test]
+    fn a_flood_beyond_all_ports_is_refused_without_a_look_at_any() {
+        let (mut ports, mut ops) = (Ports::new(&snapshot(100)), Ops::with_capacity(1_000));
+        fill(&mut ports, 100, 100, &mut ops);
+        let look = |_| panic!("each look is a look-up");
+        assert_eq!(ports.take(&wish(100, 100), look, &mut ops), None);
+    }
+
+    #[test]
+    fn free_ports_are_found_whatever_the_random_number() {
+        let (mut ports, mut ops) = (Ports::new(&snapshot(1_024)), Ops::with_capacity(1_024));
+        let taken: BTreeSet<_> =
+            fill(&mut ports, 1_024, 1_024, &mut ops).into_iter().take(973).collect();
+        for random in [0, 5, 1_023, 0x400_0000_0005, 0x8000_0000_0000_0000, u64::MAX] {
+            let wish = Wish { random, ..wish(973, 1_024) };
+            let port = ports.take(&wish, |port| taken.contains(&port), &mut ops);
+            assert!(port.is_some_and(|port| !taken.contains(&port)), "{random:#x}");
+        }
     }
 
     #[test]

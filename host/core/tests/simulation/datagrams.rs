@@ -225,15 +225,16 @@ impl Run {
 
     /// Has the balancer do something, performs what it decides, and tells what could be seen.
     fn call(&mut self, worker: usize, act: impl FnOnce(&mut Balancer, &mut Net, &mut Ops)) -> Seen {
-        let full = |balancer: &Balancer| -> u64 {
-            let listeners = balancer.stats().listeners.iter();
-            listeners.map(|it| it.drops_total[DropReason::FlowTableFull.index()]).sum()
+        let drops = |balancer: &Balancer, reason: DropReason| -> u64 {
+            balancer.stats().listeners.iter().map(|it| it.drops_total[reason.index()]).sum()
         };
+        let full = |balancer: &Balancer| drops(balancer, DropReason::FlowTableFull);
+        let throttled = |balancer: &Balancer| drops(balancer, DropReason::Throttled);
         let decisions = |balancer: &Balancer| -> u64 {
             balancer.stats().clusters.iter().flat_map(|it| it.decisions_total).sum()
         };
         let (balancer, net) = &mut self.workers[worker];
-        let before = (full(balancer), decisions(balancer));
+        let before = (full(balancer), decisions(balancer), throttled(balancer));
         act(balancer, net, &mut self.ops);
         balancer.check_invariants();
         let room = Balancer::OPS_PER_COMPLETION_MAX * 3;
@@ -244,6 +245,7 @@ impl Run {
             calls: std::mem::take(&mut self.calls.lock().expect("nobody panicked").0).into(),
             shown: Vec::new(),
             table_was_full: full(balancer) > before.0,
+            was_throttled: throttled(balancer) > before.2,
         };
         // Looking at everything is the most costly part: only where something is to be learned.
         if self.keyed || decisions(balancer) > before.1 || !seen.records.is_empty() {

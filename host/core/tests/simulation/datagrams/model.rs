@@ -129,6 +129,8 @@ pub(super) struct Seen {
     pub(super) shown: Vec<Entry>,
     /// Whether there was no room for a decision that was to be kept.
     pub(super) table_was_full: bool,
+    /// Whether datagrams were dropped because a flow was too fast.
+    pub(super) was_throttled: bool,
 }
 
 impl Seen {

@@ -387,8 +387,10 @@ impl Model {
             _ => known,
         };
         let worker = self.worker(scene);
-        let throttled = place
-            .is_some_and(|place| worker.flows[place].throttle(scene.now, Side::Downstream, len));
+        let throttled = match place {
+            Some(place) => worker.flows[place].throttle(scene.now, Side::Downstream, len),
+            None => unknown.is_some() && seen.was_throttled,
+        };
         let fate = self.fate(scene, listener, Role::Shared, seen);
         let worker = self.worker(scene);
         let Some(place) = place.filter(|_| !throttled) else {
