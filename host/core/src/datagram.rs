@@ -407,10 +407,19 @@ impl Datagrams {
     /// A client's datagram without a flow.
     fn on_miss(&mut self, turn: &mut Turn<'_>, memory: &impl Memory, arrival: Arrival) {
         let Arrival { key, train } = arrival;
-        let application_key = read_key(turn, memory, key.listener, &train);
+        let rule = turn.listener(key.listener).key.as_ref();
+        let read = rule.map(|rule| rule.read_datagram(memory.first_datagram(&train)));
+        let application_key = read.and_then(Result::ok);
+        let arrival = Arrival { key, train };
         match self.admit(turn, &key) {
-            Ok(()) => self.start(turn, application_key, Arrival { key, train }),
-            Err(reason) => self.overflow(turn, application_key, Arrival { key, train }, reason),
+            Ok(()) => {
+                if self.start(turn, application_key, arrival)
+                    && let Some(Err(reason)) = read
+                {
+                    turn.stats.listener(key.listener).keyless_total[reason.index()] += 1;
+                }
+            }
+            Err(reason) => self.overflow(turn, application_key, arrival, reason),
         }
     }
 
@@ -455,8 +464,13 @@ impl Datagrams {
         victim.is_some()
     }
 
-    /// Allocates an admitted flow and forwards its first datagrams.
-    fn start(&mut self, turn: &mut Turn<'_>, application_key: Option<u64>, arrival: Arrival) {
+    /// Allocates an admitted flow and forwards its first datagrams. Tells whether there is a flow.
+    fn start(
+        &mut self,
+        turn: &mut Turn<'_>,
+        application_key: Option<u64>,
+        arrival: Arrival,
+    ) -> bool {
         let Arrival { key, train } = arrival;
         let request = request(turn, &key, application_key);
         match turn.allocator.allocate(&request, turn.snapshot, turn.stats) {
@@ -466,19 +480,22 @@ impl Datagrams {
                     turn.listener(key.listener).give_back(key.client.ip());
                     let arrival = Arrival { key, train };
                     self.overflow(turn, application_key, arrival, ShedReason::Ports);
-                    return;
+                    return false;
                 };
                 let number = self.insert(turn, &key, &allocation, application_key);
                 self.bind(number, binding, port);
                 self.forward(turn, number, train);
+                true
             }
             Err(denied) if denied.reason == CloseReason::NoEndpoint => {
                 turn.listener(key.listener).give_back(key.client.ip());
                 turn.lose(key.listener, train, DropReason::NoEndpoint);
+                false
             }
             Err(denied) => {
                 self.insert_denied(turn, &key, &denied);
                 turn.lose(key.listener, train, DropReason::Denied);
+                true
             }
         }
     }
@@ -739,23 +756,6 @@ impl Datagrams {
         let live = (0..self.table.entries_end()).filter_map(|number| self.table.get(number));
         assert_eq!(live.filter(|flow| flow.port.0 != NONE).count() as u32, bound);
         self.ports.check_invariants(bound);
-    }
-}
-
-/// The application key of a new flow; counts why there is none, if one is looked for.
-fn read_key(
-    turn: &mut Turn<'_>,
-    memory: &impl Memory,
-    listener: ListenerId,
-    train: &Train,
-) -> Option<u64> {
-    let rule = turn.listener(listener).key.as_ref()?;
-    match rule.read_datagram(memory.first_datagram(train)) {
-        Ok(key) => Some(key),
-        Err(reason) => {
-            turn.stats.listener(listener).keyless_total[reason.index()] += 1;
-            None
-        }
     }
 }
 

@@ -59,7 +59,7 @@ fn clients_with_the_same_bytes_share_an_endpoint() {
 fn queries_for_one_name_share_an_endpoint() {
     let packet = |name: &str, client: u8| {
         let header = [0, client, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        let name = if client % 2 == 0 { name.to_uppercase() } else { name.to_owned() };
+        let name = if client.is_multiple_of(2) { name.to_uppercase() } else { name.to_owned() };
         let mut packet = header.to_vec();
         for label in [name.as_str(), "example", "com", ""] {
             packet.push(label.len() as u8);

@@ -120,6 +120,17 @@ fn the_only_endpoint_keeps_its_flows_when_the_cluster_fails_open() {
     }
 }
 
+/// Asks again and again, whether there are answers or not; tells how many there were.
+fn ask_until(ended: &AtomicBool, asker: &Asker) -> usize {
+    let mut answers = 0;
+    while !ended.load(SeqCst) {
+        asker.send(b"hello");
+        thread::sleep(Duration::from_millis(5));
+        answers += usize::from(asker.answered(b"hello").is_some());
+    }
+    answers
+}
+
 #[test]
 fn an_endpoint_that_flaps_disturbs_nobody_else_and_leaves_nothing_behind() {
     const FLAPS: usize = 30;
@@ -137,13 +148,7 @@ fn an_endpoint_that_flaps_disturbs_nobody_else_and_leaves_nothing_behind() {
         let askers: Vec<_> = (0..8).map(|_| Asker::new("127.0.0.1", web)).collect();
         thread::scope(|scope| {
             for asker in &askers {
-                scope.spawn(|| {
-                    while !ended.load(SeqCst) {
-                        asker.send(b"hello");
-                        thread::sleep(Duration::from_millis(5));
-                        answers.fetch_add(usize::from(asker.answered(b"hello").is_some()), SeqCst);
-                    }
-                });
+                scope.spawn(|| answers.fetch_add(ask_until(&ended, asker), SeqCst));
             }
             let mut server = Some(first);
             for flap in 0..FLAPS {

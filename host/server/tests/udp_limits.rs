@@ -119,6 +119,17 @@ fn a_stateless_policy_is_followed_beyond_the_rate() {
 }
 
 #[test]
+fn a_datagram_that_is_shed_is_no_keyless_flow() {
+    let server = Server::start();
+    let keys = "max_flows = 16\nkey = { kind = \"dns-name\" }";
+    let balancer = Balancer::start(&web_config("workers = 2", keys, &server));
+    let askers = askers("127.0.0.1", balancer.address("web"), 24);
+    assert_eq!(count_served(&balancer, &askers, "flows-max"), 16);
+    assert_eq!(balancer.count("sheds", "flows-max"), 8.0);
+    assert_eq!(balancer.count("keyless_flows", "malformed"), 16.0);
+}
+
+#[test]
 fn an_endpoint_has_as_many_flows_as_there_are_ports() {
     for (endpoints, ports, expected) in [(1, "shared", 2), (2, "shared", 4), (2, "per-flow", 2)] {
         let servers: Vec<_> = (0..endpoints).map(|_| Server::start()).collect();
