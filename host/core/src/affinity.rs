@@ -185,11 +185,8 @@ impl Affinity {
             KeptVerdict::Reset | KeptVerdict::Drop => None,
         };
         if kept.sliding_ttl_ms != 0 {
-            expires = now + Duration::from_millis(kept.sliding_ttl_ms.into());
-            self.table.extend(&key, expires);
-            if let Some(board) = &self.board {
-                board.extend(now, &key, expires);
-            }
+            expires = expires.max(now + Duration::from_millis(kept.sliding_ttl_ms.into()));
+            self.prolong(now, &key, expires);
         }
         Some(Found {
             target,
@@ -248,6 +245,20 @@ impl Affinity {
             board.put(now, key, kept, now + ttl);
         }
         Ok(())
+    }
+
+    /// A flow uses what is kept for its key: a decision that slides lives until then at least.
+    pub(crate) fn on_used(&mut self, now: Instant, key: &AffinityKey, expires: Instant) {
+        if self.known(now, key).is_some_and(|(kept, _)| kept.sliding_ttl_ms != 0) {
+            self.prolong(now, key, expires);
+        }
+    }
+
+    fn prolong(&mut self, now: Instant, key: &AffinityKey, expires: Instant) {
+        self.table.extend(key, expires);
+        if let Some(board) = &self.board {
+            board.extend(now, key, expires);
+        }
     }
 
     /// One more than the highest place in which something may be kept.

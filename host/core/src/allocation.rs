@@ -209,6 +209,17 @@ impl Allocator {
         }
     }
 
+    /// A flow that goes on uses what is kept for its application key, and will for `lasting`.
+    pub(crate) fn use_key(
+        &mut self,
+        (now, lasting): (Instant, Duration),
+        listener: &Listener,
+        key: u64,
+    ) {
+        let key = AffinityKey::of_key(key, listener.cluster);
+        self.affinity.on_used(now, &key, now + lasting);
+    }
+
     /// Keeps an endpoint for the flows of an application key for `lasting`, whatever the policy
     /// says of scopes. Tells whether there was room.
     pub(crate) fn keep_key(

@@ -331,20 +331,22 @@ impl Balancer {
         if self.drain_is_over(now) {
             return Err(ShedReason::Draining);
         }
-        if listener.new_flow_rate.as_ref().is_some_and(|rate| !rate.try_take(now)) {
-            return Err(ShedReason::NewFlowRate);
-        }
+        // The client first: one at its limit must not use up the rate of all.
         let counts = listener.flows_per_client.as_deref();
         if counts.is_some_and(|counts| !counts.try_add(client)) {
             return Err(ShedReason::ClientFlowsMax);
         }
-        if listener.flows_active.try_increment(listener.flows_max) {
-            return Ok(());
-        }
-        if let Some(counts) = counts {
+        let admitted = if !listener.admits_another(now) {
+            Err(ShedReason::NewFlowRate)
+        } else if listener.flows_active.try_increment(listener.flows_max) {
+            Ok(())
+        } else {
+            Err(ShedReason::FlowsMax)
+        };
+        if let (Err(_), Some(counts)) = (admitted, counts) {
             counts.remove(client);
         }
-        Err(ShedReason::FlowsMax)
+        admitted
     }
 
     /// Ends a flow that was admitted and then denied: it never gets a session.

@@ -18,8 +18,8 @@
 //!    `Recycle`. So has a [`Train`]: it arrives in a `Datagrams`, and leaves in a `Forward` or a
 //!    `Discard`.
 //! 5. A port that was opened is closed once: [`Op::ClosePort`] yields exactly one
-//!    [`Completion::PortClosed`], after everything else that is said of it. A port that could not be
-//!    opened says [`Completion::PortFailed`] and nothing more.
+//!    [`Completion::PortClosed`], after everything else that is said of it. The last that is said of a
+//!    port that could not be opened is [`Completion::PortFailed`], whether it was closed or not.
 
 mod datagrams;
 
@@ -331,9 +331,10 @@ pub enum Op {
         /// How.
         kind: PortKind,
     },
-    /// Ends a port. Yields `PortClosed`.
+    /// Ends a port. Yields `PortClosed`, unless it crosses with the port's failure: then `PortFailed`
+    /// is all that is said.
     ClosePort {
-        /// An open port.
+        /// A port that was opened.
         port: PortId,
     },
     /// Sends a train. Has a completion, `Lost`, only if that fails; the performing side takes the

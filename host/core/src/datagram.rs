@@ -389,18 +389,22 @@ impl Datagrams {
         self.keep_keys(turn, &flow);
     }
 
-    /// Has the allocator know a flow's keys for longer than its timer takes to come by again.
+    /// Has the allocator know a flow's keys for longer than its timer takes to come by again: the one
+    /// it came with if a decision that slides is kept for it, and the one its endpoint gave it in any case.
     fn keep_keys(&mut self, turn: &mut Turn<'_>, flow: &Flow) {
         let listener = turn.listener(flow.listener);
         let Some(binding) = self.bindings.get(flow.binding) else { return };
         let Some(details) = self.table.details_of(flow) else { return };
         let ttl = 2 * details.method.idle_timeout.unwrap_or(listener.timeouts.idle);
-        for key in details.keys.into_iter().flatten() {
-            let policy_generation = flow.policy_generation.into();
-            let known = (binding.endpoint.id, policy_generation);
-            if !turn.allocator.keep_key((turn.now, ttl), listener, key, known) {
-                turn.stats.listener(flow.listener).on_drops(DropReason::FlowTableFull, 1);
-            }
+        let [came_with, given] = details.keys;
+        if let Some(key) = came_with {
+            turn.allocator.use_key((turn.now, ttl), listener, key);
+        }
+        let known = (binding.endpoint.id, flow.policy_generation.into());
+        if let Some(key) = given
+            && !turn.allocator.keep_key((turn.now, ttl), listener, key, known)
+        {
+            turn.stats.listener(flow.listener).on_drops(DropReason::FlowTableFull, 1);
         }
     }
 
@@ -429,14 +433,16 @@ impl Datagrams {
         if turn.snapshot.drain_until.is_some() {
             return Err(ShedReason::Draining);
         }
-        if listener.new_flow_rate.as_ref().is_some_and(|rate| !rate.try_take(turn.now)) {
-            return Err(ShedReason::NewFlowRate);
-        }
+        // The client first: one at its limit must not use up the rate of all.
         let counts = listener.flows_per_client.as_deref();
         if counts.is_some_and(|counts| !counts.try_add(key.client.ip())) {
             return Err(ShedReason::ClientFlowsMax);
         }
-        let placed = self.take_place(turn, key.listener);
+        let placed = if listener.admits_another(turn.now) {
+            self.take_place(turn, key.listener)
+        } else {
+            Err(ShedReason::NewFlowRate)
+        };
         if let (Err(_), Some(counts)) = (placed, counts) {
             counts.remove(key.client.ip());
         }
@@ -476,7 +482,8 @@ impl Datagrams {
         match turn.allocator.allocate(&request, turn.snapshot, turn.stats) {
             Ok(allocation) => {
                 let binding = self.bindings.number_of(key.listener, &allocation.endpoint);
-                let Some(port) = self.take_port(turn, binding) else {
+                let port = self.take_port(turn, binding);
+                let Some(port) = port.or_else(|| self.take_over_port(turn, binding)) else {
                     turn.listener(key.listener).give_back(key.client.ip());
                     let arrival = Arrival { key, train };
                     self.overflow(turn, application_key, arrival, ShedReason::Ports);
@@ -542,6 +549,15 @@ impl Datagrams {
             self.trim_at = Some(turn.now + TRIM_INTERVAL);
         }
         port
+    }
+
+    /// Where every port serves the endpoint: the port of a flow without a reply, which has to give
+    /// its place. One that was the flow's own is closed first, and makes room for the next flow.
+    fn take_over_port(&mut self, turn: &mut Turn<'_>, binding: u32) -> Option<PortId> {
+        let number = self.table.victim_of(binding)?;
+        let port = self.table.flow(number).port;
+        self.end(turn, number, CloseReason::Evicted);
+        if self.ports.is_shared(port) { Some(port) } else { self.take_port(turn, binding) }
     }
 
     fn bind(&mut self, number: u32, binding: u32, port: PortId) {

@@ -139,10 +139,11 @@ impl<K: Hash + Eq + Copy + Default, V: Copy + Default> KeptTable<K, V> {
         self.find(self.hash(key), key).map(|place| self.entries[place].expires)
     }
 
-    /// Moves the end of an entry's life.
+    /// Moves the end of an entry's life, never to an earlier time.
     pub fn extend(&mut self, key: &K, expires: Instant) {
         if let Some(place) = self.find(self.hash(key), key) {
-            self.entries[place].expires = expires;
+            let entry = &mut self.entries[place];
+            entry.expires = entry.expires.max(expires);
         }
     }
 

@@ -116,9 +116,7 @@ impl Relay {
 
     /// Whether nothing more is to be held: as many bytes or buffers wait as may, or no more come.
     pub(crate) fn has_held_enough(&self, bytes_max: u32) -> bool {
-        self.queue.bytes() >= bytes_max
-            || self.queue.buffers() >= HELD_MAX
-            || self.inbound != Inbound::Subscribed
+        self.queue.bytes() >= bytes_max || self.inbound != Inbound::Subscribed
     }
 
     /// Both ends are connected: sends what was held, and asks for more. At most `throttle_kib_s`

@@ -97,6 +97,11 @@ impl Listener {
     /// The upper bound of `connect_attempts`: a session remembers which endpoints failed it.
     pub const CONNECT_ATTEMPTS_MAX: u32 = 5;
 
+    /// Whether the rate of new flows lets one more through. It counts as one if so.
+    pub(crate) fn admits_another(&self, now: Instant) -> bool {
+        self.new_flow_rate.as_ref().is_none_or(|rate| rate.try_take(now))
+    }
+
     /// A flow of this client that was admitted has ended.
     pub(crate) fn give_back(&self, client: IpAddr) {
         self.flows_active.decrement();

@@ -15,8 +15,9 @@ use crate::snapshot::{DatagramSettings, Listener, Snapshot};
 
 /// Ports tried before a flow is refused, scattered over the pool, and then in turn.
 const TRIES: usize = 512;
-/// Ports that a pool keeps, however few flows there are.
-const KEPT: u32 = 8;
+/// Ports that a pool has, however few flows there are: the fewer, the sooner a flow's late reply
+/// meets another flow on its port.
+const KEPT: u32 = 32;
 /// Ports closed at a time, and ports looked at for that.
 const CLOSED_AT_ONCE: usize = 32;
 const TRIM_LOOKS: usize = 4 * CLOSED_AT_ONCE;
@@ -113,7 +114,7 @@ impl Ports {
             return self.open(wish, State::Owned, ops);
         }
         let pool = &self.pools[wish.listener.index()][family(wish.endpoint)].ports;
-        if (pool.len() as u64) < 2 * (u64::from(wish.flows) + 1)
+        if (pool.len() as u64) < wanted(wish.flows.saturating_add(1))
             && let Some(port) = self.open(wish, State::Shared, ops)
         {
             return Some(port);
@@ -169,6 +170,11 @@ impl Ports {
         (port.state == State::Owned && port.flows > 0).then_some(port.owner)
     }
 
+    /// Whether flows may share it.
+    pub(super) fn is_shared(&self, port: PortId) -> bool {
+        self.ports[port.index()].state == State::Shared
+    }
+
     /// Whether it could not be opened.
     pub(super) fn has_failed(&self, port: PortId) -> bool {
         self.ports[port.index()].state == State::Failed
@@ -193,7 +199,7 @@ impl Ports {
     /// Closes some ports that have no flow, if there are far more than `peak` flows of one endpoint
     /// call for. Tells whether it closed as many as it may at a time.
     pub(super) fn trim(&mut self, listener: ListenerId, peak: u32, ops: &mut Ops) -> bool {
-        let wanted = peak.saturating_mul(2).max(KEPT) as usize;
+        let wanted = wanted(peak) as usize;
         let mut left = CLOSED_AT_ONCE;
         for family in 0..2 {
             let end = self.pools[listener.index()][family].ports.len();
@@ -283,6 +289,11 @@ impl Ports {
         self.total -= 1;
         self.free.push(port);
     }
+}
+
+/// How many ports a pool should have for so many flows of one endpoint.
+fn wanted(flows: u32) -> u64 {
+    (2 * u64::from(flows)).max(KEPT.into())
 }
 
 const fn family(address: SocketAddr) -> usize {

@@ -30,7 +30,7 @@ use crate::timers::Timers;
 const LOOKS: u32 = 64;
 /// An answered flow that has been silent for so long may give its place if no other can.
 const STALE: Duration = Duration::from_secs(10);
-/// The share of the table for flows that have got no reply: one in so many.
+/// The share of the table that flows without a reply always have: one in so many.
 const PROVISIONAL: u32 = 8;
 
 /// All flows of datagrams of one worker.
@@ -177,9 +177,12 @@ impl FlowTable {
         self.details.get(flow.details)
     }
 
-    /// Whether a new flow needs another's place.
+    /// Whether a new flow needs another's place: flows without a reply may have what others do not
+    /// need of half the table, and beyond that their own share.
     pub(super) fn is_full(&self) -> bool {
-        self.len == self.capacity || self.unconfirmed >= (self.capacity / PROVISIONAL).max(1)
+        let is_half_full = self.len >= self.capacity.div_ceil(2);
+        let share = (self.capacity / PROVISIONAL).max(1);
+        self.len == self.capacity || (is_half_full && self.unconfirmed >= share)
     }
 
     /// A flow that can give its place to another, of this listener if one is named: the oldest
@@ -203,6 +206,20 @@ impl FlowTable {
         }
         let is_full = of.is_some() || self.len == self.capacity;
         is_full.then(|| self.stale(now, of)).flatten()
+    }
+
+    /// A flow of this binding that can give its port to another: among the oldest without a reply,
+    /// the first whose client has not sent again.
+    pub(super) fn victim_of(&self, binding: u32) -> Option<u32> {
+        let mut number = self.oldest;
+        for _ in 0..LOOKS.min(self.unconfirmed) {
+            let flow = &self.entries[number as usize];
+            if flow.binding == binding && !flow.is_referenced() {
+                return Some(number);
+            }
+            [_, number] = flow.neighbours();
+        }
+        None
     }
 
     /// A flow that has long been silent, among the next few.

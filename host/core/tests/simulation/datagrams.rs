@@ -187,17 +187,11 @@ impl Run {
 
     fn perform(&mut self, worker: usize) {
         for op in std::mem::take(&mut self.pending) {
-            if std::env::var("SIMTRACE").is_ok() {
-                eprintln!("DBG {:?} op {op:?}", self.now);
-            }
             self.workers[worker].1.perform(self.now, op);
         }
     }
 
     fn handle(&mut self, worker: usize, completion: Completion) {
-        if std::env::var("SIMTRACE").is_ok() {
-            eprintln!("DBG {:?} {worker} {completion:?}", self.now);
-        }
         self.trace.push(format!("{worker} {completion:?}"));
         let scene = Scene { now: self.now, worker, snapshot: &self.snapshot.clone() };
         let event = Event::of(&completion, &scene, &self.workers[worker].1);
@@ -382,7 +376,7 @@ impl Run {
         for (place, (balancer, _)) in self.workers.iter().enumerate() {
             let worker = &self.model.workers[place];
             assert!(worker.flows.is_empty(), "flows that nobody uses end: {:?}", worker.flows);
-            let per_listener = 2 * (8 + 1);
+            let per_listener = 2 * (32 + 1);
             let most = per_listener * self.snapshot.listeners.len();
             assert!(balancer.stats().ports_open as usize <= most, "ports that nobody uses stay");
         }

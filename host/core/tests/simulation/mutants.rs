@@ -162,7 +162,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: flows without a reply take the whole table",
         file: "datagram/table.rs",
-        original: "self.len == self.capacity || self.unconfirmed >= (self.capacity / PROVISIONAL).max(1)",
+        original: "self.len == self.capacity || (is_half_full && self.unconfirmed >= share)",
         mutated: "self.len == self.capacity",
     },
     Mutant {
@@ -232,10 +232,10 @@ const MUTANTS: &[Mutant] = &[
         mutated: "        let ttl = idle.min(Duration::from_millis(1)).max(Duration::from_nanos(denied.tag.into()));",
     },
     Mutant {
-        breaks: "datagrams: what a flow's key is kept under goes with the wrong endpoint",
+        breaks: "datagrams: a flow that goes on uses another's key",
         file: "datagram.rs",
-        original: "        for key in details.keys.into_iter().flatten() {",
-        mutated: "        for key in details.keys.into_iter().flatten().map(|key| key + 1) {",
+        original: "        if let Some(key) = came_with {",
+        mutated: "        if let Some(key) = came_with.map(|key| key + 1) {",
     },
     Mutant {
         breaks: "datagrams: a listener that drains ends while flows are left",

@@ -121,28 +121,11 @@ impl Model {
         }
     }
 
-    /// Whether the key is kept as this flow would have it: of several flows with one key, the one
-    /// whose timer came by last.
-    pub(super) fn is_shown_kept(&self, scene: &Scene<'_>, flow: &Flow, seen: &Seen) -> bool {
+    /// A flow that goes on uses what is kept for its key.
+    pub(super) fn use_key(&mut self, scene: &Scene<'_>, flow: &Flow) {
+        let Some(key) = flow.key.filter(|_| flow.target.is_ok()) else { return };
+        let key = KeptKey::Key { cluster: flow.listener as u16, key };
         let expires = scene.now + 2 * scene.timeout(flow);
-        seen.shown.iter().any(|entry| match &entry.kind {
-            EntryKind::Kept(shown) => {
-                let key = (entry.cluster.index(), shown.key, entry.endpoint, shown.expires);
-                key == (flow.listener, flow.key, flow.target.ok().map(|(id, _)| id), expires)
-            }
-            EntryKind::Flow(_) => false,
-        })
-    }
-
-    /// A flow that goes on has its key kept.
-    pub(super) fn keep_key(&mut self, scene: &Scene<'_>, flow: &Flow, seen: &Seen) {
-        let (Some(key), Ok((endpoint, _))) = (flow.key, flow.target) else { return };
-        let kept = Kept {
-            verdict: Ok(endpoint),
-            method: Method::DEFAULT,
-            expires: scene.now + 2 * scene.timeout(flow),
-            slides: None,
-        };
-        self.keep(scene, KeptKey::Key { cluster: flow.listener as u16, key }, kept, seen);
+        self.shelf.on_used((scene.now, scene.worker), key, expires);
     }
 }

@@ -42,6 +42,10 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    fn prolong(&mut self, expires: Instant) {
+        self.expires = self.expires.max(expires);
+    }
+
     fn holds(&self, now: Instant, among: &Candidates) -> bool {
         let serves = self.verdict.is_ok_and(|id| among.find(id).is_some());
         self.expires > now && (serves || self.verdict.is_err())
@@ -74,12 +78,28 @@ impl Shelf {
         let mut kept = *own.or_else(learned)?;
         self.own[worker].insert(key, kept);
         if let Some(ttl) = kept.slides {
-            kept.expires = now + ttl;
+            kept.prolong(now + ttl);
             let tables = self.own.get_mut(worker).into_iter().chain(&mut self.board);
             let entries = tables.filter_map(|table| table.get_mut(&key));
-            entries.filter(|entry| entry.expires > now).for_each(|entry| entry.expires = now + ttl);
+            entries.filter(|entry| entry.expires > now).for_each(|it| it.prolong(now + ttl));
         }
         Some(kept)
+    }
+
+    /// A flow that goes on uses what its worker keeps for its key.
+    pub(super) fn on_used(
+        &mut self,
+        (now, worker): (Instant, usize),
+        key: KeptKey,
+        expires: Instant,
+    ) {
+        let slides = |kept: &Kept| kept.expires > now && kept.slides.is_some();
+        if !self.own[worker].get(&key).is_some_and(slides) {
+            return;
+        }
+        let tables = self.own.get_mut(worker).into_iter().chain(&mut self.board);
+        let entries = tables.filter_map(|table| table.get_mut(&key));
+        entries.filter(|entry| entry.expires > now).for_each(|it| it.prolong(expires));
     }
 
     pub(super) fn keep(&mut self, worker: usize, key: KeptKey, kept: Kept) {

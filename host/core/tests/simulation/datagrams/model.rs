@@ -234,7 +234,8 @@ impl Model {
     pub(super) fn is_full(&self, scene: &Scene<'_>) -> bool {
         let flows = &self.workers[scene.worker].flows;
         let unconfirmed = flows.iter().filter(|flow| !flow.is_confirmed()).count();
-        flows.len() == self.capacity || unconfirmed >= (self.capacity / 8).max(1)
+        let beyond_share = unconfirmed >= (self.capacity / 8).max(1);
+        flows.len() == self.capacity || (2 * flows.len() >= self.capacity && beyond_share)
     }
 
     /// Takes the place of a flow, of this listener if one is named, if one was given: it must have

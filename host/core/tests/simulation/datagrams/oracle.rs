@@ -193,14 +193,16 @@ impl Model {
 
     fn on_miss(&mut self, scene: &Scene<'_>, request: &Request, seen: &mut Seen) {
         let listener = request.listener;
-        let key = scene.listener(listener).key.and_then(|rule| {
-            let key = key_of(rule, &request.first);
-            let keyless = &mut self.worker(scene).stats[listener].keyless_total;
-            keyless[KeylessReason::Absent.index()] += u64::from(key.is_none());
-            key
-        });
+        let rule = scene.listener(listener).key;
+        let key = rule.and_then(|rule| key_of(rule, &request.first));
         match self.admit(scene, request, seen) {
-            Ok(()) => self.start(scene, request, key, seen),
+            Ok(()) => {
+                let flows = self.workers[scene.worker].stats[listener].flows_total;
+                self.start(scene, request, key, seen);
+                let stats = &mut self.worker(scene).stats[listener];
+                let is_keyless = rule.is_some() && key.is_none() && stats.flows_total > flows;
+                stats.keyless_total[KeylessReason::Absent.index()] += u64::from(is_keyless);
+            }
             Err(reason) => self.overflow(scene, request, reason, seen),
         }
     }
@@ -216,11 +218,11 @@ impl Model {
         if scene.snapshot.drain_until.is_some() {
             return Err(ShedReason::Draining);
         }
-        if !self.try_rate(scene.now, id) {
-            return Err(ShedReason::NewFlowRate);
-        }
         if self.per_client[id].is_some_and(|max| self.active_of(id, client) >= max as usize) {
             return Err(ShedReason::ClientFlowsMax);
+        }
+        if !self.try_rate(scene.now, id) {
+            return Err(ShedReason::NewFlowRate);
         }
         let full = self.active(id) >= scene.listener(id).flows_max as usize;
         if full && !self.evict(scene, Some(id), seen) {
@@ -268,6 +270,27 @@ impl Model {
         }
     }
 
+    /// Where there is no port for an endpoint, a flow without a reply gives its own.
+    fn take_over_port(&mut self, scene: &Scene<'_>, listener: usize, seen: &mut Seen) -> bool {
+        let evicted =
+            seen.records.front().is_some_and(|first| first.reason == CloseReason::Evicted);
+        if evicted {
+            let before = self.served_by_ports(scene, listener);
+            let flow = self.end(scene, seen).1;
+            let address = flow.address().expect("it had an endpoint");
+            assert!(flow.listener == listener && !flow.is_confirmed());
+            assert!(!before.contains(&address), "there was a port for its endpoint");
+        }
+        evicted
+    }
+
+    /// The endpoints for whose next flow there is certainly a port.
+    fn served_by_ports(&self, scene: &Scene<'_>, listener: usize) -> Vec<SocketAddr> {
+        let flows = self.workers[scene.worker].flows.iter();
+        let addresses = flows.filter_map(Flow::address);
+        addresses.filter(|it| self.has_port(scene, listener, *it) == Some(true)).collect()
+    }
+
     fn start_with(
         &mut self,
         scene: &Scene<'_>,
@@ -275,8 +298,11 @@ impl Model {
         (mut flow, endpoint): (Flow, Option<EndpointId>),
         seen: &mut Seen,
     ) {
+        let gave_port = self.take_over_port(scene, request.listener, seen);
         let shown = seen.shown.iter().find(|entry| flow.is_in(entry)).cloned();
         let Some(shown) = shown else {
+            let may_own = scene.listener(request.listener).datagrams.port_per_flow;
+            assert!(may_own || !gave_port, "a shared port that was given is used");
             let among = scene.snapshot.clusters[request.listener].candidates.endpoints.iter();
             let wanted = |id| endpoint.is_none_or(|wanted| wanted == id);
             let lacks = |address| self.has_port(scene, request.listener, address) != Some(true);
@@ -524,8 +550,7 @@ impl Model {
             flow.timer = coarse(flow.active) + scene.timeout(flow);
             used.push(flow.clone());
         }
-        used.sort_by_key(|flow| self.is_shown_kept(scene, flow, seen));
-        used.iter().for_each(|flow| self.keep_key(scene, flow, seen));
+        used.iter().for_each(|flow| self.use_key(scene, flow));
     }
 
     /// Takes the ports that are closed because few flows need them, and the listeners that end.
@@ -618,7 +643,7 @@ impl Model {
         if target.is_none() {
             self.keep_related(scene, &flow, id);
         }
-        self.keep_key(scene, &flow, seen);
+        self.use_key(scene, &flow);
         true
     }
 
@@ -656,7 +681,7 @@ impl Model {
         let pool = pool.count();
         let at = worker.flows.iter().filter(|other| other.address() == flow.address());
         let taken = at.filter(|other| other.listener == flow.listener).count() - 1;
-        pool < 2 * bound.count() || taken >= pool
+        pool < (2 * bound.count()).max(32) || taken >= pool
     }
 
     /// The operator has ended a flow.
