@@ -83,6 +83,11 @@ struct Client {
 }
 
 impl Client {
+    /// As [`exchange`](Self::exchange), with nothing meanwhile.
+    async fn exchange_alone(self, bytes: usize) -> u8 {
+        self.exchange(bytes, std::future::ready(())).await
+    }
+
     /// Sends this many bytes on a stream and gets them back. Half of them are sent after
     /// `meanwhile`. Returns the server's number.
     async fn exchange(&self, bytes: usize, meanwhile: impl Future<Output = ()>) -> u8 {
@@ -232,7 +237,7 @@ async fn every_connection_stays_on_one_server() {
         assert_eq!(connections.iter().sum::<u64>(), 10, "{connections:?}");
         let mut transfers = JoinSet::new();
         for client in clients {
-            transfers.spawn(async move { client.exchange(2 * MIB, async {}).await });
+            transfers.spawn(client.exchange_alone(2 * MIB));
         }
         let mut served = [0; 2];
         for server in in_time(transfers.join_all()).await {
