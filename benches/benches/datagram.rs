@@ -60,7 +60,7 @@ fn scattered(from: u32, count: u32) -> impl Iterator<Item = Vec<u32>> {
 }
 
 fn full_table() -> FlowTable {
-    let mut table = FlowTable::new(FLOWS, [1, 2]);
+    let mut table = FlowTable::new(FLOWS, 1, [1, 2]);
     table.addresses().for_each(prefer_large_pages);
     for number in 0..FLOWS {
         table.insert(Flow::new(NOW, &key(number), false), None, Instant::from_millis(1 << 30));

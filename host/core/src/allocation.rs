@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use crate::affinity::{Affinity, AffinityKey, Found, KeptVerdict, NewEntry};
 use crate::boundary::ListenerId;
-use crate::policy::{Decision, EndpointIndex, Flow, Policy, Scope, Source, Verdict};
+use crate::policy::{Decision, EndpointIndex, Flow, Method, Policy, Scope, Source, Verdict};
 use crate::session::{Allocation, Tried};
 use crate::snapshot::{Candidates, ClusterId, EndpointId, Listener, Snapshot};
 use crate::stats::{CloseReason, DropReason, Stats};
@@ -66,6 +66,8 @@ pub(crate) struct Denied {
     pub(crate) tag: u32,
     /// How long the answer holds; zero if the policy does not say.
     pub(crate) ttl: Duration,
+    /// For whom.
+    pub(crate) scope: Scope,
 }
 
 /// One worker's policies and the decisions it keeps.
@@ -134,6 +136,7 @@ impl Allocator {
             policy_generation: self.policies[cluster.index()].generation,
             tag: 0,
             ttl: Duration::ZERO,
+            scope: Scope::Flow,
         }
     }
 
@@ -164,7 +167,8 @@ impl Allocator {
             (KeptVerdict::Drop, _) => CloseReason::DeniedDrop,
         };
         let (source, tag, ttl) = (Some(Source::Cache), method.tag, expires.since(request.now));
-        Some(Err(Denied { reason, source, policy_generation, tag, ttl }))
+        let scope = Scope::Flow;
+        Some(Err(Denied { reason, source, policy_generation, tag, ttl, scope }))
     }
 
     fn decide(
@@ -205,6 +209,7 @@ impl Allocator {
                 policy_generation,
                 tag: decision.method.tag,
                 ttl: decision.ttl,
+                scope: decision.scope,
             }),
         }
     }
@@ -226,10 +231,10 @@ impl Allocator {
         &mut self,
         (now, lasting): (Instant, Duration),
         listener: &Listener,
-        key: u64,
+        (key, method): (u64, Method),
         (endpoint, policy_generation): (EndpointId, u64),
     ) -> bool {
-        let decision = Decision::forward(EndpointIndex(0));
+        let decision = Decision { method, ..Decision::forward(EndpointIndex(0)) };
         let key = AffinityKey::of_key(key, listener.cluster);
         let target = Some(endpoint);
         let entry = NewEntry { decision: &decision, target, ttl: lasting, policy_generation };

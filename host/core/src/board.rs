@@ -19,6 +19,7 @@ use crate::time::Instant;
 
 /// Enough that two workers seldom want the same one.
 const SHARDS: usize = 64;
+const FORGET_TRIES: u32 = 1_000;
 
 /// The kept decisions of all workers.
 #[derive(Debug)]
@@ -74,7 +75,10 @@ impl Board {
 
     /// A decision is no longer to be kept.
     pub(crate) fn remove(&self, key: &AffinityKey) {
-        self.shard(key).lock().remove(key);
+        // An operator's wish is worth some tries; nobody holds a shard for longer than a look-up.
+        if let Some(mut shard) = (0..FORGET_TRIES).find_map(|_| self.shard(key).try_lock()) {
+            shard.remove(key);
+        }
     }
 
     #[cfg(test)]

@@ -90,6 +90,8 @@ pub(crate) struct Datagrams {
     random: Random,
     /// The next entry to look at after the world has changed.
     sweep: Option<u32>,
+    /// Whether it has changed again since the walk began.
+    sweep_again: bool,
     /// Whether the end of the drain has been acted on.
     drain_ended: bool,
     /// Listeners that receive, by number.
@@ -101,11 +103,16 @@ pub(crate) struct Datagrams {
 impl Datagrams {
     pub(crate) fn new(config: &BalancerConfig, snapshot: &Snapshot) -> Self {
         Self {
-            table: FlowTable::new(config.datagram_flows_max, config.hash_key),
+            table: FlowTable::new(
+                config.datagram_flows_max,
+                snapshot.listeners.len(),
+                config.hash_key,
+            ),
             bindings: Bindings::default(),
             ports: Ports::new(snapshot),
             random: Random::new(!config.seed),
             sweep: None,
+            sweep_again: false,
             drain_ended: false,
             open: snapshot.listeners.iter().map(Listener::is_datagrams).collect(),
             trim_at: None,
@@ -172,7 +179,7 @@ impl Datagrams {
     /// A port could not be opened: its flows end, a few at a time.
     pub(crate) fn on_port_failed(&mut self, port: PortId) {
         if self.ports.on_failed(port) {
-            self.sweep = Some(0);
+            self.sweep_all();
         }
     }
 
@@ -195,7 +202,7 @@ impl Datagrams {
     pub(crate) fn apply(&mut self, turn: &Turn<'_>) {
         let acts = |listener: &Listener| listener.on_endpoint_down != OnEndpointDown::Keep;
         if self.bindings.apply(turn.snapshot) && turn.snapshot.listeners.iter().any(acts) {
-            self.sweep = Some(0);
+            self.sweep_all();
         }
         if turn.snapshot.drain_until.is_some() && self.drain_poll_at.is_none() {
             self.drain_poll_at = Some(turn.now);
@@ -227,6 +234,17 @@ impl Datagrams {
             let Some(number) = self.sweep.filter(|_| turn.ops.room() >= ops_room) else { return };
             self.sweep_one(turn, number);
             self.sweep = Some(number + 1).filter(|&next| next < self.table.entries_end());
+            if self.sweep.is_none() && core::mem::take(&mut self.sweep_again) {
+                self.sweep_all();
+            }
+        }
+    }
+
+    /// Looks at every flow, from the first; once more after the walk that is under way.
+    fn sweep_all(&mut self) {
+        match self.sweep {
+            Some(_) => self.sweep_again = true,
+            None => self.sweep = (self.table.len() > 0).then_some(0),
         }
     }
 
@@ -283,9 +301,11 @@ impl Datagrams {
             self.on_miss(turn, memory, arrival);
             return;
         };
-        let binding = self.table.flow(number).binding;
+        let Flow { binding, port, .. } = *self.table.flow(number);
         match self.bindings.get(binding) {
-            Some(binding) if binding.serves => self.forward(turn, number, arrival.train),
+            Some(binding) if binding.serves && !self.ports.has_failed(port) => {
+                self.forward(turn, number, arrival.train);
+            }
             Some(_) => self.on_request_for_gone(turn, memory, (number, arrival)),
             None => turn.lose(arrival.key.listener, arrival.train, DropReason::Denied),
         }
@@ -402,7 +422,7 @@ impl Datagrams {
         }
         let known = (binding.endpoint.id, flow.policy_generation.into());
         if let Some(key) = given
-            && !turn.allocator.keep_key((turn.now, ttl), listener, key, known)
+            && !turn.allocator.keep_key((turn.now, ttl), listener, (key, details.method), known)
         {
             turn.stats.listener(flow.listener).on_drops(DropReason::FlowTableFull, 1);
         }
@@ -494,6 +514,11 @@ impl Datagrams {
                 self.forward(turn, number, train);
                 true
             }
+            Err(denied) if denied.scope == Scope::None => {
+                turn.listener(key.listener).give_back(key.client.ip());
+                turn.lose(key.listener, train, DropReason::Denied);
+                false
+            }
             Err(denied) if denied.reason == CloseReason::NoEndpoint => {
                 turn.listener(key.listener).give_back(key.client.ip());
                 turn.lose(key.listener, train, DropReason::NoEndpoint);
@@ -552,9 +577,10 @@ impl Datagrams {
     }
 
     /// Where every port serves the endpoint: the port of a flow without a reply, which has to give
-    /// its place. One that was the flow's own is closed first, and makes room for the next flow.
+    /// its place, if its reply is hardly to be expected any more: that would reach the other. One that was the flow's own is closed first, and makes room for the next flow.
     fn take_over_port(&mut self, turn: &mut Turn<'_>, binding: u32) -> Option<PortId> {
-        let number = self.table.victim_of(binding)?;
+        let listener = self.bindings.of_flow(binding).listener;
+        let number = self.table.victim_of(turn.now, listener, binding)?;
         let port = self.table.flow(number).port;
         self.end(turn, number, CloseReason::Evicted);
         if self.ports.is_shared(port) { Some(port) } else { self.take_port(turn, binding) }
@@ -739,7 +765,7 @@ impl Datagrams {
         let is_over = turn.drain_is_over();
         if is_over && !self.drain_ended {
             self.drain_ended = true;
-            self.sweep = (self.table.len() > 0).then_some(0);
+            self.sweep_all();
         }
         for (place, open) in self.open.iter_mut().enumerate() {
             let listener = ListenerId(place as u16);

@@ -24,7 +24,7 @@ const RUN_MAX: u32 = 64;
 const WAITING_MAX: u32 = 16;
 /// Buffers waiting before the destination is connected, at most: the first bytes may come one by
 /// one.
-const HELD_MAX: u32 = 64;
+const HELD_MAX: u32 = 16;
 
 /// What the kernel is doing for the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -65,7 +65,11 @@ pub(super) struct Ports {
     pools: Vec<[Pool; 2]>,
     /// Ports that are not free, by listener.
     counts: Vec<u32>,
+    /// As many as could be opened, by listener, if the last try failed.
+    possible: Vec<u32>,
     total: u32,
+    /// Ports that could not be opened and have flows yet.
+    failed: u32,
 }
 
 /// A flow that wants a port.
@@ -93,6 +97,8 @@ impl Ports {
             free: Vec::with_capacity(total),
             pools: snapshot.listeners.iter().map(pools).collect(),
             counts: alloc::vec![0; snapshot.listeners.len()],
+            possible: alloc::vec![u32::MAX; snapshot.listeners.len()],
+            failed: 0,
             total: 0,
         }
     }
@@ -176,19 +182,23 @@ impl Ports {
     }
 
     /// Whether it could not be opened.
+    #[inline]
     pub(super) fn has_failed(&self, port: PortId) -> bool {
-        self.ports[port.index()].state == State::Failed
+        self.failed > 0 && self.ports[port.index()].state == State::Failed
     }
 
-    /// It could not be opened. Tells whether it has flows, which must leave it.
+    /// It could not be opened, and so no other will be until ports are looked after. Tells whether
+    /// it has flows, which must leave it.
     pub(super) fn on_failed(&mut self, port: PortId) -> bool {
         self.take_out(port);
+        self.failed += 1;
+        let Port { listener, flows, .. } = self.ports[port.index()];
         self.ports[port.index()].state = State::Failed;
-        let has_flows = self.ports[port.index()].flows > 0;
-        if !has_flows {
+        self.possible[listener.index()] = (self.counts[listener.index()] - 1).max(1);
+        if flows == 0 {
             self.release(port);
         }
-        has_flows
+        flows > 0
     }
 
     /// It is closed.
@@ -199,6 +209,7 @@ impl Ports {
     /// Closes some ports that have no flow, if there are far more than `peak` flows of one endpoint
     /// call for. Tells whether it closed as many as it may at a time.
     pub(super) fn trim(&mut self, listener: ListenerId, peak: u32, ops: &mut Ops) -> bool {
+        self.possible[listener.index()] = u32::MAX;
         let wanted = wanted(peak) as usize;
         let mut left = CLOSED_AT_ONCE;
         for family in 0..2 {
@@ -230,7 +241,7 @@ impl Ports {
 
     fn open(&mut self, wish: &Wish, state: State, ops: &mut Ops) -> Option<PortId> {
         let count = &mut self.counts[wish.listener.index()];
-        if *count >= wish.settings.ports_max {
+        if *count >= wish.settings.ports_max.min(self.possible[wish.listener.index()]) {
             return None;
         }
         *count += 1;
@@ -284,6 +295,7 @@ impl Ports {
 
     fn release(&mut self, port: PortId) {
         let entry = &mut self.ports[port.index()];
+        self.failed -= u32::from(entry.state == State::Failed);
         entry.state = State::Free;
         self.counts[entry.listener.index()] -= 1;
         self.total -= 1;

@@ -30,6 +30,8 @@ use crate::timers::Timers;
 const LOOKS: u32 = 64;
 /// An answered flow that has been silent for so long may give its place if no other can.
 const STALE: Duration = Duration::from_secs(10);
+/// A flow without a reply for so long is not likely to get one.
+const HOPELESS: Duration = Duration::from_secs(1);
 /// The share of the table that flows without a reply always have: one in so many.
 const PROVISIONAL: u32 = 8;
 
@@ -46,22 +48,34 @@ pub struct FlowTable {
     details: Slab<Details>,
     timers: Timers,
     hasher: SipHasher13,
-    /// Flows without a reply, as a list: its length, its oldest and its newest.
     unconfirmed: u32,
-    oldest: u32,
-    newest: u32,
+    /// Flows without a reply, by listener.
+    lists: Vec<List>,
     /// The next entry to look at for a flow that has gone silent.
     hand: u32,
     stamp: u16,
+}
+
+/// Flows without a reply, oldest first.
+#[derive(Debug, Clone, Copy)]
+struct List {
+    first: u32,
+    last: u32,
+    len: u32,
+}
+
+impl List {
+    const EMPTY: Self = Self { first: NONE, last: NONE, len: 0 };
 }
 
 impl FlowTable {
     /// Keys looked up together.
     pub const BATCH: usize = 32;
 
-    /// Allocates everything the table will ever need. `hash_key` must be secret.
+    /// Allocates everything the table will ever need, for flows of so many listeners. `hash_key` must
+    /// be secret.
     #[must_use]
-    pub fn new(capacity: u32, hash_key: [u64; 2]) -> Self {
+    pub fn new(capacity: u32, listeners: usize, hash_key: [u64; 2]) -> Self {
         Self {
             entries: Vec::with_capacity(capacity as usize),
             capacity,
@@ -73,8 +87,7 @@ impl FlowTable {
             timers: Timers::with_capacity(capacity),
             hasher: SipHasher13::new_with_keys(hash_key[0], hash_key[1]),
             unconfirmed: 0,
-            oldest: NONE,
-            newest: NONE,
+            lists: alloc::vec![List::EMPTY; listeners],
             hand: 0,
             stamp: 0,
         }
@@ -185,39 +198,45 @@ impl FlowTable {
         self.len == self.capacity || (is_half_full && self.unconfirmed >= share)
     }
 
-    /// A flow that can give its place to another, of this listener if one is named: the oldest
-    /// without a reply, but one whose client has sent again only at the second look (CLOCK, as a
-    /// list); where the table is full, else one that has long been silent.
+    /// A flow that can give its place to another, of this listener if one is named, else of the one
+    /// that has most without a reply: the oldest of these, or the oldest whose client has not sent
+    /// again (CLOCK, as a list). Where there is none, one that has long been silent.
     pub(super) fn victim(&mut self, now: Instant, of: Option<ListenerId>) -> Option<u32> {
-        let mut number = self.oldest;
-        for _ in 0..LOOKS.min(self.unconfirmed) {
-            let flow = &mut self.entries[number as usize];
-            let [_, next] = flow.neighbours();
-            let is_wanted = of.is_none_or(|of| of == flow.listener);
-            if is_wanted && !flow.is_referenced() {
-                return Some(number);
-            }
-            if is_wanted {
-                flow.set_referenced(false);
-                self.take_out(number);
-                self.append(number);
-            }
-            number = if next == NONE { self.oldest } else { next };
-        }
-        let is_full = of.is_some() || self.len == self.capacity;
-        is_full.then(|| self.stale(now, of)).flatten()
+        let listed = (0..).map(ListenerId).zip(&self.lists).max_by_key(|(_, list)| list.len);
+        let listener = of.or_else(|| listed.map(|(listener, _)| listener))?;
+        let found = self.oldest(listener, |_| true);
+        let may_be_stale = of.is_some() || self.len == self.capacity;
+        found.or_else(|| may_be_stale.then(|| self.stale(now, of)).flatten())
     }
 
-    /// A flow of this binding that can give its port to another: among the oldest without a reply,
-    /// the first whose client has not sent again.
-    pub(super) fn victim_of(&self, binding: u32) -> Option<u32> {
-        let mut number = self.oldest;
-        for _ in 0..LOOKS.min(self.unconfirmed) {
-            let flow = &self.entries[number as usize];
-            if flow.binding == binding && !flow.is_referenced() {
+    /// A flow of this binding that can give its port to another.
+    pub(super) fn victim_of(
+        &mut self,
+        now: Instant,
+        listener: ListenerId,
+        binding: u32,
+    ) -> Option<u32> {
+        let is_silent = |flow: &Flow| now.since(flow.last_active.to_instant(now)) >= HOPELESS;
+        self.oldest(listener, |flow| flow.binding == binding && is_silent(flow))
+    }
+
+    /// The oldest flow without a reply that is wanted. One whose client has sent again is passed
+    /// over once.
+    fn oldest(&mut self, listener: ListenerId, wanted: impl Fn(&Flow) -> bool) -> Option<u32> {
+        let List { mut first, len, .. } = self.lists[listener.index()];
+        for _ in 0..LOOKS.min(2 * len) {
+            let number = if first == NONE { self.lists[listener.index()].first } else { first };
+            let flow = &mut self.entries[number as usize];
+            [_, first] = flow.neighbours();
+            if !wanted(flow) {
+                continue;
+            }
+            if !flow.is_referenced() {
                 return Some(number);
             }
-            [_, number] = flow.neighbours();
+            flow.set_referenced(false);
+            self.take_out(number);
+            self.append(number);
         }
         None
     }
@@ -321,38 +340,43 @@ impl FlowTable {
         self.timers.set(number, due);
     }
 
-    /// Makes a flow the newest without a reply.
+    /// Makes a flow its listener's newest without a reply.
     fn append(&mut self, number: u32) {
-        let last = core::mem::replace(&mut self.newest, number);
-        self.entries[number as usize].set_neighbours([last, NONE]);
-        match self.entries.get_mut(last as usize) {
-            None => self.oldest = number,
-            Some(flow) => {
-                let [before, _] = flow.neighbours();
-                flow.set_neighbours([before, number]);
-            }
+        let list = &mut self.lists[self.entries[number as usize].listener.index()];
+        let before = core::mem::replace(&mut list.last, number);
+        if before == NONE {
+            list.first = number;
         }
+        list.len += 1;
         self.unconfirmed += 1;
+        self.entries[number as usize].set_neighbours([before, NONE]);
+        if let Some(flow) = self.entries.get_mut(before as usize) {
+            let [first, _] = flow.neighbours();
+            flow.set_neighbours([first, number]);
+        }
     }
 
     /// Takes a flow out from among those without a reply.
     fn take_out(&mut self, number: u32) {
-        let [before, after] = self.entries[number as usize].neighbours();
+        let flow = &self.entries[number as usize];
+        let [before, after] = flow.neighbours();
+        let list = &mut self.lists[flow.listener.index()];
+        list.len -= 1;
+        self.unconfirmed -= 1;
         match self.entries.get_mut(before as usize) {
-            None => self.oldest = after,
+            None => list.first = after,
             Some(flow) => {
                 let [first, _] = flow.neighbours();
                 flow.set_neighbours([first, after]);
             }
         }
         match self.entries.get_mut(after as usize) {
-            None => self.newest = before,
+            None => list.last = before,
             Some(flow) => {
                 let [_, last] = flow.neighbours();
                 flow.set_neighbours([before, last]);
             }
         }
-        self.unconfirmed -= 1;
     }
 
     fn hash_of(&self, number: u32) -> u64 {
@@ -374,8 +398,10 @@ impl FlowTable {
         let unconfirmed = live().filter(|(_, flow)| !flow.is_confirmed()).count();
         assert_eq!(unconfirmed as u32, self.unconfirmed, "flows without a reply are counted");
         let after = |flow: &&Flow| self.entries.get(flow.neighbours()[1] as usize);
-        let listed = core::iter::successors(self.entries.get(self.oldest as usize), after);
-        assert_eq!(listed.take(1 + unconfirmed).count(), unconfirmed, "and listed");
+        for list in &self.lists {
+            let listed = core::iter::successors(self.entries.get(list.first as usize), after);
+            assert_eq!(listed.take(1 + unconfirmed).count() as u32, list.len, "and listed");
+        }
         for (number, flow) in live() {
             assert!(self.timers.is_set(number), "what can last for ever has a deadline");
             if !flow.is_hidden() {

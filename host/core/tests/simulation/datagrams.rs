@@ -533,6 +533,7 @@ fn model(
         stats: vec![Default::default(); listeners],
         decisions: vec![[0; 5]; listeners],
         stopped: vec![false; listeners],
+        short_of_ports: vec![false; listeners],
     };
     let limits = snapshot.listeners.iter();
     Model {

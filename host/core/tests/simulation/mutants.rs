@@ -246,7 +246,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: flows on a port that failed stay",
         file: "datagram.rs",
-        original: "        if self.ports.on_failed(port) {\n            self.sweep = Some(0);\n        }",
+        original: "        if self.ports.on_failed(port) {\n            self.sweep_all();\n        }",
         mutated: "        self.ports.on_failed(port);",
     },
     Mutant {

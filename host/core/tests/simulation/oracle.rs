@@ -45,7 +45,7 @@ const HELD_BYTES_MAX: u64 = 9 * 64 * 1024;
 /// were on their way when it was paused.
 const HELD_BUFFERS_MAX: u64 = 16 + 8 + 8;
 /// The same where the first bytes are waited for.
-const PREREAD_BUFFERS_MAX: u64 = 64;
+const PREREAD_BUFFERS_MAX: u64 = 16;
 
 /// Buffers of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -149,6 +149,8 @@ pub(super) struct Worker {
     /// Decisions by cluster and source.
     pub(super) decisions: Vec<[u64; 5]>,
     pub(super) stopped: Vec<bool>,
+    /// Listeners that could once not open a port, and may not try for a while.
+    pub(super) short_of_ports: Vec<bool>,
 }
 
 /// All workers.
@@ -336,7 +338,8 @@ impl Model {
         endpoint: SocketAddr,
     ) -> Option<bool> {
         let worker = &self.workers[scene.worker];
-        if worker.ports.values().any(|port| port.listener == listener && port.failed) {
+        let is_failed = |port: &Port| port.listener == listener && port.failed;
+        if worker.short_of_ports[listener] || worker.ports.values().any(is_failed) {
             return None;
         }
         if self.may_open(scene, listener) {

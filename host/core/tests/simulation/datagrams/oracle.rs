@@ -48,7 +48,10 @@ impl Model {
         let flow = &flows[place];
         match flow.target {
             Err(_) => self.lose(scene, request, DropReason::Denied, seen),
-            Ok((id, _)) if scene.serves(flow.listener, id) => {
+            Ok((id, _))
+                if scene.serves(flow.listener, id)
+                    && !Self::has_failed(self.ports_of(scene), flow, seen) =>
+            {
                 self.forward(scene, place, request, seen);
             }
             Ok(_) => self.on_request_for_gone(scene, place, request, seen),
@@ -63,7 +66,7 @@ impl Model {
         seen: &mut Seen,
     ) {
         let flow = self.workers[scene.worker].flows[place].clone();
-        let has_failed = self.has_failed(scene, &flow);
+        let has_failed = Self::has_failed(self.ports_of(scene), &flow, seen);
         let acts = scene.listener(request.listener).on_endpoint_down;
         if scene.drain_is_over() || has_failed || acts == OnEndpointDown::Drop {
             let reason = match () {
@@ -80,9 +83,19 @@ impl Model {
         }
     }
 
-    fn has_failed(&self, scene: &Scene<'_>, flow: &Flow) -> bool {
-        let ports = &self.workers[scene.worker].ports;
-        flow.port.is_some_and(|port| ports.get(&port).is_some_and(|port| port.failed))
+    /// Whether the flow's port could not be opened; of one whose port is not known its end tells.
+    fn has_failed(ports: &BTreeMap<PortId, Port>, flow: &Flow, seen: &Seen) -> bool {
+        match flow.port {
+            Some(port) => ports.get(&port).is_some_and(|port| port.failed),
+            None => {
+                let next = seen.records.front();
+                next.is_some_and(|next| next.reason == CloseReason::Descriptors && flow.is_of(next))
+            }
+        }
+    }
+
+    fn ports_of(&self, scene: &Scene<'_>) -> &BTreeMap<PortId, Port> {
+        &self.workers[scene.worker].ports
     }
 
     /// A datagram of a live flow goes to the flow's endpoint, through its port.
@@ -187,8 +200,7 @@ impl Model {
 
     /// Whether ports have failed that may or may not be given up yet.
     fn is_unsure(&self, scene: &Scene<'_>, listener: usize) -> bool {
-        let mut ports = self.workers[scene.worker].ports.values();
-        ports.any(|port| port.listener == listener && port.failed)
+        self.workers[scene.worker].short_of_ports[listener]
     }
 
     fn on_miss(&mut self, scene: &Scene<'_>, request: &Request, seen: &mut Seen) {
@@ -258,6 +270,7 @@ impl Model {
             resent: false,
         };
         match allocated.target {
+            Err(_) if allocated.hidden => self.lose(scene, request, DropReason::Denied, seen),
             Err(reason) => {
                 flow.target = Err(reason);
                 flow.hidden = false;
@@ -466,6 +479,7 @@ impl Model {
     pub(super) fn on_port_failed(&mut self, scene: &Scene<'_>, port: PortId) {
         let worker = self.worker(scene);
         let listener = worker.ports[&port].listener;
+        worker.short_of_ports[listener] = true;
         let is_used = worker.flows.iter().any(|flow| {
             let unknown = flow.port.is_none() && flow.target.is_ok() && flow.listener == listener;
             flow.port == Some(port) || unknown
@@ -511,7 +525,10 @@ impl Model {
             }
         }
         for flow in &self.workers[scene.worker].flows {
-            assert!(!scene.is_lost(flow) && !self.has_failed(scene, flow), "overlooked: {flow:?}");
+            assert!(
+                !scene.is_lost(flow) && !Self::has_failed(self.ports_of(scene), flow, seen),
+                "overlooked: {flow:?}"
+            );
             let slack = Duration::from_millis(18);
             let overdue = flow.active + scene.timeout(flow) + slack < scene.now;
             assert!(!overdue || flow.target.is_err(), "overdue: {flow:?}");
@@ -596,7 +613,9 @@ impl Model {
             if next == Some(CloseReason::DrainTimeout) {
                 self.end_this(scene, place, seen);
             }
-        } else if flow.target.is_ok() && (self.has_failed(scene, &flow) || may_have_failed) {
+        } else if flow.target.is_ok()
+            && (Self::has_failed(self.ports_of(scene), &flow, seen) || may_have_failed)
+        {
             assert_eq!(self.end_this(scene, place, seen).0, CloseReason::Descriptors);
         } else if scene.is_lost(&flow) {
             if scene.listener(flow.listener).on_endpoint_down == OnEndpointDown::Reallocate {
