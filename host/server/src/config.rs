@@ -160,14 +160,15 @@ pub struct Listener {
     /// the most that one TLS record holds, and so nearly every `ClientHello`.
     pub preread_bytes_max: Option<u32>,
     /// Replies to each of the client's datagrams, after which a flow has ended. UDP only. Default 0,
-    /// any number: most protocols do not say. 1 for DNS frees a query's place as soon as it is answered.
+    /// any number: most protocols do not say. 1 for DNS frees a query's place as soon as it is
+    /// answered.
     pub replies_expected: Option<u32>,
     /// Whether flows share upstream ports or have one each. UDP only. Default `shared`: an endpoint
     /// is told apart by its address, so one port serves a flow of every endpoint.
     pub upstream_sockets: Option<UpstreamSockets>,
     /// Ports that each worker may open towards endpoints, 1 to 65535. UDP only. Default 16384: that
-    /// many flows of one endpoint per worker, within the system's range of ephemeral ports. With
-    /// `per-flow` it bounds all flows of a worker.
+    /// many flows of one endpoint per worker, if the system's range of ephemeral ports has as many
+    /// for all workers. With `per-flow` it bounds all flows of a worker.
     pub upstream_ports_max: Option<u32>,
     /// Whether trains of datagrams are received and sent in one piece. UDP only. Default true: it
     /// saves most of the cost of bulk protocols, and costs the others nothing.
