@@ -125,14 +125,15 @@ fn zeros_in_an_answer_mean_the_default_method() {
 }
 
 #[test]
-fn scopes_without_a_key_are_the_flow_alone() {
+fn every_scope_of_an_answer_is_understood() {
     let engine = engine();
-    for scope in [0, 2, 3] {
+    for (number, scope) in [Scope::Flow, Scope::Client, Scope::Key, Scope::None].iter().enumerate()
+    {
         let guest = Guest::deciding(&format!(
-            "(i32.store8 (i32.const 1032) (i32.const {scope})) (i32.const 1024)"
+            "(i32.store8 (i32.const 1032) (i32.const {number})) (i32.const 1024)"
         ));
         let decided = Table::new(&engine, &guest, patient()).decide(&flow());
-        assert_eq!((decided.source, decided.decision.scope), (Source::Plugin, Scope::Flow));
+        assert_eq!((decided.source, &decided.decision.scope), (Source::Plugin, scope));
     }
 }
 
