@@ -15,7 +15,9 @@ mod ahead;
 mod bindings;
 mod flow;
 mod index;
+mod keys;
 mod ports;
+mod survey;
 mod table;
 
 use alloc::vec::Vec;
@@ -28,10 +30,9 @@ use crate::allocation::{Allocator, Denied, Random, Request};
 use crate::boundary::{
     DatagramSocket, ListenerId, LossCause, Memory, Op, Ops, Path, PortId, Side, Train,
 };
-use crate::listing::{Entry, EntryId, EntryKind, FlowEntry, FlowState};
 use crate::policy::{Method, Scope};
 use crate::session::{Allocation, Tried};
-use crate::snapshot::{EndpointId, Listener, OnEndpointDown, Protocol, Snapshot};
+use crate::snapshot::{EndpointId, Listener, OnEndpointDown, Snapshot};
 use crate::stats::{CloseReason, DropReason, FlowRecord, ShedReason, Stats};
 use crate::time::Instant;
 
@@ -248,54 +249,6 @@ impl Datagrams {
         }
     }
 
-    /// Ends the flow with this name; tells whether there was one.
-    pub(crate) fn forget(&mut self, turn: &mut Turn<'_>, number: u32, stamp: u32) -> bool {
-        let is_it = self.table.get(number).is_some_and(|flow| u32::from(flow.stamp) == stamp);
-        if is_it {
-            self.end(turn, number, CloseReason::Forgotten);
-        }
-        is_it
-    }
-
-    /// One more than the highest entry in which there may be a flow.
-    pub(crate) fn entries_end(&self) -> u32 {
-        self.table.entries_end()
-    }
-
-    /// Shows the flow in an entry, if there is one.
-    pub(crate) fn entry(&self, now: Instant, number: u32, snapshot: &Snapshot) -> Option<Entry> {
-        let flow = self.table.get(number)?;
-        let details = self.table.details_of(flow);
-        let key = flow.key(details);
-        let listener = snapshot.listener(flow.listener);
-        let endpoint = self.bindings.get(flow.binding).map(|binding| &binding.endpoint);
-        let state = match endpoint {
-            None => FlowState::Denied,
-            Some(_) if flow.is_confirmed() => FlowState::Established,
-            Some(_) => FlowState::Unconfirmed,
-        };
-        Some(Entry {
-            id: EntryId::datagrams(number, flow.stamp.into()),
-            cluster: listener.cluster,
-            endpoint: endpoint.map(|endpoint| endpoint.id),
-            policy_generation: flow.policy_generation.into(),
-            kind: EntryKind::Flow(FlowEntry {
-                listener: flow.listener,
-                protocol: Protocol::Udp,
-                client: key.client,
-                local: SocketAddr::new(key.local, listener.address.port()),
-                endpoint_address: endpoint.map(|endpoint| endpoint.address),
-                state,
-                source: Some(flow.source),
-                tag: details.map_or(0, |details| details.method.tag),
-                started: flow.started.to_instant(now),
-                last_active: flow.last_active.to_instant(now),
-                bytes: flow.bytes(),
-                datagrams: flow.datagrams.map(u64::from),
-            }),
-        })
-    }
-
     fn on_request(&mut self, turn: &mut Turn<'_>, memory: &impl Memory, arrival: Arrival) {
         let Some(number) = self.table.find_by_client(&arrival.key) else {
             self.on_miss(turn, memory, arrival);
@@ -396,36 +349,6 @@ impl Datagrams {
             pace.on_received(now, train.len());
         }
         too_fast
-    }
-
-    /// The endpoint has told the client another key to come back with.
-    fn learn(&mut self, turn: &mut Turn<'_>, number: u32, key: u64) {
-        let flow = *self.table.flow(number);
-        let Some(details) = self.table.details(number) else { return };
-        if details.keys.contains(&Some(key)) {
-            return;
-        }
-        details.keys[1] = Some(key);
-        self.keep_keys(turn, &flow);
-    }
-
-    /// Has the allocator know a flow's keys for longer than its timer takes to come by again: the one
-    /// it came with if a decision that slides is kept for it, and the one its endpoint gave it in any case.
-    fn keep_keys(&mut self, turn: &mut Turn<'_>, flow: &Flow) {
-        let listener = turn.listener(flow.listener);
-        let Some(binding) = self.bindings.get(flow.binding) else { return };
-        let Some(details) = self.table.details_of(flow) else { return };
-        let ttl = 2 * details.method.idle_timeout.unwrap_or(listener.timeouts.idle);
-        let [came_with, given] = details.keys;
-        if let Some(key) = came_with {
-            turn.allocator.use_key((turn.now, ttl), listener, key);
-        }
-        let known = (binding.endpoint.id, flow.policy_generation.into());
-        if let Some(key) = given
-            && !turn.allocator.keep_key((turn.now, ttl), listener, (key, details.method), known)
-        {
-            turn.stats.listener(flow.listener).on_drops(DropReason::FlowTableFull, 1);
-        }
     }
 
     /// A client's datagram without a flow.
@@ -577,7 +500,8 @@ impl Datagrams {
     }
 
     /// Where every port serves the endpoint: the port of a flow without a reply, which has to give
-    /// its place, if its reply is hardly to be expected any more: that would reach the other. One that was the flow's own is closed first, and makes room for the next flow.
+    /// its place, if its reply is hardly to be expected any more: that would reach the other. One
+    /// that was the flow's own is closed first, and makes room for the next flow.
     fn take_over_port(&mut self, turn: &mut Turn<'_>, binding: u32) -> Option<PortId> {
         let listener = self.bindings.of_flow(binding).listener;
         let number = self.table.victim_of(turn.now, listener, binding)?;

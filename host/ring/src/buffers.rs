@@ -369,10 +369,9 @@ impl Memory {
         let bytes = self.shape.bytes as usize;
         assert!(from <= bytes && len <= bytes - from, "a buffer's bytes are within it");
         let start = self.start(index).wrapping_add(from);
-        // SAFETY: the bytes are within a buffer, so within the mapping, which this value owns and
-        // which is zeroed at first. The buffer is held: the kernel has named it in a completion and
-        // writes to it only if it is provided again, for which it must be put back. That takes a
-        // mutable borrow of this value, and the slice is a shared one.
+        // SAFETY: the bytes are within a buffer of the mapping, which this value owns. It is held, so
+        // the kernel writes to it only after it has been put back, for which this value has to be
+        // borrowed mutably; the slice is a shared borrow of it.
         unsafe { std::slice::from_raw_parts(start, len) }
     }
 

@@ -1,3 +1,5 @@
+//! One behaviour at a time, with a test as the kernel.
+
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec;

@@ -233,7 +233,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         breaks: "datagrams: a flow that goes on uses another's key",
-        file: "datagram.rs",
+        file: "datagram/keys.rs",
         original: "        if let Some(key) = came_with {",
         mutated: "        if let Some(key) = came_with.map(|key| key + 1) {",
     },
@@ -305,7 +305,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         breaks: "survey: a flow that has ended is taken for the next in its place",
-        file: "datagram.rs",
+        file: "datagram/survey.rs",
         original: "is_some_and(|flow| u32::from(flow.stamp) == stamp)",
         mutated: "is_some_and(|flow| u32::from(flow.stamp) >= stamp)",
     },
