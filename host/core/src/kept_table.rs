@@ -20,10 +20,10 @@ use core::ops::Range;
 
 use siphasher::sip::SipHasher13;
 
+use crate::tags::{EMPTY, home, matches, tag_of};
 use crate::time::Instant;
 
 const TAGS: usize = 15;
-const EMPTY: u8 = 0;
 /// The load at which a table is full, in entries per group of fifteen: then one group in twenty
 /// has been overflowed.
 const GROUP_LOAD: u64 = 10;
@@ -183,12 +183,6 @@ impl<K: Hash + Eq + Copy + Default, V: Copy + Default> KeptTable<K, V> {
         hasher.finish()
     }
 
-    /// The group an entry belongs to first: the upper half of the hash, scaled.
-    #[inline]
-    fn home(&self, hash: u64) -> usize {
-        (((hash >> 32) * self.groups.len() as u64) >> 32) as usize
-    }
-
     #[inline]
     fn after(&self, group: usize) -> usize {
         if group + 1 == self.groups.len() { 0 } else { group + 1 }
@@ -197,7 +191,7 @@ impl<K: Hash + Eq + Copy + Default, V: Copy + Default> KeptTable<K, V> {
     #[inline]
     fn find(&self, hash: u64, key: &K) -> Option<usize> {
         let tag = tag_of(hash);
-        let mut at = self.home(hash);
+        let mut at = home(hash, self.groups.len());
         for _ in 0..self.groups.len() {
             let group = &self.groups[at];
             for slot in group.matches(tag) {
@@ -220,7 +214,7 @@ impl<K: Hash + Eq + Copy + Default, V: Copy + Default> KeptTable<K, V> {
         if self.len == self.capacity {
             return Err(Full);
         }
-        let mut at = self.home(hash);
+        let mut at = home(hash, self.groups.len());
         loop {
             let free = self.groups[at].matches(EMPTY).next();
             if let Some(slot) = free {
@@ -234,7 +228,7 @@ impl<K: Hash + Eq + Copy + Default, V: Copy + Default> KeptTable<K, V> {
     }
 
     fn remove_at(&mut self, hash: u64, place: usize) {
-        let mut at = self.home(hash);
+        let mut at = home(hash, self.groups.len());
         while at != place / TAGS {
             self.groups[at].take_back();
             at = self.after(at);
@@ -257,24 +251,14 @@ impl<K: Hash + Eq + Copy + Default, V: Copy + Default> KeptTable<K, V> {
 }
 
 impl Group {
-    /// The slots whose tag is `tag`, lowest first. All sixteen bytes are compared at once: a byte
-    /// that agrees becomes zero, and only a zero byte keeps its high bit clear in the sum.
+    /// The slots whose tag is `tag`, lowest first.
     #[inline]
-    fn matches(&self, tag: u8) -> impl Iterator<Item = usize> {
-        const LOW_BITS: u128 = u128::from_le_bytes([0x7f; 16]);
-        const SLOTS: u128 = u128::MAX >> 8;
-        let differing = u128::from_le_bytes(self.0) ^ u128::from_le_bytes([tag; 16]);
-        let sum = (differing & LOW_BITS) + LOW_BITS;
-        let mut agreeing = !(sum | differing | LOW_BITS) & SLOTS;
-        core::iter::from_fn(move || {
-            let slot = (agreeing != 0).then(|| agreeing.trailing_zeros() as usize / 8);
-            agreeing &= agreeing.wrapping_sub(1);
-            slot
-        })
+    fn matches(&self, tag: u8) -> impl Iterator<Item = usize> + use<> {
+        matches::<TAGS>(self.0, tag)
     }
 
-    /// How many entries that wanted this group lie in a later one.
     #[inline]
+    /// How many entries that wanted this group lie in a later one.
     fn overflow(&self) -> u8 {
         self.0[TAGS]
     }
@@ -288,13 +272,6 @@ impl Group {
             self.0[TAGS] -= 1;
         }
     }
-}
-
-/// Eight bits of the hash that the group does not depend on, never `EMPTY`: with fifteen of 255
-/// tags in a group, few misses look at an entry.
-#[inline]
-fn tag_of(hash: u64) -> u8 {
-    (hash as u8).max(EMPTY + 1)
 }
 
 #[cfg(test)]

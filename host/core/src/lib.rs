@@ -29,6 +29,7 @@ mod session;
 mod slab;
 mod snapshot;
 mod stats;
+mod tags;
 #[cfg(test)]
 mod testing;
 mod time;

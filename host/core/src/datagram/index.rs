@@ -14,9 +14,10 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use crate::tags::{EMPTY, home, matches, tag_of};
+
 const SLOTS: usize = 12;
 const OVERFLOW: usize = SLOTS;
-const EMPTY: u8 = 0;
 /// The load of a full index, in numbers per group: then one group in eight has been overflowed.
 const GROUP_LOAD: u64 = 9;
 
@@ -46,7 +47,7 @@ impl Index {
     #[inline]
     pub(super) fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         let tag = tag_of(hash);
-        let mut at = self.home(hash);
+        let mut at = home(hash, self.groups.len());
         for _ in 0..self.groups.len() {
             let group = &self.groups[at];
             for place in group.matches(tag) {
@@ -65,13 +66,13 @@ impl Index {
     /// The first number that may be the one with this hash: most often it is.
     #[inline]
     pub(super) fn guess(&self, hash: u64) -> Option<u32> {
-        let group = &self.groups[self.home(hash)];
+        let group = &self.groups[home(hash, self.groups.len())];
         group.matches(tag_of(hash)).next().map(|place| group.numbers[place])
     }
 
     /// Adds a number that is not in it. The caller keeps to the capacity.
     pub(super) fn insert(&mut self, hash: u64, number: u32) {
-        let mut at = self.home(hash);
+        let mut at = home(hash, self.groups.len());
         loop {
             let group = &mut self.groups[at];
             let free = group.matches(EMPTY).next();
@@ -88,7 +89,7 @@ impl Index {
     /// Removes a number that was added with this hash.
     pub(super) fn remove(&mut self, hash: u64, number: u32) {
         let tag = tag_of(hash);
-        let mut at = self.home(hash);
+        let mut at = home(hash, self.groups.len());
         for _ in 0..self.groups.len() {
             let group = &mut self.groups[at];
             let found = group.matches(tag).find(|&place| group.numbers[place] == number);
@@ -113,12 +114,6 @@ impl Index {
         range.start.addr()..range.end.addr()
     }
 
-    /// The group a number belongs to first: the upper half of the hash, scaled.
-    #[inline]
-    fn home(&self, hash: u64) -> usize {
-        (((hash >> 32) * self.groups.len() as u64) >> 32) as usize
-    }
-
     #[inline]
     fn after(&self, group: usize) -> usize {
         if group + 1 == self.groups.len() { 0 } else { group + 1 }
@@ -126,27 +121,11 @@ impl Index {
 }
 
 impl Group {
-    /// The places whose tag is `tag`, lowest first. All sixteen bytes are compared at once: a byte
-    /// that agrees becomes zero, and only a zero byte keeps its high bit clear in the sum.
+    /// The places whose tag is `tag`, lowest first.
     #[inline]
     fn matches(&self, tag: u8) -> impl Iterator<Item = usize> + use<> {
-        const LOW_BITS: u128 = u128::from_le_bytes([0x7f; 16]);
-        const PLACES: u128 = u128::MAX >> (8 * (16 - SLOTS));
-        let differing = u128::from_le_bytes(self.tags) ^ u128::from_le_bytes([tag; 16]);
-        let sum = (differing & LOW_BITS) + LOW_BITS;
-        let mut agreeing = !(sum | differing | LOW_BITS) & PLACES;
-        core::iter::from_fn(move || {
-            let place = (agreeing != 0).then(|| agreeing.trailing_zeros() as usize / 8);
-            agreeing &= agreeing.wrapping_sub(1);
-            place
-        })
+        matches::<SLOTS>(self.tags, tag)
     }
-}
-
-/// Eight bits of the hash that the group does not depend on, never `EMPTY`.
-#[inline]
-fn tag_of(hash: u64) -> u8 {
-    (hash as u8).max(EMPTY + 1)
 }
 
 #[cfg(test)]
