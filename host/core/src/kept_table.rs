@@ -257,8 +257,8 @@ impl Group {
         matches::<TAGS>(self.0, tag)
     }
 
-    #[inline]
     /// How many entries that wanted this group lie in a later one.
+    #[inline]
     fn overflow(&self) -> u8 {
         self.0[TAGS]
     }
