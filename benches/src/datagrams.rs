@@ -7,7 +7,7 @@ use std::time::Duration;
 use pointsman_core::boundary::{
     Completion, DatagramSocket, ListenerId, Op, Ops, Path, PoolSizes, PortId, Train,
 };
-use pointsman_core::policy::{Maglev, Policy, RoundRobin};
+use pointsman_core::policy::{Policy, RoundRobin, TablePolicy};
 use pointsman_core::{
     Balancer, BalancerConfig, DatagramSettings, Instant, Listener, Protocol, Snapshot, Timeouts,
 };
@@ -79,7 +79,7 @@ impl DatagramBench {
             record_flows: false,
         };
         let policy: Box<dyn Policy> =
-            if stateless { Box::new(Maglev::new()) } else { Box::new(RoundRobin::new()) };
+            if stateless { Box::new(TablePolicy::new()) } else { Box::new(RoundRobin::new()) };
         let balancer = Balancer::new(&config, snapshot(flows_max, idle), vec![policy]);
         for range in balancer.tables() {
             pointsman_ring::prefer_large_pages(range);
@@ -163,6 +163,7 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         name: cluster.name.clone(),
         endpoints: cluster.endpoints.clone(),
         candidates: Arc::clone(&cluster.candidates),
+        trial: None,
     });
     Arc::new(Snapshot {
         generation: tcp.generation,

@@ -180,7 +180,7 @@ pub(crate) fn candidates_with_table(count: u32) -> Arc<Candidates> {
     let plain = candidates(count);
     let keys: Vec<_> = plain.endpoints.iter().map(|known| known.address.to_string()).collect();
     let weighted: Vec<_> = keys.iter().map(|key| (key.as_str(), 1)).collect();
-    let table = maglev::Table::build(&weighted, maglev::Table::DEFAULT_SIZE);
+    let table = maglev::build(&weighted, maglev::DEFAULT_SIZE);
     Arc::new(Candidates { endpoints: plain.endpoints.clone(), table, generation: Generation(1) })
 }
 
@@ -214,7 +214,7 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         datagrams: DatagramSettings::DEFAULT,
     };
     let endpoints = candidates.endpoints.iter().map(up).collect();
-    let cluster = Cluster { name: "web".into(), endpoints, candidates };
+    let cluster = Cluster { name: "web".into(), endpoints, candidates, trial: None };
     Arc::new(Snapshot {
         generation: Generation(1),
         listeners: [listener].into(),

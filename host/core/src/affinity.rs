@@ -6,6 +6,7 @@
 //! each other stands on the [`Board`].
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv6Addr};
 use core::ops::Range;
 use core::time::Duration;
@@ -13,7 +14,7 @@ use core::time::Duration;
 use crate::board::Board;
 use crate::kept_table::{Full, KeptTable};
 use crate::listing::{Entry, EntryId, EntryKind, KeptEntry};
-use crate::policy::{Decision, Method, Scope, Verdict};
+use crate::policy::{Decision, Method, OnSwap, Scope, Verdict};
 use crate::snapshot::{Candidates, ClusterId, Endpoint, EndpointId, PrefixLengths};
 use crate::time::Instant;
 
@@ -136,6 +137,8 @@ pub(crate) struct Found<'a> {
     pub(crate) method: Method,
     pub(crate) policy_generation: u64,
     pub(crate) expires: Instant,
+    /// Whether the policy that made it is gone and its successor is to be asked once more.
+    pub(crate) is_stale: bool,
 }
 
 /// The kept decisions of one worker.
@@ -143,12 +146,57 @@ pub(crate) struct Found<'a> {
 pub(crate) struct Affinity {
     table: KeptTable<AffinityKey, Kept>,
     board: Option<Arc<Board>>,
+    /// By cluster.
+    floors: Vec<Floor>,
+}
+
+/// What decisions of earlier policies are worth.
+#[derive(Debug, Clone, Copy)]
+struct Floor {
+    /// Flushed are those below this generation,
+    flushed: u32,
+    /// stale those below this one.
+    stale: u32,
+}
+
+/// What a kept decision is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worth {
+    Valid,
+    Stale,
+    Nothing,
 }
 
 impl Affinity {
     /// `board` is what joins this worker to the others, if there are others.
     pub(crate) fn new(entries_max: u32, hash_key: [u64; 2], board: Option<Arc<Board>>) -> Self {
-        Self { table: KeptTable::new(entries_max as usize, hash_key), board }
+        let table = KeptTable::new(entries_max as usize, hash_key);
+        Self { table, board, floors: Vec::new() }
+    }
+
+    /// A policy of this generation takes the place of another.
+    pub(crate) fn on_swap(&mut self, cluster: ClusterId, generation: u64, on_swap: OnSwap) {
+        let generation = u32::try_from(generation).unwrap_or(u32::MAX);
+        if self.floors.len() <= cluster.index() {
+            self.floors.resize(cluster.index() + 1, Floor { flushed: 0, stale: 0 });
+        }
+        let floor = &mut self.floors[cluster.index()];
+        match on_swap {
+            OnSwap::Keep => {}
+            OnSwap::Revalidate => floor.stale = generation,
+            OnSwap::Flush => floor.flushed = generation,
+        }
+    }
+
+    fn worth(&self, key: &AffinityKey, kept: &Kept, among: &Candidates) -> Worth {
+        let floor = self.floors.get(usize::from(key.cluster));
+        let generation = kept.policy_generation;
+        match floor {
+            Some(floor) if generation < floor.flushed => Worth::Nothing,
+            _ if !kept.holds(among) => Worth::Nothing,
+            Some(floor) if generation < floor.stale => Worth::Stale,
+            _ => Worth::Valid,
+        }
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -178,8 +226,11 @@ impl Affinity {
         key: AffinityKey,
         among: &'a Candidates,
     ) -> Option<Found<'a>> {
-        let known = self.known(now, &key).filter(|(kept, _)| kept.holds(among));
-        let (kept, mut expires) = known.or_else(|| self.learn(now, key, among))?;
+        let known = self.known(now, &key);
+        let worth = known.map_or(Worth::Nothing, |(kept, _)| self.worth(&key, &kept, among));
+        let learned = if worth == Worth::Valid { None } else { self.learn(now, key, among, worth) };
+        let (kept, mut expires) = learned.or_else(|| known.filter(|_| worth != Worth::Nothing))?;
+        let is_stale = self.worth(&key, &kept, among) == Worth::Stale;
         let target = match kept.verdict {
             KeptVerdict::Forward(id) => among.find(id),
             KeptVerdict::Reset | KeptVerdict::Drop => None,
@@ -194,20 +245,25 @@ impl Affinity {
             method: kept.method.into(),
             policy_generation: kept.policy_generation.into(),
             expires,
+            is_stale,
         })
     }
 
-    /// Takes over what another worker keeps for this client, in place of an entry whose endpoint
-    /// is gone.
+    /// Takes over what another worker keeps for this client, if it is worth more than what this one
+    /// has.
     #[cold]
     fn learn(
         &mut self,
         now: Instant,
         key: AffinityKey,
         among: &Candidates,
+        than: Worth,
     ) -> Option<(Kept, Instant)> {
-        let found = self.board.as_ref()?.find(now, &key);
-        let (kept, expires) = found.filter(|(kept, _)| kept.holds(among))?;
+        let (kept, expires) = self.board.as_ref()?.find(now, &key)?;
+        let worth = self.worth(&key, &kept, among);
+        if worth == Worth::Nothing || worth == than {
+            return None;
+        }
         // Without room of its own the worker learns it again for the client's next flow.
         let _ = self.table.insert(now, key, kept, expires);
         Some((kept, expires))
@@ -245,6 +301,14 @@ impl Affinity {
             board.put(now, key, kept, now + ttl);
         }
         Ok(())
+    }
+
+    /// Gives up what is kept for this key, here and on the board.
+    pub(crate) fn give_up(&mut self, key: &AffinityKey) {
+        if let Some(board) = &self.board {
+            board.remove(key);
+        }
+        self.table.remove(key);
     }
 
     /// A flow uses what is kept for its key: a decision that slides lives until then at least.
@@ -300,10 +364,8 @@ impl Affinity {
     pub(crate) fn forget(&mut self, now: Instant, place: usize, stamp: u32) -> bool {
         let key = self.table.at(now, place).map(|(key, ..)| *key);
         let Some(key) = key.filter(|key| key.stamp() == stamp) else { return false };
-        if let Some(board) = &self.board {
-            board.remove(&key);
-        }
-        self.table.remove(&key).is_some()
+        self.give_up(&key);
+        true
     }
 }
 

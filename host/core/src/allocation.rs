@@ -1,18 +1,22 @@
 //! How a new flow gets its endpoint and method: a kept decision, else the cluster's policy.
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
 use crate::affinity::{Affinity, AffinityKey, Found, KeptVerdict, NewEntry};
 use crate::boundary::ListenerId;
-use crate::policy::{Decision, EndpointIndex, Flow, Method, Policy, Scope, Source, Verdict};
+use crate::policy::{
+    Decided, Decision, EndedFlow, EndpointIndex, Flow, Method, OnSwap, Policy, Scope, Source, TICK,
+    Verdict,
+};
+use crate::recent::{FlowFacts, RecentFlows};
 use crate::session::{Allocation, Tried};
-use crate::snapshot::{Candidates, ClusterId, EndpointId, Listener, Snapshot};
+use crate::snapshot::{Candidates, Cluster, ClusterId, Endpoint, EndpointId, Listener, Snapshot};
 use crate::stats::{CloseReason, DropReason, Stats};
 use crate::time::Instant;
+use crate::trial::{Trial, Views};
 
 /// A flow that wants an endpoint.
 pub(crate) struct Request<'a> {
@@ -76,17 +80,51 @@ pub(crate) struct Allocator {
     policies: Vec<Slot>,
     affinity: Affinity,
     random: Random,
+    /// When policies are told next that time has passed, if any wants to hear of it.
+    tick_at: Option<Instant>,
 }
 
+/// A cluster's policy.
 struct Slot {
     policy: Box<dyn Policy>,
     generation: u64,
+    /// Another one that is tried beside it.
+    trial: Option<Trial>,
+    recent: RecentFlows,
+}
+
+impl Slot {
+    fn new(policy: Box<dyn Policy>) -> Self {
+        Self { policy, generation: 1, trial: None, recent: RecentFlows::new() }
+    }
+
+    /// Asks the policy that the flow is for, and lets one in the shadow say its part.
+    fn decide(&mut self, flow: &Flow<'_>, cluster: &Cluster) -> Decided {
+        let live = &cluster.candidates;
+        let trial = cluster.trial.as_ref().filter(|trial| trial.len() == live.len());
+        let views = Views { live, trial: trial.unwrap_or(live) };
+        let Some(trial) = &mut self.trial else { return self.policy.decide(flow, views.live) };
+        if let Some(decided) = trial.decide_as_canary(flow, views.trial) {
+            return decided;
+        }
+        let decided = self.policy.decide(flow, views.live);
+        trial.compare(flow, &decided, views);
+        decided
+    }
+
+    fn wants_ticks(&mut self) -> bool {
+        let of_trial = self.trial.as_mut().is_some_and(|trial| trial.policy().wants_ticks());
+        of_trial || self.policy.wants_ticks()
+    }
 }
 
 impl Allocator {
     pub(crate) fn new(policies: Vec<Box<dyn Policy>>, affinity: Affinity, seed: u64) -> Self {
-        let policies = policies.into_iter().map(|policy| Slot { policy, generation: 1 }).collect();
-        Self { policies, affinity, random: Random::new(seed) }
+        let policies = policies.into_iter().map(Slot::new).collect();
+        let random = Random::new(seed);
+        let mut allocator = Self { policies, affinity, random, tick_at: None };
+        allocator.plan_ticks();
+        allocator
     }
 
     /// The decisions that are kept.
@@ -99,10 +137,69 @@ impl Allocator {
         self.affinity.forget(now, place, stamp)
     }
 
-    pub(crate) fn swap(&mut self, cluster: ClusterId, policy: Box<dyn Policy>) -> Box<dyn Policy> {
+    /// Exchanges a cluster's policy.
+    pub(crate) fn swap(
+        &mut self,
+        cluster: ClusterId,
+        policy: Box<dyn Policy>,
+        on_swap: OnSwap,
+    ) -> Box<dyn Policy> {
         let slot = &mut self.policies[cluster.index()];
         slot.generation += 1;
-        core::mem::replace(&mut slot.policy, policy)
+        let old = core::mem::replace(&mut slot.policy, policy);
+        self.affinity.on_swap(cluster, slot.generation, on_swap);
+        self.plan_ticks();
+        old
+    }
+
+    /// Puts a policy on trial, or ends a trial.
+    pub(crate) fn set_trial(&mut self, cluster: ClusterId, trial: Option<Trial>) -> Option<Trial> {
+        let old = core::mem::replace(&mut self.policies[cluster.index()].trial, trial);
+        self.plan_ticks();
+        old
+    }
+
+    /// What a cluster's policy would hand over to its successor.
+    pub(crate) fn state(&mut self, cluster: ClusterId) -> Option<Vec<u8>> {
+        self.policies[cluster.index()].policy.state()
+    }
+
+    /// The flows that a cluster's policy was asked about lately.
+    pub(crate) fn recent(&self, cluster: ClusterId) -> &[FlowFacts] {
+        self.policies[cluster.index()].recent.all()
+    }
+
+    /// When [`tick`](Self::tick) is due next, if at all.
+    pub(crate) fn next_tick(&self) -> Option<Instant> {
+        self.tick_at
+    }
+
+    /// Tells policies that time has passed, if it is time for that.
+    pub(crate) fn tick(&mut self, now: Instant, snapshot: &Snapshot) {
+        if self.tick_at.is_none_or(|at| at > now) {
+            return;
+        }
+        for (slot, cluster) in self.policies.iter_mut().zip(&snapshot.clusters) {
+            slot.policy.tick(now, &cluster.candidates);
+            if let Some(trial) = &mut slot.trial {
+                trial.policy().tick(now, cluster.trial.as_ref().unwrap_or(&cluster.candidates));
+            }
+        }
+        self.tick_at = Some(now + TICK);
+    }
+
+    fn plan_ticks(&mut self) {
+        let wanted = self.policies.iter_mut().any(Slot::wants_ticks);
+        self.tick_at = wanted.then(|| self.tick_at.unwrap_or(Instant::ZERO));
+    }
+
+    /// A flow has left its endpoint for good.
+    pub(crate) fn on_flow_ended(&mut self, cluster: ClusterId, ended: &EndedFlow) {
+        let slot = &mut self.policies[cluster.index()];
+        slot.policy.on_flow_ended(ended);
+        if let Some(trial) = &mut slot.trial {
+            trial.policy().on_flow_ended(ended);
+        }
     }
 
     /// Allocates a flow, and counts who decided.
@@ -113,11 +210,14 @@ impl Allocator {
         stats: &mut Stats,
     ) -> Result<Allocation, Denied> {
         let listener = snapshot.listener(request.listener);
-        let among = &snapshot.clusters[listener.cluster.index()].candidates;
-        let allocated = match self.find_kept(request, listener, among) {
-            Some(kept) => kept,
-            None if among.endpoints.is_empty() => Err(self.no_endpoint(listener.cluster)),
-            None => self.decide(request, listener, among, stats),
+        let cluster = &snapshot.clusters[listener.cluster.index()];
+        let allocated = match self.find_kept(request, listener, &cluster.candidates) {
+            KeptFor::Flow(kept) => kept,
+            _ if cluster.candidates.is_empty() => Err(self.no_endpoint(listener.cluster)),
+            KeptFor::Asking(endpoint) => {
+                self.decide(request, (listener, cluster), Some(endpoint), stats)
+            }
+            KeptFor::Nobody => self.decide(request, (listener, cluster), None, stats),
         };
         let source = match &allocated {
             Ok(allocation) => Some(allocation.source),
@@ -146,44 +246,51 @@ impl Allocator {
         request: &Request<'_>,
         listener: &Listener,
         among: &Candidates,
-    ) -> Option<Result<Allocation, Denied>> {
+    ) -> KeptFor {
         if request.attempt() > 0 || self.affinity.is_empty() {
-            return None;
+            return KeptFor::Nobody;
         }
         let keys = [Scope::Key, Scope::Client].map(|scope| request.affinity_key(listener, scope));
         let found = keys
             .into_iter()
             .flatten()
-            .find_map(|key| self.affinity.find(request.now, key, among))?;
-        let Found { target, verdict, method, policy_generation, expires } = found;
+            .find_map(|key| self.affinity.find(request.now, key, among).map(|found| (key, found)));
+        let Some((key, found)) = found else { return KeptFor::Nobody };
+        let Found { target, verdict, method, policy_generation, expires, is_stale } = found;
+        if is_stale {
+            self.affinity.give_up(&key);
+            return target.cloned().map_or(KeptFor::Nobody, KeptFor::Asking);
+        }
         let reason = match (verdict, target) {
             (KeptVerdict::Forward(_), Some(endpoint)) => {
                 let (endpoint, source, scope) = (endpoint.clone(), Source::Cache, Scope::Flow);
                 let allocation = Allocation { endpoint, method, scope, source, policy_generation };
-                return Some(Ok(allocation));
+                return KeptFor::Flow(Ok(allocation));
             }
-            (KeptVerdict::Forward(_), None) => return None,
+            (KeptVerdict::Forward(_), None) => return KeptFor::Nobody,
             (KeptVerdict::Reset, _) => CloseReason::DeniedReset,
             (KeptVerdict::Drop, _) => CloseReason::DeniedDrop,
         };
         let (source, tag, ttl) = (Some(Source::Cache), method.tag, expires.since(request.now));
         let scope = Scope::Flow;
-        Some(Err(Denied { reason, source, policy_generation, tag, ttl, scope }))
+        KeptFor::Flow(Err(Denied { reason, source, policy_generation, tag, ttl, scope }))
     }
 
+    /// Asks the policy. A flow that is to stay `with` an endpoint does, if it is forwarded at all.
     fn decide(
         &mut self,
         request: &Request<'_>,
-        listener: &Listener,
-        among: &Arc<Candidates>,
+        (listener, cluster): (&Listener, &Cluster),
+        with: Option<Endpoint>,
         stats: &mut Stats,
     ) -> Result<Allocation, Denied> {
         let flow = request.flow(listener, self.random.next());
         let slot = &mut self.policies[listener.cluster.index()];
-        let decided = slot.policy.decide(&flow, among);
+        slot.recent.note(&flow);
+        let decided = slot.decide(&flow, cluster);
         let (decision, policy_generation) = (decided.decision, slot.generation);
         let target = match decision.verdict {
-            Verdict::Forward(index) => among.get(index),
+            Verdict::Forward(index) => with.as_ref().or_else(|| cluster.candidates.get(index)),
             Verdict::Reset | Verdict::Drop => None,
         };
         if let Some(key) = request.affinity_key(listener, decision.scope) {
@@ -250,7 +357,7 @@ impl Allocator {
         let listener = snapshot.listener(request.listener);
         let among = &snapshot.clusters[listener.cluster.index()].candidates;
         let slot = &mut self.policies[listener.cluster.index()];
-        if among.endpoints.is_empty() || !slot.policy.is_stateless() {
+        if among.is_empty() || !slot.policy.is_stateless() {
             return None;
         }
         let flow = request.flow(listener, 0);
@@ -259,6 +366,16 @@ impl Allocator {
             Verdict::Reset | Verdict::Drop => None,
         }
     }
+}
+
+/// What is kept for a flow.
+enum KeptFor {
+    /// Nothing.
+    Nobody,
+    /// An endpoint, if the policy that is new still forwards the flow.
+    Asking(Endpoint),
+    /// All that it needs.
+    Flow(Result<Allocation, Denied>),
 }
 
 fn denial(decision: &Decision) -> CloseReason {

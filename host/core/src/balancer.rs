@@ -20,8 +20,9 @@ use crate::boundary::{
 };
 use crate::chain::Chains;
 use crate::datagram::{Datagrams, Turn, serves};
-use crate::policy::Policy;
+use crate::policy::{OnSwap, Policy};
 use crate::preread::Preread;
+use crate::recent::FlowFacts;
 use crate::relay::Step;
 use crate::session::{Allocation, Due, RecordFacts, Session, State};
 use crate::slab::Slab;
@@ -29,6 +30,7 @@ use crate::snapshot::{ClusterId, OnEndpointDown, Snapshot};
 use crate::stats::{CloseReason, FlowRecord, KeylessReason, ShedReason, Stats};
 use crate::time::Instant;
 use crate::timers::Timers;
+use crate::trial::Trial;
 
 /// Sizes and secrets, fixed for a worker's life.
 #[derive(Debug, Clone)]
@@ -176,6 +178,7 @@ impl Balancer {
             self.sweep = Sweep { next: Some(0), drain_ended: true };
         }
         self.sweep_some(now, ops);
+        self.allocator.tick(now, &self.snapshot);
         let (datagrams, mut turn) = self.datagrams(now, ops);
         datagrams.handle_timeout(&mut turn, Self::STEPS_PER_TURN, Self::OPS_PER_COMPLETION_MAX);
         self.count_entries();
@@ -200,10 +203,33 @@ impl Balancer {
         old
     }
 
-    /// Exchanges a cluster's policy. Returns the old one, to be dropped elsewhere.
-    pub fn swap_policy(&mut self, cluster: ClusterId, policy: Box<dyn Policy>) -> Box<dyn Policy> {
+    /// Exchanges a cluster's policy. Flows stay where they are; `on_swap` says what becomes of kept
+    /// decisions. Returns the old policy, to be dropped elsewhere.
+    pub fn swap_policy(
+        &mut self,
+        cluster: ClusterId,
+        policy: Box<dyn Policy>,
+        on_swap: OnSwap,
+    ) -> Box<dyn Policy> {
         self.stats.cluster(cluster).policy_generation += 1;
-        self.allocator.swap(cluster, policy)
+        self.allocator.swap(cluster, policy, on_swap)
+    }
+
+    /// Puts a policy on trial beside the cluster's own, or ends a trial. Returns the one before, to
+    /// be dropped elsewhere.
+    pub fn set_trial(&mut self, cluster: ClusterId, trial: Option<Trial>) -> Option<Trial> {
+        self.allocator.set_trial(cluster, trial)
+    }
+
+    /// What a cluster's policy would hand over to its successor.
+    pub fn policy_state(&mut self, cluster: ClusterId) -> Option<Vec<u8>> {
+        self.allocator.state(cluster)
+    }
+
+    /// The flows that a cluster's policy was asked about lately.
+    #[must_use]
+    pub fn recent_flows(&self, cluster: ClusterId) -> &[FlowFacts] {
+        self.allocator.recent(cluster)
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is due next, if at all.
@@ -214,7 +240,8 @@ impl Balancer {
         }
         let drain_awaited = !self.sweep.drain_ended && self.sessions.len() > 0;
         let drain_end = self.snapshot.drain_until.filter(|_| drain_awaited);
-        let due = [self.timers.next(), drain_end, self.datagrams.next_timeout()];
+        let (ticks, datagrams) = (self.allocator.next_tick(), self.datagrams.next_timeout());
+        let due = [self.timers.next(), drain_end, ticks, datagrams];
         due.into_iter().flatten().min()
     }
 
@@ -304,7 +331,7 @@ impl Balancer {
     /// Allocates a session whose first bytes have been waited for.
     fn decide(&mut self, now: Instant, slot: u32, key: Result<u64, KeylessReason>, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        session.state = State::Unbound;
+        session.set_state(State::Unbound);
         session.key = key.ok();
         if let Err(reason) = key {
             self.stats.listener(session.listener).keyless_total[reason.index()] += 1;
@@ -384,9 +411,6 @@ impl Balancer {
         if session.state != State::Connecting {
             return;
         }
-        if let Some(allocation) = &session.allocation {
-            allocation.endpoint.load.on_connected();
-        }
         session.establish(now, &mut Step { now, slot: link.slot(), chains: &mut self.chains, ops });
         self.set_timer(link.slot());
     }
@@ -402,7 +426,7 @@ impl Balancer {
         if session.state != State::Connecting {
             return;
         }
-        session.state = State::Unbound;
+        session.set_state(State::Unbound);
         match cause {
             ConnectFailure::Unreachable => {
                 self.retry(now, link.slot(), CloseReason::ConnectFailed, ops);
@@ -417,7 +441,7 @@ impl Balancer {
     fn retry(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
         if let Some(allocation) = &session.allocation {
-            allocation.endpoint.load.on_connect_failed();
+            allocation.endpoint.load.on_connect_failed(now);
             session.tried.push(allocation.endpoint.id);
         }
         let attempts = session.tried.as_slice().len() as u32;
@@ -459,7 +483,7 @@ impl Balancer {
             return;
         }
         if session.state == State::Established {
-            session.on_progress(now);
+            session.on_bytes(now, link.side());
         }
         let is_awaited = session.state == State::Prereading;
         let mut step = Step { now, slot: link.slot(), chains: &mut self.chains, ops };
@@ -528,7 +552,7 @@ impl Balancer {
     fn on_closed(&mut self, now: Instant, link: Link, ops: &mut Ops) {
         let session = &mut self.sessions[link.slot()];
         if session.state == State::Abandoning {
-            session.state = State::Unbound;
+            session.set_state(State::Unbound);
             self.retry(now, link.slot(), CloseReason::ConnectTimeout, ops);
         } else if let Some(reason) = session.on_closed() {
             self.end(now, link.slot(), reason);
@@ -576,8 +600,8 @@ impl Balancer {
         self.timers.cancel(slot);
         let listener = self.snapshot.listener(session.listener);
         listener.give_back(session.client.ip());
-        if let Some(allocation) = &session.allocation {
-            allocation.endpoint.load.on_flow_ended();
+        if let Some(ended) = session.ended(now, reason) {
+            self.allocator.on_flow_ended(listener.cluster, &ended);
         }
         self.stats.listener(session.listener).on_flow_ended(reason);
         if let Some(records) = &mut self.records {

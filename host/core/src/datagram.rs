@@ -30,7 +30,7 @@ use crate::allocation::{Allocator, Denied, Random, Request};
 use crate::boundary::{
     DatagramSocket, ListenerId, LossCause, Memory, Op, Ops, Path, PortId, Side, Train,
 };
-use crate::policy::{Method, Scope};
+use crate::policy::{EndedFlow, Method, Scope};
 use crate::session::{Allocation, Tried};
 use crate::snapshot::{EndpointId, Listener, OnEndpointDown, Snapshot};
 use crate::stats::{CloseReason, DropReason, FlowRecord, ShedReason, Stats};
@@ -189,7 +189,7 @@ impl Datagrams {
     pub(crate) fn on_port_unreachable(&mut self, turn: &mut Turn<'_>, port: PortId) {
         let Some(number) = self.ports.owner(port) else { return };
         let flow = *self.table.flow(number);
-        self.bindings.of_flow(flow.binding).endpoint.load.on_connect_failed();
+        self.bindings.of_flow(flow.binding).endpoint.load.on_connect_failed(turn.now);
         if !flow.is_confirmed() {
             self.end(turn, number, CloseReason::ConnectFailed);
         }
@@ -320,7 +320,7 @@ impl Datagrams {
         let listener = turn.listener(flow.listener);
         if !flow.is_confirmed() {
             self.table.on_confirmed(number);
-            self.bindings.of_flow(flow.binding).endpoint.load.on_connected();
+            self.bindings.of_flow(flow.binding).endpoint.load.on_answered();
         }
         if let Some(rule) = &listener.key
             && let Some(key) = rule.read_reply(memory.first_datagram(&train))
@@ -664,6 +664,13 @@ impl Datagrams {
         turn.listener(key.listener).give_back(key.client.ip());
         turn.stats.listener(key.listener).on_flow_ended(reason);
         let (now, cluster) = (turn.now, turn.listener(key.listener).cluster);
+        let tag = details.map_or(0, |details| details.method.tag);
+        let (started, bytes) = (flow.started.to_instant(now), flow.bytes());
+        if let Some((endpoint, _)) = endpoint {
+            let duration = now.since(started);
+            let ended = EndedFlow { endpoint, reason, duration, bytes, tag };
+            turn.allocator.on_flow_ended(cluster, &ended);
+        }
         if let Some(records) = &mut turn.records {
             records.push(FlowRecord {
                 listener: key.listener,
@@ -673,11 +680,11 @@ impl Datagrams {
                 policy_generation: flow.policy_generation.into(),
                 source: Some(flow.source),
                 attempts: u32::from(endpoint.is_some()),
-                tag: details.map_or(0, |details| details.method.tag),
-                started: flow.started.to_instant(now),
+                tag,
+                started,
                 connected: None,
                 ended: now,
-                bytes: flow.bytes(),
+                bytes,
                 reason,
             });
         }

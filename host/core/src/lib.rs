@@ -21,9 +21,11 @@ pub mod health;
 pub mod kept_table;
 mod limits;
 pub mod listing;
+mod load;
 mod pace;
 pub mod policy;
 pub mod preread;
+mod recent;
 mod relay;
 mod session;
 mod slab;
@@ -34,17 +36,20 @@ mod tags;
 mod testing;
 mod time;
 mod timers;
+mod trial;
 
 pub use balancer::{Balancer, BalancerConfig};
 pub use board::Board;
 pub use limits::{SharedRate, SourceCounts};
+pub use load::{LatencySample, Load, SLOTS, Sample};
+pub use recent::FlowFacts;
 pub use snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,
-    Generation, Listener, Load, OnEndpointDown, PrefixLengths, Protocol, SharedCount, Snapshot,
-    Timeouts,
+    Generation, Listener, OnEndpointDown, PrefixLengths, Protocol, SharedCount, Snapshot, Timeouts,
 };
 pub use stats::{
     CloseReason, ClusterStats, DropReason, FlowRecord, KeylessReason, ListenerStats, ShedReason,
     Stats,
 };
 pub use time::Instant;
+pub use trial::{CANARY_SLOTS, Tally, TallyCounts, Trial};

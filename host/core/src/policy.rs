@@ -6,18 +6,21 @@
 mod least_flows;
 pub mod maglev;
 mod round_robin;
+mod table;
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
 use crate::boundary::ListenerId;
 use crate::snapshot::{Candidates, EndpointId, Protocol};
+use crate::stats::CloseReason;
 use crate::time::Instant;
 
 pub use least_flows::LeastFlows;
-pub use maglev::Maglev;
 pub use round_robin::RoundRobin;
+pub use table::{Table, TablePolicy};
 
 /// Everything a policy may know about the flow it decides on.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +52,13 @@ impl Flow<'_> {
     pub fn has_tried(&self, endpoint: EndpointId) -> bool {
         self.tried.contains(&endpoint)
     }
+
+    /// What a table is indexed by: the same in every worker and every balancer for related flows,
+    /// or for all flows of a client.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        self.key.unwrap_or_else(|| table::client_hash(self.client.ip()))
+    }
 }
 
 /// What allocates new flows to endpoints.
@@ -65,6 +75,52 @@ pub trait Policy: Send {
     fn is_stateless(&self) -> bool {
         false
     }
+
+    /// Whether [`tick`](Self::tick) is to be called.
+    fn wants_ticks(&self) -> bool {
+        false
+    }
+
+    /// Time has passed. Called between turns, about every [`TICK`], whether there are flows or not.
+    fn tick(&mut self, _now: Instant, _among: &Arc<Candidates>) {}
+
+    /// A flow that was allocated to an endpoint of the cluster has ended. Called at each, so it may
+    /// take note and no more.
+    fn on_flow_ended(&mut self, _ended: &EndedFlow) {}
+
+    /// What it would hand over to its successor, if it keeps such a thing. Called between turns.
+    fn state(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+/// What becomes of kept decisions when another policy takes the place of the one that made them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnSwap {
+    /// They hold.
+    Keep,
+    /// The new policy is asked once more; if it forwards the flow, the endpoint stays.
+    Revalidate,
+    /// They are forgotten.
+    Flush,
+}
+
+/// How often [`Policy::tick`] is called.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// What a policy may hear of a flow that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedFlow {
+    /// Where it was.
+    pub endpoint: EndpointId,
+    /// Why it ended.
+    pub reason: CloseReason,
+    /// How long it lasted.
+    pub duration: Duration,
+    /// Bytes delivered towards each [`Side`](crate::boundary::Side), by its index.
+    pub bytes: [u64; 2],
+    /// The mark that its decision gave it.
+    pub tag: u32,
 }
 
 /// A decision, and who made it.
@@ -200,13 +256,13 @@ impl Source {
 }
 
 #[cfg(test)]
-mod testing {
+pub(crate) mod testing {
     use super::*;
     use crate::snapshot::{Endpoint, Generation};
     use alloc::vec::Vec;
     use core::net::Ipv4Addr;
 
-    pub(super) fn candidates(generation: u64, weights: &[u32]) -> Arc<Candidates> {
+    pub(crate) fn candidates(generation: u64, weights: &[u32]) -> Arc<Candidates> {
         let endpoint = |(n, &weight): (u32, &u32)| Endpoint {
             id: EndpointId(n),
             address: (Ipv4Addr::new(10, 0, 0, n as u8), 80).into(),
@@ -220,7 +276,7 @@ mod testing {
         })
     }
 
-    pub(super) fn flow(attempt: u32, tried: &[EndpointId]) -> Flow<'_> {
+    pub(crate) fn flow(attempt: u32, tried: &[EndpointId]) -> Flow<'_> {
         Flow {
             protocol: Protocol::Tcp,
             client: (Ipv4Addr::new(192, 0, 2, 1), 1234).into(),
@@ -234,7 +290,7 @@ mod testing {
         }
     }
 
-    pub(super) fn choices(
+    pub(crate) fn choices(
         policy: &mut dyn Policy,
         among: &Arc<Candidates>,
         count: usize,

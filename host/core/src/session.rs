@@ -19,7 +19,7 @@ use core::net::SocketAddr;
 use crate::allocation::{Denied, Request};
 use crate::boundary::{Goodbye, Link, ListenerId, Op, Side};
 use crate::listing::{Entry, EntryId, EntryKind, FlowEntry, FlowState};
-use crate::policy::{Method, Scope, Source};
+use crate::policy::{EndedFlow, Method, Scope, Source};
 use crate::relay::{Relay, Step};
 use crate::snapshot::{ClusterId, Endpoint, EndpointId, Listener, Protocol, Snapshot, Timeouts};
 use crate::stats::{CloseReason, FlowRecord};
@@ -40,6 +40,17 @@ pub(crate) enum State {
     Established,
     /// This many links have not said `Closed`.
     Closing { links_open: u8, reason: CloseReason },
+}
+
+/// How far it is to the first byte of an answer: what the endpoint is measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FirstByte {
+    /// The client has not said anything to be answered.
+    Unasked,
+    /// It has, at this time.
+    Asked(Instant),
+    /// The endpoint has said something.
+    Answered,
 }
 
 /// How a flow was allocated.
@@ -95,6 +106,7 @@ pub(crate) struct Session {
     relays: [Relay; 2],
     started: Instant,
     connected: Option<Instant>,
+    first_byte: FirstByte,
     /// When a byte last moved, or the state last changed.
     progressed: Instant,
 }
@@ -114,28 +126,47 @@ impl Session {
             relays: Side::BOTH.map(Relay::new),
             started: now,
             connected: None,
+            first_byte: FirstByte::Unasked,
             progressed: now,
+        }
+    }
+
+    /// Goes from one state to another.
+    pub(crate) fn set_state(&mut self, state: State) {
+        let was_connecting = self.state == State::Connecting;
+        self.state = state;
+        if let Some(allocation) = &self.allocation
+            && was_connecting
+        {
+            allocation.endpoint.load.on_connecting_ended();
         }
     }
 
     /// Waits for the first bytes.
     pub(crate) fn preread(&mut self, bytes_max: u32, step: &mut Step<'_>) {
-        self.state = State::Prereading;
+        self.set_state(State::Prereading);
         self.relays[Side::Downstream.index()].preread(bytes_max, step);
     }
 
     /// Starts with an endpoint, or over with another one.
     pub(crate) fn bind(&mut self, now: Instant, allocation: Allocation) {
+        allocation.endpoint.load.on_connecting();
         self.allocation = Some(allocation);
         self.attempts += 1;
-        self.state = State::Connecting;
+        self.set_state(State::Connecting);
         self.progressed = now;
     }
 
     pub(crate) fn establish(&mut self, now: Instant, step: &mut Step<'_>) {
-        self.state = State::Established;
+        if let Some(allocation) = &self.allocation {
+            allocation.endpoint.load.on_connected(now, now.since(self.progressed));
+        }
+        self.set_state(State::Established);
         self.connected = Some(now);
         self.progressed = now;
+        if self.relays[Side::Downstream.index()].is_loaded() {
+            self.first_byte = FirstByte::Asked(now);
+        }
         let method = self.method();
         if method.announce {
             self.relays[Side::Downstream.index()].announce(step);
@@ -166,7 +197,7 @@ impl Session {
 
     /// The endpoint took too long: frees its link for another attempt.
     pub(crate) fn abandon(&mut self, step: &mut Step<'_>) {
-        self.state = State::Abandoning;
+        self.set_state(State::Abandoning);
         let link = Link::new(step.slot, Side::Upstream);
         step.ops.push(Op::Close { link, goodbye: Goodbye::Reset });
     }
@@ -187,7 +218,13 @@ impl Session {
             State::Abandoning => links_open += 1,
             State::Prereading | State::Unbound | State::Closing { .. } => {}
         }
-        self.state = State::Closing { links_open, reason };
+        if let Some(allocation) = &self.allocation
+            && reason == CloseReason::UpstreamReset
+            && self.first_byte != FirstByte::Answered
+        {
+            allocation.endpoint.load.on_broken(step.now);
+        }
+        self.set_state(State::Closing { links_open, reason });
     }
 
     /// A `Closed` came while closing. Tells why the session ended if it was the last.
@@ -204,6 +241,24 @@ impl Session {
 
     pub(crate) fn on_progress(&mut self, now: Instant) {
         self.progressed = now;
+    }
+
+    /// Bytes have come from a side of an established session.
+    pub(crate) fn on_bytes(&mut self, now: Instant, from: Side) {
+        self.on_progress(now);
+        let asked = match (self.first_byte, from) {
+            (FirstByte::Unasked, Side::Downstream) => {
+                self.first_byte = FirstByte::Asked(now);
+                return;
+            }
+            (FirstByte::Unasked, Side::Upstream) => self.connected.unwrap_or(now),
+            (FirstByte::Asked(at), Side::Upstream) => at,
+            (FirstByte::Asked(_), Side::Downstream) | (FirstByte::Answered, _) => return,
+        };
+        self.first_byte = FirstByte::Answered;
+        if let Some(allocation) = &self.allocation {
+            allocation.endpoint.load.on_first_byte(now, now.since(asked));
+        }
     }
 
     /// Passes on what has ended: one direction by a shutdown, both by closing.
@@ -256,6 +311,19 @@ impl Session {
             State::Abandoning | State::Unbound | State::Closing { .. } => return None,
         };
         Some((self.progressed + timeout, reason))
+    }
+
+    /// Leaves its endpoint for good; what its policy hears of that.
+    pub(crate) fn ended(&self, now: Instant, reason: CloseReason) -> Option<EndedFlow> {
+        let allocation = self.allocation.as_ref()?;
+        allocation.endpoint.load.on_flow_ended();
+        Some(EndedFlow {
+            endpoint: allocation.endpoint.id,
+            reason,
+            duration: now.since(self.started),
+            bytes: self.bytes(),
+            tag: allocation.method.tag,
+        })
     }
 
     /// What the access log says of it.

@@ -8,12 +8,13 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use core::time::Duration;
 
 use crate::boundary::ListenerId;
 use crate::limits::{SharedRate, SourceCounts};
-use crate::policy::{EndpointIndex, maglev};
+use crate::load::Load;
+use crate::policy::{EndpointIndex, Table};
 use crate::preread::KeyRule;
 use crate::time::Instant;
 
@@ -204,6 +205,9 @@ pub struct Cluster {
     /// Those that may be given a new flow. The same `Arc` as in the snapshot before if nothing in
     /// it has changed, so that policies keep their state.
     pub candidates: Arc<Candidates>,
+    /// The same endpoints as a policy on trial sees them, where it has a table or weights of its
+    /// own.
+    pub trial: Option<Arc<Candidates>>,
 }
 
 impl Cluster {
@@ -249,11 +253,23 @@ pub struct Candidates {
     pub generation: Generation,
     /// Indexed by [`EndpointIndex`], in order of [`EndpointId`].
     pub endpoints: Box<[Endpoint]>,
-    /// The lookup table, where the cluster's native policies use one.
-    pub table: Option<maglev::Table>,
+    /// The lookup table, where the cluster's policy is one.
+    pub table: Option<Table>,
 }
 
 impl Candidates {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.endpoints.is_empty()
+    }
+
     /// The endpoint at `index`.
     #[must_use]
     pub fn get(&self, index: EndpointIndex) -> Option<&Endpoint> {
@@ -292,67 +308,5 @@ impl SharedCount {
     #[must_use]
     pub fn get(&self) -> u32 {
         self.0.load(Relaxed)
-    }
-}
-
-/// What all workers together know of an endpoint's load, alone in its cache line.
-///
-/// Written once or twice per flow, never per packet.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub struct Load {
-    flows_active: AtomicU32,
-    connect_failures_in_a_row: AtomicU32,
-    flows_total: AtomicU64,
-    connect_failures_total: AtomicU64,
-}
-
-impl Load {
-    /// A flow was given to the endpoint (it may still be connecting).
-    pub fn on_flow_started(&self) {
-        self.flows_active.fetch_add(1, Relaxed);
-        self.flows_total.fetch_add(1, Relaxed);
-    }
-
-    /// A flow has left the endpoint, or never reached it.
-    pub fn on_flow_ended(&self) {
-        self.flows_active.fetch_sub(1, Relaxed);
-    }
-
-    /// A connection came about.
-    pub fn on_connected(&self) {
-        if self.connect_failures_in_a_row.load(Relaxed) != 0 {
-            self.connect_failures_in_a_row.store(0, Relaxed);
-        }
-    }
-
-    /// No connection came about, and the endpoint is to blame.
-    pub fn on_connect_failed(&self) {
-        self.connect_failures_in_a_row.fetch_add(1, Relaxed);
-        self.connect_failures_total.fetch_add(1, Relaxed);
-    }
-
-    /// Flows now, connecting ones included.
-    #[must_use]
-    pub fn flows_active(&self) -> u32 {
-        self.flows_active.load(Relaxed)
-    }
-
-    /// Flows ever given to the endpoint.
-    #[must_use]
-    pub fn flows_total(&self) -> u64 {
-        self.flows_total.load(Relaxed)
-    }
-
-    /// Failed connects since the last that succeeded.
-    #[must_use]
-    pub fn connect_failures_in_a_row(&self) -> u32 {
-        self.connect_failures_in_a_row.load(Relaxed)
-    }
-
-    /// Failed connects ever.
-    #[must_use]
-    pub fn connect_failures_total(&self) -> u64 {
-        self.connect_failures_total.load(Relaxed)
     }
 }

@@ -31,8 +31,9 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
         candidates: Arc::new(Candidates {
             generation: Generation(1),
             endpoints,
-            table: maglev::Table::build(&keys, 251),
+            table: maglev::build(&keys, 251),
         }),
+        trial: None,
     };
     Snapshot {
         generation: Generation(1),

@@ -1,13 +1,15 @@
 //! The interface's types, generated from `policy.wit`, and what the host does for a guest.
 //!
 //! Generated rather than written down again, so that the WIT file stays the only description of the
-//! interface. The two imports are bounded and never block: neither an epoch nor anything else could
+//! interface. The imports are bounded and never block: neither an epoch nor anything else could
 //! interrupt them.
 
 use core::net::{IpAddr, SocketAddr};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::time::Duration;
 
 use pointsman_core::policy::{EndpointIndex, Flow};
-use pointsman_core::{Candidates, Endpoint, Protocol};
+use pointsman_core::{Candidates, Endpoint, LatencySample, Load, Protocol, Sample};
 
 use crate::instance::State;
 use crate::log::{LogLevel, Speaker};
@@ -21,16 +23,21 @@ mod generated {
     });
 }
 
-pub(crate) use generated::pointsman::policy::host;
 pub(crate) use generated::pointsman::policy::types::{self, Scope, Verdict};
+pub(crate) use generated::pointsman::policy::{counters, host, signals, slots};
 pub(crate) use generated::{Chooser, ChooserPre};
 
 /// The package that both sides of the interface name.
 pub(crate) const PACKAGE: &str = "pointsman:policy";
 /// The version of [`PACKAGE`] that this host speaks.
-pub(crate) const VERSION: &str = "0.1.0";
-/// The functions of its interface `host`.
-pub(crate) const HOST_FUNCTIONS: [&str; 2] = ["log", "load"];
+pub(crate) const VERSION: &str = "0.1.1";
+/// The interfaces that it offers, each with its functions.
+pub(crate) const HOST_FUNCTIONS: [(&str, &[&str]); 4] = [
+    ("host", &["log", "load"]),
+    ("signals", &["read"]),
+    ("slots", &["get", "set", "add"]),
+    ("counters", &["count"]),
+];
 
 /// What `avoid` is when there is nothing to avoid.
 const NO_ENDPOINT: u32 = u32::MAX;
@@ -49,9 +56,77 @@ impl host::Host for State {
     }
 
     fn load(&mut self, endpoint: u32) -> u32 {
-        let endpoint = self.candidates.get(EndpointIndex(endpoint));
-        endpoint.map_or(0, |endpoint| endpoint.load.flows_active())
+        self.load_of(endpoint).map_or(0, Load::flows_active)
     }
+}
+
+impl signals::Host for State {
+    fn read(&mut self, endpoint: u32) -> signals::Sample {
+        let sample = self.load_of(endpoint).map(|load| load.sample(self.now));
+        sample_of(&sample.unwrap_or_default())
+    }
+}
+
+impl slots::Host for State {
+    fn get(&mut self, endpoint: u32, slot: u32) -> u64 {
+        self.slot(endpoint, slot).map_or(0, |number| number.load(Relaxed))
+    }
+
+    fn set(&mut self, endpoint: u32, slot: u32, value: u64) {
+        if let Some(number) = self.slot(endpoint, slot) {
+            number.store(value, Relaxed);
+        }
+    }
+
+    fn add(&mut self, endpoint: u32, slot: u32, value: u64) -> u64 {
+        let number = self.slot(endpoint, slot);
+        number.map_or(0, |number| number.fetch_add(value, Relaxed).wrapping_add(value))
+    }
+}
+
+impl counters::Host for State {
+    fn count(&mut self, counter: u32, by: u64) {
+        self.recipe.stats.on_counted(counter, by);
+    }
+}
+
+impl State {
+    fn load_of(&self, endpoint: u32) -> Option<&Load> {
+        self.candidates.get(EndpointIndex(endpoint)).map(|endpoint| &*endpoint.load)
+    }
+
+    fn slot(&self, endpoint: u32, slot: u32) -> Option<&AtomicU64> {
+        self.load_of(endpoint)?.slot(slot as usize)
+    }
+}
+
+/// Puts what is known of an endpoint in the guest's words.
+pub(crate) fn sample_of(sample: &Sample) -> signals::Sample {
+    let Sample { flows_active, connecting, connect, first_byte, errors_ppm, errors_age } = *sample;
+    let [connect, first_byte] = [connect, first_byte].map(|latency: LatencySample| {
+        (micros(latency.average), micros(latency.peak), age(latency.age))
+    });
+    signals::Sample {
+        flows_active,
+        connecting,
+        connect_us: connect.0,
+        connect_peak_us: connect.1,
+        connect_age_ms: connect.2,
+        first_byte_us: first_byte.0,
+        first_byte_peak_us: first_byte.1,
+        first_byte_age_ms: first_byte.2,
+        errors_ppm,
+        errors_age_ms: age(errors_age),
+    }
+}
+
+fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// What was never measured is older than everything.
+fn age(age: Option<Duration>) -> u32 {
+    age.map_or(u32::MAX, |age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX))
 }
 
 /// Puts a flow in the guest's words.

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use pointsman_core::policy::Flow;
-use pointsman_core::{Candidates, Generation};
+use pointsman_core::{Candidates, Generation, Instant};
 use wasmtime::{Store, UpdateDeadline};
 
 use crate::bindings::{Chooser, endpoints_of, flow_of, types};
@@ -67,6 +67,8 @@ impl Recipe {
 pub(crate) struct State {
     pub(crate) recipe: Arc<Recipe>,
     pub(crate) candidates: Arc<Candidates>,
+    /// The time of the call.
+    pub(crate) now: Instant,
     allowance: Allowance,
     /// How many ticks it gets when its deadline has passed, once per call.
     grace_ticks: u64,
@@ -125,6 +127,7 @@ impl Instance {
         if self.told != among.generation {
             self.tell(among, ticks)?;
         }
+        self.store.data_mut().now = flow.now;
         let flow = flow_of(flow, among);
         guarded(&mut self.store, ticks, |store| self.chooser.call_decide(store, flow))
     }
@@ -133,6 +136,7 @@ impl Instance {
         let state = State {
             recipe: Arc::clone(recipe),
             candidates: Arc::clone(candidates),
+            now: Instant::ZERO,
             allowance: Allowance::new(recipe.settings.memory_bytes_max),
             grace_ticks: 0,
         };
@@ -228,7 +232,8 @@ mod tests {
         let candidates =
             Arc::new(Candidates { generation: Generation(1), endpoints: [].into(), table: None });
         let allowance = Allowance::new(1 << 20);
-        Store::new(engine.wasm(), State { recipe, candidates, allowance, grace_ticks: 0 })
+        let now = Instant::ZERO;
+        Store::new(engine.wasm(), State { recipe, candidates, now, allowance, grace_ticks: 0 })
     }
 
     #[test]

@@ -41,4 +41,4 @@ pub use limits::{EngineLimits, PolicySettings};
 pub use log::{LogLevel, LogLine, LogSink, Speaker};
 pub use module::Module;
 pub use policy::GuestPolicy;
-pub use stats::{DECISION_BUCKETS, PolicyCounts, PolicyStats};
+pub use stats::{DECISION_BUCKETS, OWN_COUNTERS, PolicyCounts, PolicyStats};

@@ -158,8 +158,8 @@ fn check_imports(wasm: &wasmtime::Engine, world: &types::Component) -> Result<()
         };
         match our_interface(name)? {
             Some("types") => {}
-            Some("host") => check_host_functions(wasm, name, &interface)?,
-            _ => return Err(unknown_import(name)),
+            Some(ours) => check_host_functions(wasm, (name, ours), &interface)?,
+            None => return Err(unknown_import(name)),
         }
     }
     Ok(())
@@ -186,12 +186,14 @@ fn series(version: &str) -> &str {
 
 fn check_host_functions(
     wasm: &wasmtime::Engine,
-    name: &str,
+    (name, ours): (&str, &str),
     interface: &types::ComponentInstance,
 ) -> Result<(), LoadError> {
+    let known = HOST_FUNCTIONS.iter().find(|(interface, _)| *interface == ours);
+    let (_, functions) = known.ok_or_else(|| unknown_import(name))?;
     for (function, item) in interface.exports(wasm) {
         let is_function = matches!(item.ty, ComponentItem::ComponentFunc(_));
-        if is_function && !HOST_FUNCTIONS.contains(&function) {
+        if is_function && !functions.contains(&function) {
             return Err(unknown_import(&format!("{name}#{function}")));
         }
     }

@@ -17,6 +17,9 @@ pub const DECISION_BUCKETS: usize = 16;
 /// The first bucket's upper bound is 2 to this power, in nanoseconds; each next is twice as wide.
 const FIRST_BOUND_BITS: u32 = 8;
 
+/// Counters that a plugin may use as it likes.
+pub const OWN_COUNTERS: usize = 16;
+
 /// The live counters of one policy on one worker.
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -26,6 +29,7 @@ pub struct PolicyStats {
     remade: AtomicU64,
     remakes_failed: AtomicU64,
     lines_dropped: AtomicU64,
+    own: [AtomicU64; OWN_COUNTERS],
     nanos: AtomicU64,
     buckets: [AtomicU64; DECISION_BUCKETS],
 }
@@ -40,6 +44,7 @@ impl PolicyStats {
             remade: self.remade.load(Relaxed),
             remakes_failed: self.remakes_failed.load(Relaxed),
             lines_dropped: self.lines_dropped.load(Relaxed),
+            own: self.own.each_ref().map(|count| count.load(Relaxed)),
             decision_nanos: self.nanos.load(Relaxed),
             decisions: self.buckets.each_ref().map(|count| count.load(Relaxed)),
         }
@@ -67,6 +72,13 @@ impl PolicyStats {
         self.remakes_failed.fetch_add(1, Relaxed);
     }
 
+    /// Adds to one of the plugin's own counters, if there is such a one.
+    pub(crate) fn on_counted(&self, counter: u32, by: u64) {
+        if let Some(count) = self.own.get(counter as usize) {
+            count.fetch_add(by, Relaxed);
+        }
+    }
+
     pub(crate) fn on_line_dropped(&self) {
         self.lines_dropped.fetch_add(1, Relaxed);
     }
@@ -85,6 +97,8 @@ pub struct PolicyCounts {
     pub remakes_failed: u64,
     /// Log lines that were over the limit.
     pub lines_dropped: u64,
+    /// What the plugin counts for itself.
+    pub own: [u64; OWN_COUNTERS],
     /// Nanoseconds in all calls of `decide` together.
     pub decision_nanos: u64,
     /// Calls of `decide` by the time they took, not cumulative.
@@ -127,6 +141,7 @@ impl PolicyCounts {
         self.lines_dropped += other.lines_dropped;
         self.decision_nanos += other.decision_nanos;
         add_each(&mut self.faults, &other.faults);
+        add_each(&mut self.own, &other.own);
         add_each(&mut self.decisions, &other.decisions);
     }
 }

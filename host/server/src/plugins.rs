@@ -5,8 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use pointsman_core::Candidates;
-use pointsman_core::policy::maglev::Maglev;
-use pointsman_core::policy::{LeastFlows, Policy, RoundRobin};
+use pointsman_core::policy::{LeastFlows, Policy, RoundRobin, TablePolicy};
 use pointsman_plugin::{
     Engine, EngineLimits, GuestPolicy, InstanceError, LogLevel, LogLine, Module, PolicyCounts,
     PolicySettings, PolicyStats, Speaker,
@@ -165,7 +164,7 @@ fn make_native(native: Native) -> Box<dyn Policy> {
     match native {
         Native::RoundRobin => Box::new(RoundRobin::new()),
         Native::LeastFlows => Box::new(LeastFlows::new()),
-        Native::Maglev => Box::new(Maglev::new()),
+        Native::Maglev => Box::new(TablePolicy::new()),
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::thread;
 
 use pointsman_core::boundary::{Completion, ListenerId, Ops};
-use pointsman_core::policy::Policy;
+use pointsman_core::policy::{OnSwap, Policy};
 use pointsman_core::{Balancer, BalancerConfig, Instant, Protocol, Snapshot, Stats};
 use pointsman_plugin::Engine;
 use pointsman_ring::{Clock, Ring, RingConfig, Waker, prefer_large_pages};
@@ -192,7 +192,7 @@ impl Worker {
                     self.mailbox.retire(Retired::Snapshot(old));
                 }
                 Command::SwapPolicy { cluster, policy } => {
-                    let old = self.balancer.swap_policy(cluster, policy);
+                    let old = self.balancer.swap_policy(cluster, policy, OnSwap::Keep);
                     self.mailbox.retire(Retired::Policy(old));
                 }
                 Command::Report(reply) => {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pointsman_core::health::{Health, Observation, Transition};
-use pointsman_core::policy::maglev::Table;
+use pointsman_core::policy::{Table, maglev};
 use pointsman_core::{
     Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Instant,
     Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts,
@@ -217,6 +217,7 @@ impl ClusterState {
             name: self.name.clone(),
             endpoints: self.endpoints.iter().map(Watched::state).collect(),
             candidates: Arc::clone(&self.candidates),
+            trial: None,
         }
     }
 
@@ -261,7 +262,7 @@ fn table(endpoints: &[Endpoint]) -> Option<Table> {
     let keys: Vec<_> = endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
     let weights = endpoints.iter().map(|endpoint| endpoint.weight);
     let weighted: Vec<_> = keys.iter().map(String::as_str).zip(weights).collect();
-    Table::build(&weighted, Table::DEFAULT_SIZE)
+    maglev::build(&weighted, maglev::DEFAULT_SIZE)
 }
 
 impl Watched {

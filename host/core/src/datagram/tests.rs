@@ -11,7 +11,7 @@ use crate::boundary::{
     PortId, Train,
 };
 use crate::listing::{Cursor, EntryKind, FlowState};
-use crate::policy::{Decided, Decision, EndpointIndex, Flow, Maglev, Policy, RoundRobin};
+use crate::policy::{Decided, Decision, EndpointIndex, Flow, Policy, RoundRobin, TablePolicy};
 use crate::policy::{Scope, Source, Verdict};
 use crate::preread::KeyRule;
 use crate::snapshot::{
@@ -125,7 +125,8 @@ impl Rig {
             endpoints: serving.collect(),
             table: None,
         });
-        let cluster = Cluster { name: "dns".into(), endpoints: endpoints.collect(), candidates };
+        let cluster =
+            Cluster { name: "dns".into(), endpoints: endpoints.collect(), candidates, trial: None };
         let snapshot = Snapshot {
             generation: Generation(2),
             listeners: [listener].into(),
@@ -258,7 +259,7 @@ fn beyond_the_rate_a_stateless_policy_is_followed_without_a_flow() {
     let rate = |listener: &mut Listener| {
         listener.new_flow_rate = Some(Arc::new(SharedRate::new(1)));
     };
-    let mut rig = Rig::new(Box::new(Maglev::new()), rate);
+    let mut rig = Rig::new(Box::new(TablePolicy::new()), rate);
     assert!(rig.request(client(1)).is_some());
     let (_, endpoint) = rig.request(client(2)).unwrap();
     assert_eq!(rig.request(client(2)).unwrap().1, endpoint, "the table says the same again");

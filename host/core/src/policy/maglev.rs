@@ -6,51 +6,33 @@
 //! the order of their keys, weights by target accumulation.
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::hash::Hasher;
-use core::net::IpAddr;
 
 use twox_hash::XxHash64;
 
-use super::{Decided, Decision, EndpointIndex, Flow, Policy, Source};
-use crate::snapshot::Candidates;
+use super::Table;
 
 const VACANT: u32 = u32::MAX;
 
-/// For each hash value modulo its size, the endpoint that gets it.
-#[derive(Debug)]
-pub struct Table {
-    slots: Box<[u32]>,
-}
+/// The size to use where nothing speaks for another; a prime.
+pub const DEFAULT_SIZE: u32 = 65_537;
 
-impl Table {
-    /// The size to use where nothing speaks for another; a prime.
-    pub const DEFAULT_SIZE: u32 = 65_537;
-
-    /// Builds the table over the key (`ip:port`) and weight of each candidate, in the candidates'
-    /// order. Takes time in proportion to `size` and to the number of endpoints.
-    ///
-    /// `None` if `size` is not a prime larger than the number of endpoints, or if there are none.
-    #[must_use]
-    pub fn build(endpoints: &[(&str, u32)], size: u32) -> Option<Self> {
-        if endpoints.is_empty() || endpoints.len() as u64 >= u64::from(size) || !is_prime(size) {
-            return None;
-        }
-        let mut turns: Vec<Turn> = (0..)
-            .zip(endpoints)
-            .map(|(place, &(key, weight))| Turn::new(place, key, weight, size))
-            .collect();
-        turns.sort_by_key(|turn| endpoints[turn.endpoint as usize].0);
-        Some(Self { slots: fill(&mut turns, size) })
+/// Builds the table over the key (`ip:port`) and weight of each candidate, in the candidates'
+/// order. Takes time in proportion to `size` and to the number of endpoints.
+///
+/// `None` if `size` is not a prime larger than the number of endpoints, or if there are none.
+#[must_use]
+pub fn build(endpoints: &[(&str, u32)], size: u32) -> Option<Table> {
+    if endpoints.is_empty() || endpoints.len() as u64 >= u64::from(size) || !is_prime(size) {
+        return None;
     }
-
-    /// The endpoint for a hash.
-    #[must_use]
-    pub fn lookup(&self, hash: u64) -> EndpointIndex {
-        EndpointIndex(self.slots[(hash % self.slots.len() as u64) as usize])
-    }
+    let mut turns: Vec<Turn> = (0..)
+        .zip(endpoints)
+        .map(|(place, &(key, weight))| Turn::new(place, key, weight, size))
+        .collect();
+    turns.sort_by_key(|turn| endpoints[turn.endpoint as usize].0);
+    Table::new(fill(&mut turns, size), endpoints.len())
 }
 
 /// One endpoint's walk over the table.
@@ -106,54 +88,9 @@ fn is_prime(number: u32) -> bool {
     number >= 2 && divisors.into_iter().all(|divisor| u64::from(number) % divisor != 0)
 }
 
-/// Endpoints by a hash of the application key, or of the client's address: every worker and every balancer with the same
-/// endpoints sends a client to the same one.
-#[derive(Debug, Default)]
-pub struct Maglev;
-
-impl Maglev {
-    /// A policy that reads the table of the candidates it is asked to choose among.
-    #[must_use]
-    pub fn new() -> Self {
-        Self
-    }
-}
-
-impl Policy for Maglev {
-    fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
-        let hash = flow.key.unwrap_or_else(|| client_hash(flow.client.ip()));
-        let at = |probe: u64| match &among.table {
-            Some(table) => table.lookup(hash.wrapping_add(probe)),
-            None => EndpointIndex((hash.wrapping_add(probe) % among.endpoints.len() as u64) as u32),
-        };
-        let untried = |index: &EndpointIndex| {
-            among.get(*index).is_some_and(|endpoint| !flow.has_tried(endpoint.id))
-        };
-        let probes = if flow.attempt == 0 { 1 } else { Table::DEFAULT_SIZE.into() };
-        let index = (0..probes).map(at).find(untried).unwrap_or_else(|| at(0));
-        Decided { decision: Decision::forward(index), source: Source::Table }
-    }
-
-    fn is_stateless(&self) -> bool {
-        true
-    }
-}
-
-/// xxh64, seed 0, of the address bytes in network order.
-fn client_hash(client: IpAddr) -> u64 {
-    let mut hasher = XxHash64::with_seed(0);
-    match client {
-        IpAddr::V4(v4) => hasher.write(&v4.octets()),
-        IpAddr::V6(v6) => hasher.write(&v6.octets()),
-    }
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::testing::{candidates, flow};
-    use crate::snapshot::EndpointId;
     use std::format;
     use std::string::String;
 
@@ -163,12 +100,12 @@ mod tests {
 
     fn build(keys: &[String], weights: &[u32], size: u32) -> Option<Table> {
         let pairs: Vec<_> = keys.iter().map(String::as_str).zip(weights.iter().copied()).collect();
-        Table::build(&pairs, size)
+        super::build(&pairs, size)
     }
 
     fn shares(table: &Table, endpoints: usize) -> Vec<usize> {
         let mut shares = vec![0; endpoints];
-        table.slots.iter().for_each(|&slot| shares[slot as usize] += 1);
+        table.slots().iter().for_each(|&slot| shares[slot as usize] += 1);
         shares
     }
 
@@ -188,9 +125,9 @@ mod tests {
         let before = build(&keys(10), &[1; 10], 65_537).unwrap();
         let after = build(&keys(9), &[1; 9], 65_537).unwrap();
         let moved = before
-            .slots
+            .slots()
             .iter()
-            .zip(&after.slots)
+            .zip(after.slots())
             .filter(|&(&old, &new)| old != 9 && old != new)
             .count();
         assert!(moved < 65_537 / 20, "{moved} slots moved");
@@ -199,10 +136,10 @@ mod tests {
     #[test]
     fn the_order_of_the_endpoints_does_not_matter() {
         let (a, b) = ("10.0.0.1:80", "10.0.0.2:80");
-        let forwards = Table::build(&[(a, 1), (b, 1)], 13).unwrap();
-        let backwards = Table::build(&[(b, 1), (a, 1)], 13).unwrap();
-        let flipped: Vec<u32> = backwards.slots.iter().map(|slot| 1 - slot).collect();
-        assert_eq!(*forwards.slots, *flipped);
+        let forwards = super::build(&[(a, 1), (b, 1)], 13).unwrap();
+        let backwards = super::build(&[(b, 1), (a, 1)], 13).unwrap();
+        let flipped: Vec<u32> = backwards.slots().iter().map(|slot| 1 - slot).collect();
+        assert_eq!(forwards.slots(), flipped);
     }
 
     #[test]
@@ -213,16 +150,5 @@ mod tests {
         assert!(build(&keys(3), &[1; 3], 3).is_none());
         assert!(build(&keys(3), &[1; 3], 5).is_some());
         assert!(build(&[], &[], 5).is_none());
-    }
-
-    #[test]
-    fn a_client_is_sent_elsewhere_only_while_its_endpoint_fails() {
-        let among = candidates(1, &[1, 1, 1]);
-        let Decision { verdict: first, .. } = Maglev.decide(&flow(0, &[]), &among).decision;
-        let super::super::Verdict::Forward(EndpointIndex(place)) = first else { panic!() };
-        let tried = [EndpointId(place)];
-        let second = Maglev.decide(&flow(1, &tried), &among);
-        assert_ne!(second.decision.verdict, first);
-        assert_eq!(second.source, Source::Table);
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use pointsman_core::boundary::{Completion, DatagramSocket, ListenerId, Op, Ops, PoolSizes};
 use pointsman_core::listing::{Cursor, Entry, EntryKind};
+use pointsman_core::policy::OnSwap;
 use pointsman_core::{
     Balancer, BalancerConfig, Board, ClusterId, DropReason, Generation, Instant, Snapshot,
 };
@@ -357,7 +358,7 @@ impl Run {
         self.model.kinds[cluster] = kind;
         for (balancer, _) in &mut self.workers {
             let policy = kind.policy(&self.calls, &self.taste);
-            drop(balancer.swap_policy(ClusterId(cluster as u16), policy));
+            drop(balancer.swap_policy(ClusterId(cluster as u16), policy, OnSwap::Keep));
         }
     }
 

@@ -108,7 +108,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "timeouts: progress does not put them off",
         file: "session.rs",
-        original: "        self.progressed = now;\n    }\n\n    /// Passes on",
+        original: "        self.progressed = now;\n    }\n\n    /// Bytes have",
         mutated: "        let _ = now;\n    }\n\n    /// Passes on",
     },
     Mutant {
@@ -210,7 +210,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: a policy that is no table is asked without a flow",
         file: "allocation.rs",
-        original: "if among.endpoints.is_empty() || !slot.policy.is_stateless() {",
+        original: "if among.is_empty() || !slot.policy.is_stateless() {",
         mutated: "if among.endpoints.is_empty() {",
     },
     Mutant {

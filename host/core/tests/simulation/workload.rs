@@ -7,8 +7,8 @@ use std::time::Duration;
 use pointsman_core::boundary::{Completion, ListenerId, Op, Ops, PoolSizes};
 use pointsman_core::listing::{Cursor, Entry, EntryKind, FlowState};
 use pointsman_core::policy::{
-    Decided, Decision, EndpointIndex, Flow, LeastFlows, Maglev, Method, Policy, RoundRobin, Scope,
-    Source, Verdict, maglev,
+    Decided, Decision, EndpointIndex, Flow, LeastFlows, Method, OnSwap, Policy, RoundRobin, Scope,
+    Source, TablePolicy, Verdict, maglev,
 };
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
@@ -425,7 +425,7 @@ impl Run {
         let cluster = self.rng.below(self.logged.len() as u64) as usize;
         let calls = self.logged[cluster].then_some(&self.calls);
         let fresh = policy(&mut self.rng, calls);
-        drop(self.balancer.swap_policy(ClusterId(cluster as u16), fresh));
+        drop(self.balancer.swap_policy(ClusterId(cluster as u16), fresh, OnSwap::Keep));
     }
 
     fn assert_nothing_is_left(&mut self) {
@@ -506,7 +506,7 @@ fn policy(rng: &mut Rng, calls: Option<&CallLog>) -> Box<dyn Policy> {
     match rng.below(3) {
         0 => Box::new(RoundRobin::new()),
         1 => Box::new(LeastFlows::new()),
-        _ => Box::new(Maglev::new()),
+        _ => Box::new(TablePolicy::new()),
     }
 }
 
@@ -574,6 +574,7 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
             name: format!("cluster-{number}").into(),
             candidates: Arc::new(candidates(generation, &endpoints, true)),
             endpoints,
+            trial: None,
         }
     };
     Snapshot {
@@ -596,7 +597,7 @@ pub(crate) fn candidates(
     let keys: Vec<(String, u32)> =
         endpoints.iter().map(|e| (e.address.to_string(), e.weight)).collect();
     let keys: Vec<(&str, u32)> = keys.iter().map(|(key, weight)| (&**key, *weight)).collect();
-    Candidates { generation, endpoints, table: maglev::Table::build(&keys, 251) }
+    Candidates { generation, endpoints, table: maglev::build(&keys, 251) }
 }
 
 pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
@@ -611,6 +612,7 @@ pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
         name: old.name.clone(),
         endpoints: old.endpoints.clone(),
         candidates: old.candidates.clone(),
+        trial: None,
     });
     Snapshot {
         generation: snapshot.generation,

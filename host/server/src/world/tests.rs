@@ -108,9 +108,9 @@ fn failed_connects_of_flows_take_an_endpoint_down() {
     let mut world = world_of(TEXT);
     let snapshot = world.publish();
     let load = &snapshot.clusters[0].endpoints[1].endpoint.load;
-    load.on_connect_failed();
+    load.on_connect_failed(Instant::ZERO);
     assert_eq!(world.look_at_connects(), []);
-    load.on_connect_failed();
+    load.on_connect_failed(Instant::ZERO);
     let changes = world.look_at_connects();
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0].address.port(), 2);
@@ -122,14 +122,14 @@ fn old_failures_are_not_held_against_an_endpoint_that_came_up() {
     let mut world = world_of(TEXT);
     let snapshot = world.publish();
     let load = &snapshot.clusters[0].endpoints[0].endpoint.load;
-    load.on_connect_failed();
-    load.on_connect_failed();
+    load.on_connect_failed(Instant::ZERO);
+    load.on_connect_failed(Instant::ZERO);
     assert_eq!(world.look_at_connects().len(), 1);
     assert!(pass(&mut world, 0).is_some());
     assert_eq!(world.look_at_connects(), []);
-    load.on_connect_failed();
+    load.on_connect_failed(Instant::ZERO);
     assert_eq!(world.look_at_connects(), [], "one new failure is fewer than two");
-    load.on_connect_failed();
+    load.on_connect_failed(Instant::ZERO);
     assert_eq!(world.look_at_connects().len(), 1);
 }
 
@@ -138,7 +138,7 @@ fn endpoints_that_nobody_checks_stay_up() {
     let mut world = world_of(TEXT);
     let snapshot = world.publish();
     for _ in 0..10 {
-        snapshot.clusters[1].endpoints[0].endpoint.load.on_connect_failed();
+        snapshot.clusters[1].endpoints[0].endpoint.load.on_connect_failed(Instant::ZERO);
     }
     assert_eq!(world.look_at_connects(), []);
     assert_eq!(world.publish().clusters[1].candidates.endpoints.len(), 1);

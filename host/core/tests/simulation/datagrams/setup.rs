@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use pointsman_core::boundary::Path;
 use pointsman_core::policy::{
-    Decided, Decision, EndpointIndex, Flow, LeastFlows, Maglev, Method, Policy, RoundRobin, Scope,
-    Source, Verdict,
+    Decided, Decision, EndpointIndex, Flow, LeastFlows, Method, Policy, RoundRobin, Scope, Source,
+    TablePolicy, Verdict,
 };
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
@@ -62,7 +62,7 @@ impl Kind {
             Self::Scripted => Box::new(Scripted { calls: calls.clone(), taste: taste.clone() }),
             Self::RoundRobin => Box::new(RoundRobin::new()),
             Self::LeastFlows => Box::new(LeastFlows::new()),
-            Self::Maglev => Box::new(Maglev::new()),
+            Self::Maglev => Box::new(TablePolicy::new()),
         }
     }
 }
@@ -210,6 +210,7 @@ fn cluster(rng: &mut Rng, number: usize, generation: Generation) -> Cluster {
         name: format!("cluster-{number}").into(),
         candidates: Arc::new(candidates(generation, &endpoints, true)),
         endpoints,
+        trial: None,
     }
 }
 

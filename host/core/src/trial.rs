@@ -1,0 +1,175 @@
+//! A policy that is tried beside the one that decides.
+//!
+//! In the **shadow** it is asked about every flow that the live policy is asked about, and what it
+//! says is compared and forgotten. As a **canary** it decides on a share of the flows: those whose
+//! hash falls into the first so many of ten thousand slots, so that raising the share never takes a
+//! client back from the candidate. What comes of it stands in a [`Tally`] that all workers write and
+//! the control thread reads.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use twox_hash::XxHash64;
+
+use crate::policy::{Decided, Flow, Policy, Verdict};
+use crate::snapshot::{Candidates, EndpointId};
+
+/// Slots that flows fall into by their hash.
+pub const CANARY_SLOTS: u32 = 10_000;
+
+/// A policy on trial in one worker.
+pub struct Trial {
+    policy: Box<dyn Policy>,
+    tally: Arc<Tally>,
+}
+
+/// What a trial has shown so far, in all workers.
+#[derive(Debug)]
+pub struct Tally {
+    /// 0 is a shadow; else the slots that the candidate decides on.
+    canary_slots: AtomicU32,
+    asked: AtomicU64,
+    agreed: AtomicU64,
+    refused: AtomicU64,
+    /// By [`EndpointId`]: what the live policy and what the candidate chose.
+    chosen: [Box<[AtomicU64]>; 2],
+}
+
+/// What a [`Tally`] says at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TallyCounts {
+    /// Flows that both were asked about, or that the candidate decided on.
+    pub asked: u64,
+    /// Of those that both were asked about, the ones on which they said the same.
+    pub agreed: u64,
+    /// Flows that the candidate would not forward.
+    pub refused: u64,
+    /// By [`EndpointId`]: how often the live policy chose it.
+    pub live: Box<[u64]>,
+    /// By [`EndpointId`]: how often the candidate chose it.
+    pub candidate: Box<[u64]>,
+}
+
+impl Tally {
+    /// A tally for a cluster whose endpoints have ids below `endpoints`. Of `canary_slots` out of
+    /// [`CANARY_SLOTS`] the candidate decides on the flows; with 0 it stays in the shadow.
+    #[must_use]
+    pub fn new(endpoints: u32, canary_slots: u32) -> Self {
+        let counts = || (0..endpoints).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            canary_slots: AtomicU32::new(canary_slots),
+            asked: AtomicU64::new(0),
+            agreed: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            chosen: [counts(), counts()],
+        }
+    }
+
+    /// Gives the candidate another share; flows that are there stay where they are.
+    pub fn set_canary_slots(&self, slots: u32) {
+        self.canary_slots.store(slots, Relaxed);
+    }
+
+    /// The candidate's share, in slots; 0 is a shadow.
+    #[must_use]
+    pub fn canary_slots(&self) -> u32 {
+        self.canary_slots.load(Relaxed)
+    }
+
+    /// What it says.
+    #[must_use]
+    pub fn counts(&self) -> TallyCounts {
+        let counts = |of: &[AtomicU64]| of.iter().map(|count| count.load(Relaxed)).collect();
+        let [live, candidate] = [counts(&self.chosen[0]), counts(&self.chosen[1])];
+        TallyCounts {
+            asked: self.asked.load(Relaxed),
+            agreed: self.agreed.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            live,
+            candidate,
+        }
+    }
+
+    fn on_chosen(&self, by: usize, endpoint: EndpointId) {
+        if let Some(count) = self.chosen[by].get(endpoint.0 as usize) {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Whose choices a [`Tally`] keeps where.
+const LIVE: usize = 0;
+const CANDIDATE: usize = 1;
+
+impl Trial {
+    /// Puts a policy on trial.
+    #[must_use]
+    pub fn new(policy: Box<dyn Policy>, tally: Arc<Tally>) -> Self {
+        Self { policy, tally }
+    }
+
+    /// What the candidate decides, if the flow is in its share.
+    pub(crate) fn decide_as_canary(
+        &mut self,
+        flow: &Flow<'_>,
+        among: &Arc<Candidates>,
+    ) -> Option<Decided> {
+        let slots = self.tally.canary_slots();
+        if slots == 0 || slot_of(flow) >= slots {
+            return None;
+        }
+        let decided = self.policy.decide(flow, among);
+        self.tally.asked.fetch_add(1, Relaxed);
+        self.count(CANDIDATE, &decided, among);
+        Some(decided)
+    }
+
+    /// Lets the candidate say what it would have done, if it is in the shadow.
+    pub(crate) fn compare(&mut self, flow: &Flow<'_>, live: &Decided, views: Views<'_>) {
+        if self.tally.canary_slots() != 0 {
+            self.count(LIVE, live, views.live);
+            return;
+        }
+        let candidate = self.policy.decide(flow, views.trial);
+        self.tally.asked.fetch_add(1, Relaxed);
+        // Both views hold the same endpoints in the same order: an index means the same in each.
+        if live.decision.verdict == candidate.decision.verdict {
+            self.tally.agreed.fetch_add(1, Relaxed);
+        }
+        self.count(LIVE, live, views.live);
+        self.count(CANDIDATE, &candidate, views.trial);
+    }
+
+    fn count(&self, by: usize, decided: &Decided, among: &Candidates) {
+        match decided.decision.verdict {
+            Verdict::Forward(index) => {
+                if let Some(endpoint) = among.get(index) {
+                    self.tally.on_chosen(by, endpoint.id);
+                }
+            }
+            Verdict::Reset | Verdict::Drop if by == CANDIDATE => {
+                self.tally.refused.fetch_add(1, Relaxed);
+            }
+            Verdict::Reset | Verdict::Drop => {}
+        }
+    }
+
+    pub(crate) fn policy(&mut self) -> &mut dyn Policy {
+        &mut *self.policy
+    }
+}
+
+/// The candidates as the two policies see them.
+#[derive(Clone, Copy)]
+pub(crate) struct Views<'a> {
+    pub(crate) live: &'a Arc<Candidates>,
+    pub(crate) trial: &'a Arc<Candidates>,
+}
+
+/// Mixed with a seed of its own: a table indexes by the same hash, and would otherwise see only
+/// some of its entries used.
+fn slot_of(flow: &Flow<'_>) -> u32 {
+    const SEED: u64 = 0x7261_6e61_6379;
+    (XxHash64::oneshot(SEED, &flow.hash().to_le_bytes()) % u64::from(CANARY_SLOTS)) as u32
+}
