@@ -109,7 +109,7 @@ const MUTANTS: &[Mutant] = &[
         breaks: "timeouts: progress does not put them off",
         file: "session.rs",
         original: "        self.progressed = now;\n    }\n\n    /// Bytes have",
-        mutated: "        let _ = now;\n    }\n\n    /// Passes on",
+        mutated: "        let _ = now;\n    }\n\n    /// Bytes have",
     },
     Mutant {
         breaks: "throttle: credit is granted before its time",

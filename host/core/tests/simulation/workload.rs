@@ -425,7 +425,9 @@ impl Run {
         let cluster = self.rng.below(self.logged.len() as u64) as usize;
         let calls = self.logged[cluster].then_some(&self.calls);
         let fresh = policy(&mut self.rng, calls);
-        drop(self.balancer.swap_policy(ClusterId(cluster as u16), fresh, OnSwap::Keep));
+        let on_swap = self.rng.pick(&[OnSwap::Keep, OnSwap::Revalidate, OnSwap::Flush]);
+        drop(self.balancer.swap_policy(ClusterId(cluster as u16), fresh, on_swap));
+        self.oracle.on_swap(cluster, on_swap);
     }
 
     fn assert_nothing_is_left(&mut self) {
