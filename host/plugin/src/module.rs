@@ -238,11 +238,9 @@ fn refusal(reason: &str, has_interface: bool) -> LoadError {
             unknown_import(import)
         };
     }
-    let missing = quoted_after(reason, "failed to find export of function `");
-    let function = missing.and_then(|missing| {
-        let name = missing.rsplit_once('#').map_or(missing, |(_, name)| name);
-        Function::ALL.into_iter().find(|function| function.name() == name)
-    });
+    let missing = reason.split_once("failed to find export of ");
+    let missing = missing.and_then(|(_, export)| quoted_after(export, "function `"));
+    let function = missing.and_then(|name| Function::ALL.into_iter().find(|it| it.name() == name));
     match function {
         Some(function) => LoadError::MissingExport(function.name()),
         None if has_interface => LoadError::Invalid(one_line(reason)),
