@@ -8,12 +8,12 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Guest, candidates, engine, flow, patient, place};
+use common::{Guest, both, candidates, engine, flow, patient, place};
 use pointsman_core::policy::{Decided, EndedFlow, Flow, Policy};
 use pointsman_core::{Candidates, CloseReason, EndpointId, Instant, Protocol};
 use pointsman_plugin::{
-    Engine, GuestPolicy, InstanceError, Module, Place, PolicyCounts, PolicySettings, PolicyStats,
-    Shape, TableGuest, WeightsGuest,
+    GuestPolicy, InstanceError, Module, Place, PolicyCounts, PolicySettings, PolicyStats, Shape,
+    TableGuest, WeightsGuest,
 };
 
 const IMPORTS: &str = r#"
@@ -242,10 +242,6 @@ fn life(
     let counts = stats.snapshot();
     let counts = PolicyCounts { decision_nanos: 0, decisions: [0; 16], lines_dropped: 0, ..counts };
     Ok((decided, state, counts))
-}
-
-fn both(engine: &Engine, guest: &Guest) -> [Module; 2] {
-    [guest.module(), guest.component()].map(|bytes| engine.load(&bytes).unwrap())
 }
 
 #[test]

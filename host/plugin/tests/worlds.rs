@@ -5,13 +5,13 @@ mod common;
 use std::sync::Arc;
 
 use common::{
-    Guest, WIT, candidates, embed, embed_worlds, encode, endpoint_of, engine, flow, patient,
+    Guest, WIT, both, candidates, embed, embed_worlds, encode, endpoint_of, engine, flow, patient,
     policy_of,
 };
 use pointsman_core::Instant;
 use pointsman_core::policy::{Policy, Source};
 use pointsman_plugin::{
-    Engine, FaultKind, GuestFault, GuestPolicy, InstanceError, LoadError, Module, PolicySettings,
+    FaultKind, GuestFault, GuestPolicy, InstanceError, LoadError, Module, PolicySettings,
     PolicyStats, Shape, TableGuest, WeightsGuest,
 };
 
@@ -39,11 +39,6 @@ const WEIGH_FLOWS: &str = "
 
 const SCHEMA: &str = "(call $list (i32.const 100) (i32.const 17))";
 const SCHEMA_FIELD: &str = r#"(data (i32.const 100) "{\22type\22:\22object\22}")"#;
-
-/// The guest as both of its backends.
-fn both(engine: &Engine, guest: &Guest) -> [Module; 2] {
-    [guest.module(), guest.component()].map(|bytes| engine.load(&bytes).unwrap())
-}
 
 fn table_of(module: &Module, state: Option<&[u8]>) -> (TableGuest, Arc<PolicyStats>) {
     let stats = Arc::<PolicyStats>::default();
