@@ -57,7 +57,8 @@ fn a_file_that_is_too_large_is_not_looked_at() {
     let hundred_megabytes = vec![0; 100 << 20];
     let bytes = hundred_megabytes.len();
     assert_eq!(refused(&hundred_megabytes), LoadError::TooLarge { bytes, bytes_max });
-    let limits = EngineLimits { instances_max: 1, module_bytes_max: 100 };
+    let limits =
+        EngineLimits { instances_max: 1, module_bytes_max: 100, ..EngineLimits::default() };
     let error = engine_of(limits).load(&[0; 101]).err().unwrap();
     assert_eq!(error, LoadError::TooLarge { bytes: 101, bytes_max: 100 });
 }
