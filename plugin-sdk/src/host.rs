@@ -108,6 +108,15 @@ impl MockHost {
         self.counters.borrow().get(counter).copied().unwrap_or(0)
     }
 
+    /// Keeps what it has under addresses: each index has what was at the old index, if any.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn rearrange(&self, old_indices: &[Option<usize>]) {
+        let slots = self.slots.replace(Vec::new());
+        let moved = |old: &Option<usize>| old.and_then(|old| slots.get(old)).copied();
+        *self.slots.borrow_mut() =
+            old_indices.iter().map(|old| moved(old).unwrap_or_default()).collect();
+    }
+
     /// What has been logged, oldest first.
     #[must_use]
     pub fn logs(&self) -> Ref<'_, [(Level, String)]> {
