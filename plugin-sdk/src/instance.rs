@@ -123,12 +123,7 @@ impl<P: WeightsPolicy> WeightsInstance<P> {
     }
 
     /// Asks the policy for its weights.
-    pub fn tick(
-        &mut self,
-        now_ms: u64,
-        samples: &[Sample],
-        host: &dyn Host,
-    ) -> Option<Vec<u32>> {
+    pub fn tick(&mut self, now_ms: u64, samples: &[Sample], host: &dyn Host) -> Option<Vec<u32>> {
         self.policy.tick(now_ms, samples, &self.endpoints, host)
     }
 

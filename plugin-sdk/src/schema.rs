@@ -56,7 +56,10 @@ enum Kind {
     Any,
     Null,
     Bool,
-    Integer { min: i64, max: u64 },
+    Integer {
+        min: i64,
+        max: u64,
+    },
     Fraction,
     Text,
     List(Box<Node>),
@@ -385,7 +388,10 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         }
         self.node.learn(Kind::List(Box::default()));
         let Kind::List(node) = &mut self.node.kind else { return Err(Error::Refused) };
-        visitor.visit_seq(Items { nodes: std::slice::from_mut(&mut **node).iter_mut(), plan: self.plan })
+        visitor.visit_seq(Items {
+            nodes: std::slice::from_mut(&mut **node).iter_mut(),
+            plan: self.plan,
+        })
     }
 
     fn deserialize_tuple<V: Visitor<'de>>(

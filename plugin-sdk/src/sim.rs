@@ -315,7 +315,8 @@ impl Run {
         assert!(!listed.is_empty(), "the simulation has no endpoint at {} ms", self.now_ms());
         let place_before = |site: &usize| self.listed.iter().position(|before| before == site);
         self.host.rearrange(&listed.iter().map(place_before).collect::<Vec<_>>());
-        let list = listed.iter().map(|&site| Endpoint::new(sites[site].address(), sites[site].weight));
+        let list =
+            listed.iter().map(|&site| Endpoint::new(sites[site].address(), sites[site].weight));
         self.generation += 1;
         let endpoints = Endpoints::new(self.generation, list.collect());
         self.listed = listed;
@@ -327,14 +328,7 @@ impl Run {
 }
 
 fn ended(outcome: Outcome, duration_ms: u32) -> Ended {
-    Ended {
-        endpoint: 0,
-        outcome,
-        duration_ms,
-        bytes_to_endpoint: 0,
-        bytes_to_client: 0,
-        tag: 0,
-    }
+    Ended { endpoint: 0, outcome, duration_ms, bytes_to_endpoint: 0, bytes_to_client: 0, tag: 0 }
 }
 
 #[cfg(test)]

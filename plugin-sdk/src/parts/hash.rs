@@ -26,11 +26,8 @@ pub fn hash_address(address: IpAddr) -> u64 {
 pub fn xxh64(bytes: &[u8], seed: u64) -> u64 {
     let [first, second, third, fourth, fifth] = PRIMES;
     let (stripes, tail) = bytes.as_chunks::<32>();
-    let mut hash = if stripes.is_empty() {
-        seed.wrapping_add(fifth)
-    } else {
-        converge(stripes, seed)
-    };
+    let mut hash =
+        if stripes.is_empty() { seed.wrapping_add(fifth) } else { converge(stripes, seed) };
     hash = hash.wrapping_add(bytes.len() as u64);
 
     let (words, tail) = tail.as_chunks::<8>();
@@ -69,12 +66,13 @@ fn converge(stripes: &[[u8; 32]], seed: u64) -> u64 {
         }
     }
     let turns = [1, 7, 12, 18];
-    let sum = lanes.iter().zip(turns).fold(0_u64, |sum, (lane, turn)| {
-        sum.wrapping_add(lane.rotate_left(turn))
-    });
-    lanes.iter().fold(sum, |hash, &lane| {
-        (hash ^ round(0, lane)).wrapping_mul(first).wrapping_add(fourth)
-    })
+    let sum = lanes
+        .iter()
+        .zip(turns)
+        .fold(0_u64, |sum, (lane, turn)| sum.wrapping_add(lane.rotate_left(turn)));
+    lanes
+        .iter()
+        .fold(sum, |hash, &lane| (hash ^ round(0, lane)).wrapping_mul(first).wrapping_add(fourth))
 }
 
 const fn round(lane: u64, word: u64) -> u64 {

@@ -23,7 +23,10 @@ pub fn maglev(endpoints: &Endpoints, size: u32) -> Result<Vec<u32>, String> {
         return Err("no endpoints".into());
     }
     if endpoints.len() >= size as usize || !is_prime(size) {
-        return Err(format!("expected a prime above the {} endpoints, found {size}", endpoints.len()));
+        return Err(format!(
+            "expected a prime above the {} endpoints, found {size}",
+            endpoints.len()
+        ));
     }
     let mut walks: Vec<Walk> = (0..)
         .zip(endpoints.iter())
