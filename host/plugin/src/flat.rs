@@ -10,6 +10,7 @@
 
 mod abi;
 mod imports;
+mod outline;
 
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ use wasmtime::{
     Extern, Instance, InstancePre, Linker, Memory, Module, ModuleExport, Store, TypedFunc,
     WasmParams, WasmResults, format_err,
 };
+
+pub(crate) use self::outline::outline;
 
 use self::abi::{FlatFlow, Heap, Realloc, View};
 use crate::bindings::signals::Sample;

@@ -5,14 +5,14 @@ mod common;
 use std::sync::Arc;
 
 use common::{
-    Guest, WIT, candidates, embed, embed_worlds, encode, endpoint_of, engine, flow, patient,
-    policy_of,
+    Guest, WIT, both, candidates, embed, embed_worlds, encode, endpoint_of, engine, engine_of,
+    flow, patient, policy_of,
 };
 use pointsman_core::Instant;
 use pointsman_core::policy::{Policy, Source};
 use pointsman_plugin::{
-    Engine, FaultKind, GuestFault, GuestPolicy, InstanceError, LoadError, Module, PolicySettings,
-    PolicyStats, Shape, TableGuest, WeightsGuest,
+    EngineLimits, FaultKind, GuestFault, GuestPolicy, InstanceError, LoadError, Module,
+    PolicySettings, PolicyStats, Shape, TableGuest, WeightsGuest,
 };
 
 /// The interface as it was released first.
@@ -39,11 +39,6 @@ const WEIGH_FLOWS: &str = "
 
 const SCHEMA: &str = "(call $list (i32.const 100) (i32.const 17))";
 const SCHEMA_FIELD: &str = r#"(data (i32.const 100) "{\22type\22:\22object\22}")"#;
-
-/// The guest as both of its backends.
-fn both(engine: &Engine, guest: &Guest) -> [Module; 2] {
-    [guest.module(), guest.component()].map(|bytes| engine.load(&bytes).unwrap())
-}
 
 fn table_of(module: &Module, state: Option<&[u8]>) -> (TableGuest, Arc<PolicyStats>) {
     let stats = Arc::<PolicyStats>::default();
@@ -376,4 +371,27 @@ fn a_schema_can_be_asked_for_before_anything_is_configured() {
         );
         assert!(matches!(error, Err(InstanceError::Fault { .. })));
     }
+}
+
+#[test]
+fn what_a_call_executes_is_counted_exactly_where_that_is_wanted() {
+    let limits = EngineLimits { instances_max: 4, counts_fuel: true, ..EngineLimits::default() };
+    let counting = engine_of(limits);
+    let guest = common::round_robin();
+    let among = candidates(1, 3);
+    let used = both(&counting, &guest).map(|module| {
+        let mut policy = policy_of(&module, patient(), &Arc::default(), &among).unwrap();
+        let mut use_one = || {
+            assert_eq!(policy.decide(&flow(), &among).source, Source::Plugin);
+            policy.fuel_used().unwrap()
+        };
+        let first = use_one();
+        assert_eq!(use_one(), first);
+        first
+    });
+    assert!((1..100).contains(&used[0]), "{used:?}");
+    assert_eq!(used[0], used[1]);
+    let module = engine().load(&guest.module()).unwrap();
+    let policy = policy_of(&module, patient(), &Arc::default(), &among).unwrap();
+    assert_eq!(policy.fuel_used(), None);
 }

@@ -273,6 +273,11 @@ pub fn embed_worlds(text: &str, wit: &str, worlds: &[&str]) -> Vec<u8> {
     module
 }
 
+/// The guest as a core module and as a component, which are called in different ways.
+pub fn both(engine: &Engine, guest: &Guest) -> [Module; 2] {
+    [guest.module(), guest.component()].map(|bytes| engine.load(&bytes).unwrap())
+}
+
 pub fn encode(module: &[u8]) -> Vec<u8> {
     ComponentEncoder::default().module(module).unwrap().encode().unwrap()
 }
@@ -374,10 +379,13 @@ impl Table {
         guest: &Guest,
         settings: PolicySettings,
     ) -> Result<Self, InstanceError> {
-        let module = engine.load(&guest.module()).unwrap();
+        Self::of(&engine.load(&guest.module()).unwrap(), settings)
+    }
+
+    pub fn of(module: &Module, settings: PolicySettings) -> Result<Self, InstanceError> {
         let stats = Arc::new(PolicyStats::default());
         let among = candidates(1, 3);
-        let policy = policy_of(&module, settings, &stats, &among)?;
+        let policy = policy_of(module, settings, &stats, &among)?;
         Ok(Self { policy, stats, among })
     }
 
