@@ -275,7 +275,7 @@ impl<'a> Probe<'a> {
             Err(Error::Missing(name)) => learn(fields, name, |field| &mut field.is_required),
             Err(Error::Duplicate(name)) if fields[offered].name == name => {
                 // It has had the same under another name, which comes to light if this one leads.
-                fields[..=offered].rotate_right(1);
+                fields.swap(0, offered);
                 Err(Error::Learned)
             }
             Err(Error::Duplicate(_)) => {

@@ -32,7 +32,7 @@ pub fn maglev(endpoints: &Endpoints, size: u32) -> Result<Vec<u32>, String> {
         .zip(endpoints.iter())
         .map(|(index, endpoint)| Walk::new(index, endpoint.address(), endpoint.weight(), size))
         .collect();
-    walks.sort_by_key(|walk| endpoints[walk.endpoint as usize].address());
+    walks.sort_unstable_by_key(|walk| endpoints[walk.endpoint as usize].address());
     Ok(fill(&mut walks, size))
 }
 

@@ -85,7 +85,8 @@ impl WeightsPolicy for LatencyWeights {
         let step = f64::from(self.config.step_percent) / 100.0;
         for ((_, factor), cost) in self.factors.iter_mut().zip(costs) {
             let aim = cost.map_or(1.0, |cost| average / cost);
-            *factor += (aim.clamp(1.0 / factor_max, factor_max) - *factor) * step;
+            // `clamp` would bring the formatting of fractions along, for its panic.
+            *factor += (aim.min(factor_max).max(1.0 / factor_max) - *factor) * step;
         }
         Some(self.weights(endpoints))
     }

@@ -60,8 +60,8 @@ export!(Outlier: feedback, state);
 const MEMORY_MS: f64 = 10_000.0;
 /// An endpoint is not avoided for longer than this many times the first time.
 const TIMES_MAX: u32 = 10;
-/// The version of the state, in its first line.
-const VERSION: &str = "outlier 1";
+/// What the state begins with.
+const VERSION: &[u8] = b"outlier 1\n";
 
 /// What this policy counts, among the balancer's metrics.
 const COUNTER_AVOIDED: usize = 0;
@@ -80,29 +80,31 @@ impl Policy for Outlier {
         let known = std::mem::take(&mut self.records);
         let records = endpoints.iter().map(|endpoint| {
             let found = known.iter().find(|record| record.address == endpoint.address());
-            let fresh = || Record { address: endpoint.address().to_owned(), ..Record::default() };
-            found.cloned().unwrap_or_else(fresh)
+            let Record { good, bad, times, until_ms, .. } = *found.unwrap_or(&Record::default());
+            Record { address: endpoint.address().to_owned(), good, bad, times, until_ms }
         });
         self.records = records.collect();
     }
 
     fn decide(&mut self, flow: &Flow, _: &Endpoints, host: &dyn Host) -> Decision {
-        let is_sound = |index: &usize| self.records[*index].until_ms <= flow.now_ms();
-        let all = (0..self.records.len()).filter(|&index| flow.avoid() != Some(index));
-        let mut sound: Vec<_> = all.clone().filter(is_sound).collect();
-        if sound.is_empty() {
-            sound.extend(all);
-        }
-        let Some(last) = sound.len().checked_sub(1) else {
+        let is_sound = |index: usize| self.records[index].until_ms <= flow.now_ms();
+        let others = (0..self.records.len()).filter(|&index| flow.avoid() != Some(index));
+        let sound = others.clone().filter(|&index| is_sound(index)).count();
+        let count = if sound > 0 { sound } else { others.clone().count() };
+        if count == 0 {
             // Nothing else is left than what has just failed.
             return flow.avoid().map_or_else(Decision::defer, Decision::forward);
-        };
+        }
+        let mut drawable = others.filter(|&index| sound == 0 || is_sound(index));
         let mut rng = flow.rng();
-        let first = rng.below(sound.len());
-        let second = (first + 1 + rng.below(last)) % sound.len();
-        let [first, second] = [sound[first], sound[second]];
-        let is_second_idler = host.load(second) < host.load(first);
-        Decision::forward(if is_second_idler { second } else { first })
+        let first = rng.below(count);
+        let second = (first + 1 + rng.below(count - 1)) % count;
+        let [lower, upper] = [first.min(second), first.max(second)];
+        let lower_index = drawable.nth(lower).unwrap_or(0);
+        let upper_index = if upper > lower { drawable.nth(upper - lower - 1) } else { None }
+            .unwrap_or(lower_index);
+        let is_upper_idler = host.load(upper_index) < host.load(lower_index);
+        Decision::forward(if is_upper_idler { upper_index } else { lower_index })
     }
 }
 
@@ -174,35 +176,41 @@ impl Record {
     }
 }
 
+/// After the version, for each endpoint that was avoided: how often, until when, and its address
+/// after its length. Numbers are in little-endian bytes.
 impl KeepsState for Outlier {
     fn snapshot(&self) -> Vec<u8> {
-        let mut text = VERSION.to_owned();
+        let mut state = VERSION.to_vec();
         for Record { address, times, until_ms, .. } in &self.records {
-            if *times > 0 {
-                text.push_str(&format!("\n{address} {times} {until_ms}"));
+            if let (1.., Ok(length)) = (*times, u8::try_from(address.len())) {
+                state.extend_from_slice(&times.to_le_bytes());
+                state.extend_from_slice(&until_ms.to_le_bytes());
+                state.push(length);
+                state.extend_from_slice(address.as_bytes());
             }
         }
-        text.into_bytes()
+        state
     }
 
     /// What another policy has left, or another version, says nothing to this one: it starts anew.
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        let text = std::str::from_utf8(state).unwrap_or_default();
-        let mut lines = text.lines();
-        if lines.next() == Some(VERSION) {
-            self.records = lines.filter_map(Record::read).collect();
-        }
+        let mut rest = state.strip_prefix(VERSION).unwrap_or_default();
+        self.records = std::iter::from_fn(|| Record::read(&mut rest)).collect();
         Ok(())
     }
 }
 
 impl Record {
-    fn read(line: &str) -> Option<Self> {
-        let mut words = line.split(' ');
+    fn read(rest: &mut &[u8]) -> Option<Self> {
+        let (times, after) = rest.split_first_chunk()?;
+        let (until_ms, after) = after.split_first_chunk()?;
+        let (length, after) = after.split_first()?;
+        let (address, after) = after.split_at_checked(usize::from(*length))?;
+        *rest = after;
         Some(Self {
-            address: words.next()?.to_owned(),
-            times: words.next()?.parse().ok()?,
-            until_ms: words.next()?.parse().ok()?,
+            address: String::from_utf8(address.to_vec()).ok()?,
+            times: u32::from_le_bytes(*times),
+            until_ms: u64::from_le_bytes(*until_ms),
             ..Self::default()
         })
     }
@@ -302,7 +310,13 @@ mod tests {
     #[test]
     fn a_state_of_somebody_else_is_no_reason_to_fail() {
         let mut policy = Instance::<Outlier>::configure("null").unwrap();
-        for state in [&b""[..], b"\xff\xfe", b"other 7\n10.0.0.1:80 1 9", b"outlier 1\nnonsense"] {
+        for state in [
+            &b""[..],
+            b"\xff\xfe",
+            b"other 7\n10.0.0.1:80 1 9",
+            b"outlier 1\nnonsense",
+            b"outlier 1\n\x01\0\0\0",
+        ] {
             assert_eq!(policy.restore(state), Ok(()));
         }
         assert!(policy.policy().records.is_empty());
