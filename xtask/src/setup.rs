@@ -61,11 +61,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Sees to a compiler that builds plugins.
 fn guest() -> Result<()> {
-    if Compiler::find().is_some() || rustup_adds_the_target() {
+    if Compiler::find(root()).is_some() || rustup_adds_the_target() {
         return Ok(());
     }
     install(&GUEST_PACKAGES)?;
-    Compiler::find().map(drop).context("Debian's packages are there, yet no compiler was found")
+    Compiler::find(root())
+        .map(drop)
+        .context("Debian's packages are there, yet no compiler was found")
 }
 
 /// Without a network rustup says no at once, and says it at length.
@@ -73,7 +75,7 @@ fn rustup_adds_the_target() -> bool {
     let mut rustup = Command::new("rustup");
     rustup.args(["target", "add", TARGET]).current_dir(root());
     rustup.stdout(Stdio::null()).stderr(Stdio::null());
-    rustup.status().is_ok_and(|status| status.success()) && Compiler::find().is_some()
+    rustup.status().is_ok_and(|status| status.success()) && Compiler::find(root()).is_some()
 }
 
 fn name_server() -> Result<()> {
