@@ -17,13 +17,15 @@ const NAME_SERVER: (&str, &str) = ("dnsmasq", "dnsmasq-base");
 
 /// The balancers that ours is compared with, and what drives them; also what end-to-end tests call.
 /// A command, and the package that has it.
-const PEERS: [(&str, &str); 6] = [
+const PEERS: [(&str, &str); 8] = [
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
     ("wrk", "wrk"),
     ("iperf3", "iperf3"),
     ("curl", "curl"),
     ("python3", "python3"),
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
 ];
 
 /// nginx proxies TCP and UDP only with the one module, and takes scripts for that only with the
