@@ -164,7 +164,7 @@ impl Suite<'_> {
         match self.module.shape() {
             Shape::Chooser => decisions,
             Shape::Weights => decisions / 10,
-            Shape::Table => decisions / 1_000,
+            Shape::Table => decisions / 200,
         }
         .max(2)
     }
