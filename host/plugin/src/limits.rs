@@ -18,6 +18,13 @@ const TICKS_MAX: u64 = u64::MAX / 4;
 pub(crate) const STACK_BYTES_MAX: usize = 256 << 10;
 /// How many bytes a guest may hand over in one call, in either a log line or a result.
 pub(crate) const HOSTCALL_BYTES_MAX: usize = 256 << 10;
+/// The same for a policy that makes lookup tables: the largest takes 4 MiB, and one that is too
+/// large should be refused for its length.
+pub(crate) const HOSTCALL_BYTES_MAX_TABLE: usize = 16 << 20;
+/// How many bytes an instance may hand over to its successor.
+pub(crate) const STATE_BYTES_MAX: usize = 64 << 10;
+/// The most that one endpoint may weigh.
+pub(crate) const WEIGHT_MAX: u32 = 65_535;
 /// How many elements a guest's table may have; a Rust policy of ordinary size has under a thousand.
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 
