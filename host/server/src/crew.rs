@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use pointsman_core::policy::{LeastFlows, Policy, RoundRobin, TablePolicy};
 use pointsman_core::Candidates;
+use pointsman_core::policy::{LeastFlows, Policy, RoundRobin, TablePolicy};
 use pointsman_plugin::{
     Governor, GuestPolicy, InstanceError, Module, Place, PolicyCounts, PolicyStats, Shape,
 };

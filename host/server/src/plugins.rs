@@ -133,11 +133,7 @@ impl Plugins {
     ///
     /// # Errors
     /// The plugin fails, or refuses its configuration.
-    pub fn crew(
-        &self,
-        policy: PolicyPlan,
-        candidates: &Arc<Candidates>,
-    ) -> Result<Crew, Problem> {
+    pub fn crew(&self, policy: PolicyPlan, candidates: &Arc<Candidates>) -> Result<Crew, Problem> {
         match policy {
             PolicyPlan::Native(native) => Ok(Crew::native(native, self.governors.len())),
             PolicyPlan::Plugin(id) => {

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pointsman_core::Tally;
-use pointsman_plugin::{Module, PolicyCounts, Shape};
+use pointsman_plugin::{Module, PolicyCounts};
 
 use crate::crew::Counts;
 use crate::plan::PluginId;
@@ -233,15 +233,6 @@ impl Sitting {
     /// Gives a module another chance.
     pub fn lift_quarantine(&mut self, digest: &str) {
         self.quarantined.retain(|bad| bad != digest);
-    }
-}
-
-/// The word for a module's shape.
-pub const fn shape_name(shape: Shape) -> &'static str {
-    match shape {
-        Shape::Chooser => "chooser",
-        Shape::Table => "table",
-        Shape::Weights => "weights",
     }
 }
 

@@ -17,7 +17,9 @@
 pub mod answer;
 pub mod compile;
 pub mod guard;
+pub mod list;
 mod rehearsal;
+pub mod report;
 pub mod trial;
 pub mod watch;
 
@@ -35,7 +37,7 @@ use crate::fleet::Silent;
 use crate::mailbox::PolicyCommand;
 use crate::plan::PluginId;
 use crate::plugins::Kit;
-use crate::seat::{Claim, Outcome, Seat, Sitter, shape_name};
+use crate::seat::{Claim, Outcome, Seat, Sitter};
 use crate::service::Service;
 use crate::steering::SteerError;
 use crate::world::Role;
@@ -106,7 +108,9 @@ pub enum Refusal {
     #[error("cluster \"{0}\" has had one policy only; there is nothing to go back to")]
     NothingBefore(String),
     /// Nobody is on trial.
-    #[error("no policy is on trial in cluster \"{0}\"; begin with policy swap --shadow or --canary")]
+    #[error(
+        "no policy is on trial in cluster \"{0}\"; begin with policy swap --shadow or --canary"
+    )]
     NoTrial(String),
     /// A worker says nothing.
     #[error("worker {0} does not answer; ask again")]
@@ -338,7 +342,7 @@ impl<'a> Walk<'a> {
             policy: self.policy_name(),
             outcome: outcome.label().to_owned(),
             generation: sitting.generation,
-            shape: shape_name(module.shape()).to_owned(),
+            shape: module.shape().to_string(),
             digest: module.digest().to_owned(),
             workers: self.service.fleet().len(),
             acknowledged: pauses.len(),

@@ -275,8 +275,7 @@ impl ClusterState {
             })
             .collect();
         let all = endpoints.iter().map(|watched| watched.endpoint.clone()).collect();
-        let base =
-            Arc::new(Candidates { generation: Generation(1), endpoints: all, table: None });
+        let base = Arc::new(Candidates { generation: Generation(1), endpoints: all, table: None });
         let needs = if uses_table { Needs::Maglev } else { Needs::Nothing };
         Self {
             name: plan.name.as_str().into(),

@@ -281,8 +281,7 @@ fn what_bounds_a_plugin_is_bounded_itself() {
 
 #[test]
 fn a_native_policy_has_nothing_to_watch() {
-    let text =
-        format!("{GOOD}[[policies]]\nname = \"p\"\nnative = \"maglev\"\nwatch = true\n");
+    let text = format!("{GOOD}[[policies]]\nname = \"p\"\nnative = \"maglev\"\nwatch = true\n");
     let expected = ["policies[0].watch: a native policy has no file to watch; leave it out"];
     assert_eq!(problems(&text), expected);
 }

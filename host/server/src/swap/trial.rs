@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use pointsman_core::{CANARY_SLOTS, ClusterId, Tally, Trial};
 use pointsman_plugin::Module;
 
+use super::report::TrialReport;
 use super::{File, Ready, Refusal, Walk, module_of, short};
 use crate::mailbox::PolicyCommand;
-use crate::report::TrialReport;
 use crate::seat::{Candidate, Seat, Stage};
 use crate::service::Service;
 use crate::world::Role;

@@ -12,9 +12,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use pointsman_core::ClusterId;
-
-use super::{File, digest_of, short};
+use super::{File, Refusal, digest_of, short};
 use crate::plan::PluginId;
 use crate::service::Service;
 
@@ -113,12 +111,16 @@ impl Watched {
         if digest == self.digest {
             return;
         }
-        self.digest = digest;
         let file = File { bytes, lift_quarantine: false };
-        let clusters: Vec<ClusterId> = service.clusters_of(self.plugin);
-        if let Err(error) = super::swap(service, &clusters, &file) {
-            let (path, digest) = (self.file.display(), short(&self.digest));
-            tracing::warn!(file = %path, %digest, %error, "is not swapped in");
+        match super::swap(service, &service.clusters_of(self.plugin), &file) {
+            // Whoever changes the policy is done soon.
+            Err(Refusal::Busy(_) | Refusal::Silent(_)) => self.steady = Some(0),
+            Err(error) => {
+                let (path, shown) = (self.file.display(), short(&digest));
+                tracing::warn!(file = %path, digest = %shown, %error, "is not swapped in");
+                self.digest = digest;
+            }
+            Ok(_) => self.digest = digest,
         }
     }
 }

@@ -151,9 +151,8 @@ fn stand_in(old: &Candidates, new: &Candidates) -> Option<Table> {
             u32::try_from(place).ok()
         })
         .collect();
-    let slot = |(hash, old): (u64, &u32)| {
-        places[*old as usize].unwrap_or_else(|| maglev.lookup(hash).0)
-    };
+    let slot =
+        |(hash, old): (u64, &u32)| places[*old as usize].unwrap_or_else(|| maglev.lookup(hash).0);
     let slots = (0..).zip(old_table.slots()).map(slot).collect();
     Table::new(slots, new.endpoints.len()).map(Table::standing_in)
 }
