@@ -222,6 +222,12 @@ impl Sitting {
         self.quarantined.iter().any(|bad| bad == digest)
     }
 
+    /// The digest of the module before, if that has shown that it is bad.
+    pub fn previous_if_quarantined(&self) -> Option<String> {
+        let digest = self.previous.as_ref()?.digest();
+        self.is_quarantined(digest).then(|| digest.to_owned())
+    }
+
     /// Remembers a module as bad.
     pub fn quarantine(&mut self, digest: &str) {
         if self.quarantined.len() == QUARANTINED_MAX {

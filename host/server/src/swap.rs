@@ -75,8 +75,8 @@ pub enum Refusal {
     Draining,
     /// The module has shown that it is bad.
     #[error(
-        "{0} was rolled back because of its faults; mend it, or say --lift-quarantine to try it \
-         again"
+        "{0} was taken out because of its faults; mend it, or try it again with policy swap \
+         --lift-quarantine"
     )]
     Quarantined(String),
     /// It is no module for this host.
@@ -162,7 +162,15 @@ pub fn swap(
 /// # Errors
 /// Nothing has changed.
 pub fn roll_back(service: &Service, cluster: ClusterId) -> Result<SwapAnswer, Refusal> {
-    Walk::begin(service, cluster)?.roll_back(Outcome::RolledBack)
+    let walk = Walk::begin(service, cluster)?;
+    let bad = walk.seat().sitting().previous_if_quarantined();
+    match bad {
+        Some(digest) => {
+            walk.on_refused();
+            Err(Refusal::Quarantined(short(&digest).to_owned()))
+        }
+        None => walk.roll_back(Outcome::RolledBack),
+    }
 }
 
 /// Lets the one that is on trial decide.

@@ -23,7 +23,7 @@ use super::Refusal;
 pub const SUBCOMMAND: &str = "compile-plugin";
 /// How much CPU compiling may take: a policy takes well under a second, a runtime of another
 /// language some.
-const CPU_MAX: Duration = Duration::from_secs(20);
+const CPU_MAX: Duration = Duration::from_secs(10);
 /// How much memory it may take beyond what the program has anyway.
 const MEMORY_MIB_MAX: u64 = 1024;
 /// How long it may take where others want the CPU too.
@@ -189,7 +189,7 @@ mod tests {
     fn each_end_of_the_child_is_told_for_what_it_is() {
         let end = "the file is refused: compiling it";
         let cases = [
-            (Signal::XCPU.as_raw(), "", "takes more than 20 s of CPU"),
+            (Signal::XCPU.as_raw(), "", "takes more than 10 s of CPU"),
             (Signal::ABORT.as_raw(), "memory allocation of 7 bytes failed", "takes more than 1024"),
             (Signal::SEGV.as_raw(), "", "ends by signal 11"),
             (1 << 8, "", "fails without a word"),

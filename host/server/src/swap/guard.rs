@@ -80,12 +80,10 @@ fn roll_back(walk: &Walk<'_>, faults: u64) {
     let Some(live) = live else { return };
     let digest = short(live.digest());
     tracing::warn!(%cluster, %digest, faults, "the policy that was swapped in fails: goes back");
-    match walk.roll_back(Outcome::RolledBackByItself) {
-        Ok(_) => walk.seat().sitting().quarantine(live.digest()),
-        Err(error) => {
-            // The fallback goes on answering; another attempt would fail alike.
-            walk.seat().sitting().live.is_on_probation = false;
-            tracing::error!(%cluster, %error, "cannot go back to the policy before");
-        }
+    walk.seat().sitting().quarantine(live.digest());
+    if let Err(error) = walk.roll_back(Outcome::RolledBackByItself) {
+        // The fallback goes on answering; another attempt would fail alike.
+        walk.seat().sitting().live.is_on_probation = false;
+        tracing::error!(%cluster, %error, "cannot go back to the policy before");
     }
 }

@@ -1,0 +1,169 @@
+//! Policies that decide on no flow themselves: tables and weights.
+
+mod support;
+
+#[path = "../../plugin/tests/common/mod.rs"]
+mod guests;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use guests::Guest;
+use support::policy::{Traffic, policy, table, weights, write};
+use support::raw::config_with_policy;
+use support::{Balancer, Endpoint, ask_once, eventually};
+use tempfile::TempDir;
+
+const PATIENT: &str = "decide_deadline_ms = 5000\nconfigure_deadline_ms = 20000\n";
+const HEALTH: &str =
+    "health = { kind = \"tcp\", interval_ms = 50, timeout_ms = 2000, rise = 1, fall = 1 }\n";
+/// Calls of `decide`.
+const CALLS: &str = "pointsman_decision_seconds_count{policy=\"mine\"}";
+
+struct Scene {
+    endpoints: Vec<Endpoint>,
+    balancer: Balancer,
+    folder: TempDir,
+}
+
+impl Scene {
+    fn start(first: &[u8], more: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let first = write(folder.path(), "first.wasm", first);
+        let endpoints: Vec<_> = (0..2).map(|_| Endpoint::start()).collect();
+        let addresses: Vec<_> = endpoints.iter().map(|endpoint| endpoint.address).collect();
+        let config = config_with_policy("workers = 2", "", "mine", &addresses);
+        let policy = policy("mine", &first, &format!("{PATIENT}{more}"));
+        let balancer = Balancer::start(&format!("{config}{HEALTH}{policy}"));
+        Self { endpoints, balancer, folder }
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        write(self.folder.path(), name, bytes)
+    }
+
+    fn endpoint(&self, place: usize) -> SocketAddr {
+        self.endpoints[place].address
+    }
+
+    fn ask(&self) -> SocketAddr {
+        ask_once(self.balancer.address("web")).expect("an answer")
+    }
+}
+
+/// The last endpoint of the list.
+fn last() -> Vec<u8> {
+    table("(i32.sub (local.get $length) (i32.const 1))")
+}
+
+#[test]
+fn a_table_answers_without_a_call_for_any_flow() {
+    let scene = Scene::start(&last(), "");
+    for _ in 0..50 {
+        assert_eq!(scene.ask(), scene.endpoint(1));
+    }
+    assert_eq!(scene.balancer.decisions("web", "table"), 50.0);
+    assert_eq!(scene.balancer.decisions("web", "plugin"), 0.0);
+    assert_eq!(scene.balancer.metric(CALLS), 0.0);
+    let listed = scene.balancer.listed();
+    assert_eq!((&*listed.shape, listed.faults), ("table", 0));
+}
+
+#[test]
+fn a_table_is_built_anew_when_the_endpoints_change() {
+    let mut scene = Scene::start(&last(), "");
+    assert_eq!(scene.ask(), scene.endpoint(1));
+    let gone = scene.endpoints.pop().expect("an endpoint");
+    let address = gone.address;
+    drop(gone);
+    eventually("the endpoint is down", || !scene.balancer.is_up(address));
+    eventually("the table of the endpoint that is left decides", || {
+        let before = scene.balancer.decisions("web", "table");
+        assert_eq!(scene.ask(), scene.endpoint(0));
+        scene.balancer.decisions("web", "table") > before
+    });
+    scene.endpoints.push(Endpoint::start_at(address));
+    eventually("the endpoint is up", || scene.balancer.is_up(address));
+    eventually("the table knows it again", || scene.ask() == address);
+    assert_eq!(scene.balancer.metric(CALLS), 0.0);
+}
+
+#[test]
+fn maglev_stands_in_for_a_table_that_cannot_be_built() {
+    // Builds for two endpoints, and traps for one.
+    let body = "(i32.const 1) (if (i32.eq (local.get $length) (i32.const 1)) (then unreachable))";
+    let mut scene = Scene::start(&table(body), "");
+    assert_eq!(scene.ask(), scene.endpoint(1));
+    let gone = scene.endpoints.pop().expect("an endpoint");
+    let address = gone.address;
+    drop(gone);
+    eventually("the endpoint is down", || !scene.balancer.is_up(address));
+    eventually("the guest has failed and been made anew and failed", || {
+        assert_eq!(scene.ask(), scene.endpoint(0));
+        scene.balancer.listed().faults >= 2
+    });
+    assert!(scene.balancer.decisions("web", "fallback") > 0.0);
+    scene.endpoints.push(Endpoint::start_at(address));
+    eventually("the guest builds again", || {
+        let before = scene.balancer.decisions("web", "table");
+        scene.ask() == address && scene.balancer.decisions("web", "table") > before
+    });
+}
+
+#[test]
+fn a_table_that_names_nobody_is_refused_and_nothing_changes() {
+    let scene = Scene::start(&last(), "");
+    let file = scene.file("bad.wasm", &table("(i32.const 2)"));
+    let (code, line) = scene.balancer.refusal(&["swap", "web", file.to_str().expect("text")]);
+    assert_eq!(code, 2);
+    assert!(line.contains("failed to make a table (answer fault"), "{line}");
+    assert_eq!(scene.ask(), scene.endpoint(1));
+    assert_eq!(scene.balancer.listed().generation, 1);
+}
+
+#[test]
+fn weights_steer_the_native_policy_without_a_call_for_any_flow() {
+    let scene = Scene::start(&weights(1, 9), "tick_ms = 100");
+    let served = || scene.endpoints.iter().map(Endpoint::served).collect::<Vec<_>>();
+    eventually("nine of ten go to the second endpoint", || {
+        let before = served();
+        for _ in 0..100 {
+            scene.ask();
+        }
+        let after = served();
+        let second = after[1] - before[1];
+        // Two workers, each in its own order.
+        (86..=94).contains(&second)
+    });
+    assert_eq!(scene.balancer.decisions("web", "plugin"), 0.0);
+    assert!(scene.balancer.decisions("web", "native") > 0.0);
+    assert_eq!(scene.balancer.metric(CALLS), 0.0);
+    assert_eq!(scene.balancer.listed().shape, "weights");
+}
+
+#[test]
+fn a_cluster_goes_from_any_shape_to_any_other_under_traffic() {
+    let scene = Scene::start(&last(), "tick_ms = 100");
+    let chooser = Guest::deciding("(call $forward (i32.const 0))").component();
+    let shapes = [
+        ("chooser", scene.file("chooser.wasm", &chooser)),
+        ("weights", scene.file("weights.wasm", &weights(1, 65_535))),
+        ("table", scene.file("table.wasm", &table("(i32.const 0)"))),
+        ("weights", scene.file("weights.wasm", &weights(65_535, 1))),
+        ("chooser", scene.file("chooser.wasm", &chooser)),
+        ("table", scene.file("last.wasm", &last())),
+    ];
+    let traffic = Traffic::start(scene.balancer.address("web"), 2);
+    for (place, (shape, file)) in shapes.iter().enumerate() {
+        // Two files of weights have one name, so each is written when its time has come.
+        if *shape == "weights" {
+            let bytes = if place == 1 { weights(1, 65_535) } else { weights(65_535, 1) };
+            scene.file("weights.wasm", &bytes);
+        }
+        let answer = scene.balancer.swap(file);
+        assert_eq!((&*answer.shape, answer.acknowledged), (*shape, 2));
+    }
+    assert!(traffic.stop() > 0);
+    assert_eq!(scene.ask(), scene.endpoint(1));
+    assert_eq!(scene.balancer.swaps("swapped"), 6.0);
+}
