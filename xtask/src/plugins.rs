@@ -1,7 +1,8 @@
-//! Builds policies to WebAssembly components.
+//! Builds policies to WebAssembly.
 //!
-//! cargo makes a core module that carries its component type in a custom section; `wit-component`
-//! makes a component of it, and validates what it made.
+//! cargo makes a core module that carries its component type in a custom section. That is what a
+//! plugin is: `wit-component` only tries whether a component comes of it, for the host calls the
+//! module itself and a component would be dearer to call.
 
 use std::fs;
 use std::io::BufReader;
@@ -48,7 +49,7 @@ fn ours() -> Result<()> {
     let mut too_large = Vec::new();
     for module in build(&mut command)? {
         let name = module.name(&metadata)?;
-        let size = module.encode(&plugins_dir().join(&name).with_extension("wasm"))?;
+        let size = module.publish(&plugins_dir().join(&name).with_extension("wasm"))?;
         println!("{name:<20} {:>5.1} KiB", size as f64 / 1024.0);
         if size > SIZE_MAX_KIB * 1024 {
             too_large.push(name);
@@ -79,7 +80,7 @@ fn elsewhere(dir: &Path, out: Option<&Path>) -> Result<()> {
     let name = module.name(&metadata)?;
     let default = plugins_dir().join(&name).with_extension("wasm");
     let out = out.unwrap_or(&default);
-    let size = module.encode(out)?;
+    let size = module.publish(out)?;
     println!("{} {:.1} KiB", out.display(), size as f64 / 1024.0);
     Ok(())
 }
@@ -122,11 +123,11 @@ impl Module {
         Ok(package.name.to_string())
     }
 
-    /// Leaves the component at `out` and returns its size. A file that would not change is left
-    /// alone, so that nothing which watches it is woken.
-    fn encode(&self, out: &Path) -> Result<usize> {
+    /// Leaves the module at `out`, if it is a policy, and returns its size. A file that would not
+    /// change is left alone, so that nothing which watches it is woken.
+    fn publish(&self, out: &Path) -> Result<usize> {
         let module = fs::read(&self.file)?;
-        let component = ComponentEncoder::default()
+        ComponentEncoder::default()
             .validate(true)
             .module(&module)
             .and_then(ComponentEncoder::encode)
@@ -134,10 +135,10 @@ impl Module {
         if let Some(dir) = out.parent() {
             fs::create_dir_all(dir)?;
         }
-        if fs::read(out).is_ok_and(|there| there == component) {
-            return Ok(component.len());
+        if fs::read(out).is_ok_and(|there| there == module) {
+            return Ok(module.len());
         }
-        fs::write(out, &component).with_context(|| format!("cannot write {}", out.display()))?;
-        Ok(component.len())
+        fs::write(out, &module).with_context(|| format!("cannot write {}", out.display()))?;
+        Ok(module.len())
     }
 }

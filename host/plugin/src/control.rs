@@ -54,6 +54,12 @@ impl TableGuest {
         built.map_err(|fault| counted(&self.0, fault))
     }
 
+    /// As for a [`GuestPolicy`](crate::GuestPolicy).
+    #[must_use]
+    pub fn fuel_used(&self) -> Option<u64> {
+        self.0.fuel_used()
+    }
+
     /// What it hands over to its successor, if it does such a thing and can.
     pub fn state(&mut self) -> Option<Vec<u8>> {
         state_of(&mut self.0)
@@ -93,6 +99,12 @@ impl WeightsGuest {
         candidates: &Arc<Candidates>,
     ) -> Result<Option<Vec<u32>>, GuestFault> {
         self.0.weigh(now, candidates).map_err(|fault| counted(&self.0, fault))
+    }
+
+    /// As for a [`GuestPolicy`](crate::GuestPolicy).
+    #[must_use]
+    pub fn fuel_used(&self) -> Option<u64> {
+        self.0.fuel_used()
     }
 
     /// What it hands over to its successor, if it does such a thing and can.

@@ -10,20 +10,19 @@ use std::sync::Arc;
 
 use pointsman_core::policy::{Flow, Table};
 use pointsman_core::{Candidates, Endpoint, Generation, Instant};
-use wasmtime::{Store, UpdateDeadline};
+use wasmtime::{Memory, Store, UpdateDeadline};
 
 use crate::bindings::{flow_of, list_of, sample_of, types};
 use crate::error::{Fault, InstanceError, Step};
 use crate::feedback::Batch;
 use crate::guest::Guest;
 use crate::limits::{
-    Allowance, GRACE_TICKS, HOSTCALL_BYTES_MAX, HOSTCALL_BYTES_MAX_TABLE, PolicySettings,
-    STATE_BYTES_MAX, WEIGHT_MAX, ticks,
+    Allowance, FUEL_MAX, GRACE_TICKS, PolicySettings, STATE_BYTES_MAX, WEIGHT_MAX,
+    hostcall_bytes_max, ticks,
 };
 use crate::log::{LogBudget, LogLevel, LogLine, Speaker, one_line};
 use crate::module::Module;
 use crate::stats::PolicyStats;
-use crate::world::Shape;
 
 /// Everything that one worker's instances of one policy have in common.
 pub(crate) struct Recipe {
@@ -75,6 +74,9 @@ pub(crate) struct State {
     pub(crate) candidates: Arc<Candidates>,
     /// The time of the call.
     pub(crate) now: Instant,
+    /// Where the guest is called by pointers: its memory, once it may be used.
+    pub(crate) memory: Option<Memory>,
+    counts_fuel: bool,
     allowance: Allowance,
     /// How many ticks it gets when its deadline has passed, once per call.
     grace_ticks: u64,
@@ -206,15 +208,14 @@ impl Instance {
             recipe: Arc::clone(recipe),
             candidates: Arc::new(nobody),
             now: Instant::ZERO,
+            memory: None,
+            counts_fuel: recipe.module.engine().limits().counts_fuel,
             allowance: Allowance::new(recipe.settings.memory_bytes_max),
             grace_ticks: 0,
         };
         let mut store = Store::new(recipe.module.engine().wasm(), state);
         store.limiter(|state| &mut state.allowance);
-        store.set_hostcall_fuel(match recipe.module.shape() {
-            Shape::Table => HOSTCALL_BYTES_MAX_TABLE,
-            Shape::Chooser | Shape::Weights => HOSTCALL_BYTES_MAX,
-        });
+        store.set_hostcall_fuel(hostcall_bytes_max(recipe.module.shape()));
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().on_deadline()));
         let prepared = recipe.module.prepared();
         let guest = guarded(&mut store, recipe.configure_ticks, |store| prepared.start(store))
@@ -253,6 +254,11 @@ impl Instance {
         guarded(&mut self.store, ticks, |store| self.guest.endpoints_changed(store, &list))?;
         self.told = Some(candidates.generation);
         Ok(())
+    }
+
+    /// What the last call has executed, if the engine counts that.
+    pub(crate) fn fuel_used(&self) -> Option<u64> {
+        self.store.get_fuel().ok().map(|left| FUEL_MAX - left)
     }
 
     /// The endpoints that it was told of last.
@@ -316,6 +322,10 @@ fn guarded<R>(
 ) -> Result<R, Fault> {
     store.set_epoch_deadline(ticks);
     store.data_mut().begin();
+    if store.data().counts_fuel {
+        // Fails only where fuel is not counted.
+        let _ = store.set_fuel(FUEL_MAX);
+    }
     match catch_unwind(AssertUnwindSafe(|| call(&mut *store))) {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => Err(Fault::of_error(error, store.data().allowance.has_refused())),
@@ -371,7 +381,16 @@ mod tests {
             Arc::new(Candidates { generation: Generation(1), endpoints: [].into(), table: None });
         let allowance = Allowance::new(1 << 20);
         let now = Instant::ZERO;
-        Store::new(engine.wasm(), State { recipe, candidates, now, allowance, grace_ticks: 0 })
+        let state = State {
+            recipe,
+            candidates,
+            now,
+            memory: None,
+            counts_fuel: false,
+            allowance,
+            grace_ticks: 0,
+        };
+        Store::new(engine.wasm(), state)
     }
 
     #[test]

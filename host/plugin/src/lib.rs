@@ -30,6 +30,7 @@ mod control;
 mod engine;
 mod error;
 mod feedback;
+mod flat;
 mod governor;
 mod guest;
 mod instance;

@@ -12,12 +12,14 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 use wasmtime::component::types::{self, ComponentItem};
-use wit_component::ComponentEncoder;
+use wit_component::metadata::Bindgen;
+use wit_component::{ComponentEncoder, StringEncoding};
 
 use crate::bindings::{HOST_FUNCTIONS, PACKAGE};
 use crate::component::PreparedComponent;
 use crate::engine::Engine;
 use crate::error::{InstanceError, LoadError, reason_of};
+use crate::flat::{PreparedModule, outline};
 use crate::guest::Prepared;
 use crate::instance;
 use crate::log::one_line;
@@ -37,8 +39,7 @@ pub struct Module {
 struct Shared {
     engine: Engine,
     prepared: Box<dyn Prepared>,
-    world: World,
-    imports: Vec<String>,
+    facts: Facts,
     size_bytes: usize,
     digest: String,
 }
@@ -60,31 +61,31 @@ impl Module {
     /// What it is asked for.
     #[must_use]
     pub fn shape(&self) -> Shape {
-        self.shared.world.shape
+        self.shared.facts.world.shape
     }
 
     /// Whether it wants to hear of ended flows.
     #[must_use]
     pub fn has_feedback(&self) -> bool {
-        self.shared.world.has(Function::Feed)
+        self.shared.facts.world.has(Function::Feed)
     }
 
     /// Whether its instances hand over what they know.
     #[must_use]
     pub fn has_state(&self) -> bool {
-        self.shared.world.has(Function::Snapshot)
+        self.shared.facts.world.has(Function::Snapshot)
     }
 
     /// Whether it says what it may be configured with.
     #[must_use]
     pub fn has_schema(&self) -> bool {
-        self.shared.world.has(Function::ConfigSchema)
+        self.shared.facts.world.has(Function::ConfigSchema)
     }
 
     /// What it imports, as `interface#function`.
     #[must_use]
     pub fn imports(&self) -> &[String] {
-        &self.shared.imports
+        &self.shared.facts.imports
     }
 
     /// The JSON schema of its `config`, if it has one. Makes an instance to ask.
@@ -123,25 +124,64 @@ impl Module {
     }
 
     fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, LoadError> {
+        if !is_core_module(bytes)? {
+            let Checked { facts, component } = Checked::new(engine, bytes)?;
+            return Ok(Self::new(engine, bytes, facts, Box::new(component)));
+        }
         let encoded = encode(bytes)?;
-        let binary = encoded.as_deref().unwrap_or(bytes);
-        let component = Component::from_binary(engine.wasm(), binary)
-            .map_err(|error| LoadError::Invalid(reason_of(&error)))?;
-        let ty = component.component_type();
-        let imports = check_imports(engine.wasm(), &ty)?;
-        let world = World::of(engine.wasm(), &ty)?;
-        let prepared = Box::new(PreparedComponent::new(engine, &component, &world)?);
-        Ok(Self {
+        if encoded.has_plain_text
+            && let Some(outline) = outline(bytes)
+        {
+            let outline = encode(&outline)?.component;
+            let Checked { facts, .. } = Checked::new(engine, &outline)?;
+            let module = wasmtime::Module::from_binary(engine.wasm(), bytes).map_err(invalid)?;
+            if let Some(module) = PreparedModule::new(engine, &module, &facts.world) {
+                return Ok(Self::new(engine, bytes, facts, Box::new(module)));
+            }
+        }
+        let Checked { facts, component } = Checked::new(engine, &encoded.component)?;
+        Ok(Self::new(engine, bytes, facts, Box::new(component)))
+    }
+
+    fn new(engine: &Engine, bytes: &[u8], facts: Facts, prepared: Box<dyn Prepared>) -> Self {
+        Self {
             shared: Arc::new(Shared {
                 engine: engine.clone(),
                 prepared,
-                world,
-                imports,
+                facts,
                 size_bytes: bytes.len(),
                 digest: hex(&Sha256::digest(bytes)),
             }),
-        })
+        }
     }
+}
+
+/// What the types of a component say about it.
+struct Facts {
+    world: World,
+    imports: Vec<String>,
+}
+
+/// A component that is a policy for this host.
+struct Checked {
+    facts: Facts,
+    component: PreparedComponent,
+}
+
+impl Checked {
+    fn new(engine: &Engine, binary: &[u8]) -> Result<Self, LoadError> {
+        let component = Component::from_binary(engine.wasm(), binary).map_err(invalid)?;
+        let ty = component.component_type();
+        let imports = check_imports(engine.wasm(), &ty)?;
+        let world = World::of(engine.wasm(), &ty)?;
+        let component = PreparedComponent::new(engine, &component, &world)?;
+        Ok(Self { facts: Facts { world, imports }, component })
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what an error is turned into")]
+fn invalid(error: wasmtime::Error) -> LoadError {
+    LoadError::Invalid(reason_of(&error))
 }
 
 impl fmt::Debug for Module {
@@ -161,23 +201,48 @@ fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Makes a component of a core module; `None` if it is one already.
-fn encode(bytes: &[u8]) -> Result<Option<Vec<u8>>, LoadError> {
+/// Whether a file is a core module; what is left is a component, or damaged.
+fn is_core_module(bytes: &[u8]) -> Result<bool, LoadError> {
     if !bytes.starts_with(MAGIC) {
         return Err(LoadError::NotWasm(guess(bytes)));
     }
-    if bytes.get(4..8) != Some(CORE_MODULE) {
-        return Ok(None);
-    }
-    let (stripped, _) = wit_component::metadata::decode(bytes)
+    Ok(bytes.get(4..8) == Some(CORE_MODULE))
+}
+
+/// A core module as a component.
+struct Encoded {
+    component: Vec<u8>,
+    /// Whether all its texts are UTF-8.
+    has_plain_text: bool,
+}
+
+/// Makes a component of a core module.
+fn encode(bytes: &[u8]) -> Result<Encoded, LoadError> {
+    let (stripped, bindgen) = wit_component::metadata::decode(bytes)
         .map_err(|error| LoadError::Invalid(one_line(&error.root_cause().to_string())))?;
     let encoded =
         ComponentEncoder::default().validate(true).module(bytes).and_then(ComponentEncoder::encode);
     match (encoded, stripped) {
         (Err(error), stripped) => Err(refusal(&format!("{error:#}"), stripped.is_some())),
         (Ok(_), None) => Err(LoadError::NoInterface),
-        (Ok(component), Some(_)) => Ok(Some(component)),
+        (Ok(component), Some(_)) => {
+            Ok(Encoded { component, has_plain_text: has_plain_text(&bindgen) })
+        }
     }
+}
+
+fn has_plain_text(module: &Bindgen) -> bool {
+    let resolve = &module.resolve;
+    let world = &resolve.worlds[module.world];
+    let exports = world.exports.keys().flat_map(|key| {
+        let of = |it: Function| module.metadata.export_encodings.get(resolve, key, it.name());
+        Function::ALL.into_iter().filter_map(of)
+    });
+    let imports = world.imports.keys().flat_map(|key| {
+        let of = |it: &&str| module.metadata.import_encodings.get(resolve, key, it);
+        HOST_FUNCTIONS.iter().flat_map(|(_, names)| names.iter()).filter_map(of)
+    });
+    exports.chain(imports).all(|encoding| matches!(encoding, StringEncoding::UTF8))
 }
 
 /// Says what a file that is not WebAssembly might be.
@@ -201,11 +266,9 @@ fn refusal(reason: &str, has_interface: bool) -> LoadError {
             unknown_import(import)
         };
     }
-    let missing = quoted_after(reason, "failed to find export of function `");
-    let function = missing.and_then(|missing| {
-        let name = missing.rsplit_once('#').map_or(missing, |(_, name)| name);
-        Function::ALL.into_iter().find(|function| function.name() == name)
-    });
+    let missing = reason.split_once("failed to find export of ");
+    let missing = missing.and_then(|(_, export)| quoted_after(export, "function `"));
+    let function = missing.and_then(|name| Function::ALL.into_iter().find(|it| it.name() == name));
     match function {
         Some(function) => LoadError::MissingExport(function.name()),
         None if has_interface => LoadError::Invalid(one_line(reason)),

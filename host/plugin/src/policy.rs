@@ -105,6 +105,13 @@ impl GuestPolicy {
         })
     }
 
+    /// What the last call of the guest has executed, in the runtime's units of about one
+    /// instruction; `None` unless the engine counts that.
+    #[must_use]
+    pub fn fuel_used(&self) -> Option<u64> {
+        self.instance.as_ref()?.fuel_used()
+    }
+
     /// What the guest decides, if it can be asked and its answer holds.
     fn ask(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Option<Decision> {
         if self.instance.is_none() {
