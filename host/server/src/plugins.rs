@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pointsman_core::Candidates;
@@ -35,6 +35,7 @@ pub struct Plugins {
     /// By worker.
     governors: Vec<Arc<Governor>>,
     kept: Mutex<VecDeque<Module>>,
+    compiling: Mutex<()>,
 }
 
 /// A policy, and the module that it begins with.
@@ -66,6 +67,7 @@ impl Plugins {
             loaded: Vec::new(),
             governors: governors(plan, plan.workers),
             kept: Mutex::default(),
+            compiling: Mutex::default(),
         };
         if plan.plugins.is_empty() {
             return Ok(plugins);
@@ -144,8 +146,17 @@ impl Plugins {
         }
     }
 
+    /// Waits until nobody else compiles: together they could take more memory than there is.
+    pub fn compiling(&self) -> MutexGuard<'_, ()> {
+        self.compiling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The module of this digest, if it is still there.
     pub fn kept(&self, digest: &str) -> Option<Module> {
+        let is_it = |module: &&Module| module.digest() == digest;
+        if let Some(first) = self.loaded.iter().map(|loaded| &loaded.module).find(is_it) {
+            return Some(first.clone());
+        }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let place = kept.iter().position(|module| module.digest() == digest)?;
         let module = kept.remove(place)?;

@@ -145,13 +145,10 @@ pub fn swap(
     file: &File,
 ) -> Result<Vec<SwapAnswer>, Refusal> {
     let begun = Instant::now();
-    let mut walks = Vec::with_capacity(clusters.len());
-    for &cluster in clusters {
-        walks.push(Walk::begin(service, cluster)?);
-    }
-    let ready = module_of(service, &walks, file).and_then(|module| {
-        walks.iter().map(|walk| walk.prepare(&module)).collect::<Result<Vec<_>, _>>()
-    });
+    let module = module_of(service, clusters, file)?;
+    let walks = clusters.iter().map(|cluster| Walk::begin(service, *cluster));
+    let walks = walks.collect::<Result<Vec<_>, _>>()?;
+    let ready = walks.iter().map(|walk| walk.prepare(&module)).collect::<Result<Vec<_>, _>>();
     let ready = ready.inspect_err(|_| walks.iter().for_each(Walk::on_refused))?;
     let walks = walks.iter().zip(ready);
     Ok(walks.map(|(walk, ready)| walk.publish(ready, Outcome::Swapped, begun)).collect())
@@ -186,31 +183,51 @@ pub fn promote(service: &Service, cluster: ClusterId) -> Result<SwapAnswer, Refu
     Ok(walk.publish(ready, Outcome::Swapped, begun))
 }
 
-/// What the file holds, compiled. What was compiled before is not compiled again.
-fn module_of(service: &Service, walks: &[Walk<'_>], file: &File) -> Result<Module, Refusal> {
-    let bytes_max = EngineLimits::default().module_bytes_max;
-    let bytes = file.bytes.len();
+/// What the file holds, compiled. The seats are not claimed for it: compiling may take long, and
+/// meanwhile a seat may have to be given back to the module before.
+fn module_of(service: &Service, to: &[ClusterId], file: &File) -> Result<Module, Refusal> {
+    let seats = || to.iter().map(|cluster| service.seat(*cluster));
+    if service.is_draining() {
+        return Err(Refusal::Draining);
+    }
+    if let Some(seat) = seats().find(|seat| seat.plugin.is_none()) {
+        return Err(Refusal::Native(seat.name.clone()));
+    }
+    admit(seats(), file).and_then(|digest| compile(service, file, &digest)).inspect_err(|_| {
+        seats().for_each(|seat| seat.sitting().on_outcome(Outcome::Refused));
+    })
+}
+
+/// The digest of a file, if it may be compiled at all.
+fn admit<'a>(seats: impl Iterator<Item = &'a Arc<Seat>>, file: &File) -> Result<String, Refusal> {
+    let (bytes, bytes_max) = (file.bytes.len(), EngineLimits::default().module_bytes_max);
     if bytes > bytes_max {
         return Err(LoadError::TooLarge { bytes, bytes_max }.into());
     }
     let digest = digest_of(&file.bytes);
-    for walk in walks {
-        let mut sitting = walk.seat().sitting();
+    for seat in seats {
+        let mut sitting = seat.sitting();
         if file.lift_quarantine {
             sitting.lift_quarantine(&digest);
         } else if sitting.is_quarantined(&digest) {
             return Err(Refusal::Quarantined(short(&digest).to_owned()));
         }
     }
-    if let Some(module) = service.plugins().kept(&digest) {
+    Ok(digest)
+}
+
+/// Compiles a file, one at a time; what was compiled before is not compiled again.
+fn compile(service: &Service, file: &File, digest: &str) -> Result<Module, Refusal> {
+    let plugins = service.plugins();
+    let _turn = plugins.compiling();
+    if let Some(module) = plugins.kept(digest) {
         return Ok(module);
     }
-    let Some(engine) = service.plugins().engine() else {
-        return Err(Refusal::Native(walks.first().map_or_else(String::new, Walk::cluster_name)));
-    };
     compile::in_child(&file.bytes)?;
+    // A cluster with a plugin has been found, so there is an engine.
+    let engine = plugins.engine().expect("plugins have an engine");
     let module = compile::in_background(&engine, &file.bytes)?;
-    service.plugins().keep(&module);
+    plugins.keep(&module);
     Ok(module)
 }
 

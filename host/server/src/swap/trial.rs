@@ -36,18 +36,15 @@ pub fn begin(
     file: &File,
     way: Way,
 ) -> Result<TrialReport, Refusal> {
+    let module = module_of(service, &[cluster], file)?;
     let walk = Walk::begin(service, cluster)?;
-    let begun = module_of(service, std::slice::from_ref(&walk), file).and_then(|module| {
-        if let Way::Canary(slots) = way
-            && set_share(walk.seat(), Some(module.digest()), slots)
-        {
-            return Ok(());
-        }
-        let ready = walk.prepare(&module)?;
-        start(&walk, ready, way);
-        Ok(())
-    });
-    begun.inspect_err(|_| walk.on_refused())?;
+    if let Way::Canary(slots) = way
+        && set_share(walk.seat(), Some(module.digest()), slots)
+    {
+        return report(service, cluster);
+    }
+    let ready = walk.prepare(&module).inspect_err(|_| walk.on_refused())?;
+    start(&walk, ready, way);
     report(service, cluster)
 }
 
