@@ -127,11 +127,11 @@ impl Seated {
         crew: Crew,
         (plugins, world): (&Plugins, &mut World),
     ) {
-        let Crew { policies, shown, steerer, counts } = crew;
+        let Crew { policies, outlook, steerer, counts } = crew;
         for (worker, policy) in self.policies.iter_mut().zip(policies) {
             worker.push(policy);
         }
-        world.show((id, Role::Live), shown);
+        world.show((id, Role::Live), outlook);
         self.steerers.extend(steerer.map(|steerer| (id, steerer)));
         let plugin = match cluster.policy {
             PolicyPlan::Native(_) => None,

@@ -15,14 +15,14 @@ use pointsman_plugin::{
 use crate::plan::Native;
 use crate::plugins::Kit;
 use crate::steering::{Recipe, SteerError, Steerer};
-use crate::world::{Needs, Shown};
+use crate::world::{Needs, Outlook};
 
 /// A cluster's policies, ready to decide.
 pub struct Crew {
     /// By worker.
     pub policies: Vec<Box<dyn Policy>>,
     /// What they are to see.
-    pub shown: Shown,
+    pub outlook: Outlook,
     /// The guest beside them.
     pub steerer: Option<Steerer>,
     /// What is counted of the module in this cluster.
@@ -66,7 +66,7 @@ impl Crew {
     pub fn native(native: Native, workers: usize) -> Self {
         Self {
             policies: (0..workers).map(|_| make_native(native)).collect(),
-            shown: Shown::plain(needs_of(native)),
+            outlook: Outlook::plain(needs_of(native)),
             steerer: None,
             counts: Counts::default(),
         }
@@ -106,8 +106,8 @@ impl Crew {
             let settings = Arc::clone(&kit.settings);
             policies.push(Box::new(GuestPolicy::new(module, settings, place, berth.candidates)?));
         }
-        let shown = Shown::plain(needs_of(kit.fallback));
-        Ok(Self { policies, shown, steerer: None, counts })
+        let outlook = Outlook::plain(needs_of(kit.fallback));
+        Ok(Self { policies, outlook, steerer: None, counts })
     }
 
     fn steered(
@@ -126,8 +126,8 @@ impl Crew {
         let state = berth.states.into_iter().next().flatten();
         let (steerer, made) = Steerer::start(recipe, berth.candidates, state.as_deref())?;
         let made = made.map(|made| (berth.candidates.generation, made));
-        let shown = Shown { needs, author: Some(steerer.author()), made };
-        Ok(Self { policies, shown, steerer: Some(steerer), counts })
+        let outlook = Outlook { needs, author: Some(steerer.author()), made };
+        Ok(Self { policies, outlook, steerer: Some(steerer), counts })
     }
 }
 

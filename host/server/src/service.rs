@@ -18,7 +18,7 @@ use crate::plugins::Plugins;
 use crate::seat::Seat;
 use crate::steering::{Place, Steerer, Steering};
 use crate::view::{Gathered, PluginView, SeatView, View};
-use crate::world::World;
+use crate::world::{Outlook, World};
 
 /// How long a page of flows may take: it ends sooner than it is full rather than later. Below what
 /// clients wait for an answer.
@@ -159,6 +159,14 @@ impl Service {
             if world.asks_a_guest(cluster) {
                 steering.look(cluster, world.base(cluster));
             }
+        }
+    }
+
+    /// Shows a policy what it needs to see, and tells all workers if that is something else than
+    /// before.
+    pub fn show(&self, place: Place, outlook: Outlook) {
+        if !self.look(|world| world.shows(place, &outlook)) {
+            self.change(|world| world.show(place, outlook));
         }
     }
 

@@ -340,7 +340,7 @@ impl<'a> Walk<'a> {
         let Ready { module, crew } = ready;
         trial::end(self.service, self.cluster);
         let place = (self.cluster, Role::Live);
-        self.service.change(|world| world.show(place, crew.shown));
+        self.service.show(place, crew.outlook);
         let mut policies = crew.policies.into_iter();
         let on_swap = on_swap(self.service.plan().plugin(self.plugin).on_swap);
         let told = self.service.fleet().tell_each(self.cluster, |reply| {

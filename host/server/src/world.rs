@@ -17,7 +17,7 @@ use crate::plan::{ClusterPlan, ListenerPlan, Plan};
 
 mod sight;
 
-pub use sight::{Author, Made, Needs, Shown};
+pub use sight::{Author, Made, Needs, Outlook};
 
 use sight::Sight;
 
@@ -157,14 +157,25 @@ impl World {
 
     /// From the next world on a policy sees what it needs. What was made for another list of
     /// endpoints is of no use any more.
-    pub fn show(&mut self, (cluster, role): (ClusterId, Role), shown: Shown) {
+    pub fn show(&mut self, (cluster, role): (ClusterId, Role), outlook: Outlook) {
         let generation = self.next_generation();
         let cluster = &mut self.clusters[cluster.index()];
-        let sight = Sight::new(shown, &cluster.base, generation);
+        let sight = Sight::new(outlook, &cluster.base, generation);
         match role {
             Role::Live => cluster.live = sight,
             Role::Trial => cluster.trial = Some(sight),
         }
+    }
+
+    /// Whether a policy would see what is there already, so that there is no need of another world.
+    pub fn shows(&self, (cluster, role): (ClusterId, Role), outlook: &Outlook) -> bool {
+        let cluster = &self.clusters[cluster.index()];
+        let sight = match role {
+            Role::Live => Some(&cluster.live),
+            Role::Trial => cluster.trial.as_ref(),
+        };
+        let is_same = |sight: &Sight| sight.needs == outlook.needs && sight.author.is_none();
+        outlook.author.is_none() && sight.is_some_and(is_same)
     }
 
     /// From the next world on nothing is shown to a policy on trial.
@@ -190,7 +201,7 @@ impl World {
         if of != cluster.base.generation {
             return false;
         }
-        self.show(to, Shown { needs, author: Some(by), made: Some((of, made)) });
+        self.show(to, Outlook { needs, author: Some(by), made: Some((of, made)) });
         true
     }
 
@@ -280,7 +291,7 @@ impl ClusterState {
         Self {
             name: plan.name.as_str().into(),
             fail_open: plan.fail_open,
-            live: Sight::new(Shown::plain(needs), &base, base.generation),
+            live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
             base,
             endpoints,

@@ -43,11 +43,15 @@ struct Scene {
 
 impl Scene {
     fn start(more: &str) -> Self {
+        Self::start_with("workers = 2", &always(0), more)
+    }
+
+    fn start_with(top: &str, first: &[u8], more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let first = write(folder.path(), "first.wasm", &always(0));
+        let first = write(folder.path(), "first.wasm", first);
         let endpoints: Vec<_> = (0..3).map(|_| Endpoint::start()).collect();
         let addresses: Vec<_> = endpoints.iter().map(|endpoint| endpoint.address).collect();
-        let config = config_with_policy("workers = 2", "", "mine", &addresses);
+        let config = config_with_policy(top, "", "mine", &addresses);
         let balancer =
             Balancer::start(&(config + &policy("mine", &first, &format!("{PATIENT}{more}"))));
         Self { endpoints, balancer, folder }
@@ -233,6 +237,47 @@ fn a_rollback_brings_back_what_was_and_so_does_another() {
     assert_eq!(answer.generation, 4);
     scene.assert_decides(1);
     assert_eq!(scene.balancer.swaps("rolled-back"), 2.0);
+}
+
+/// Goes on to the next endpoint with each flow, from where its predecessor was.
+fn remembering() -> Guest {
+    let mut guest = Guest::remembering();
+    guest.answer = "(global.set $turn (i32.add (global.get $turn) (i32.const 1)))
+        (call $forward (i32.rem_u (global.get $turn) (i32.const 3)))"
+        .into();
+    guest
+}
+
+#[test]
+fn a_successor_goes_on_where_its_predecessor_was() {
+    let scene = Scene::start_with("workers = 1", &remembering().component(), "");
+    let web = scene.web();
+    let next = || ask_once(web).expect("an answer");
+    assert_eq!([next(), next()], [scene.endpoint(1), scene.endpoint(2)]);
+    scene
+        .balancer
+        .swap(&scene.file("second.wasm", &remembering().with_fields("(func)").component()));
+    assert_eq!([next(), next()], [scene.endpoint(0), scene.endpoint(1)]);
+}
+
+#[test]
+fn a_rollback_to_one_that_does_not_understand_its_successor_begins_anew() {
+    let mut first = remembering().with_fields("(data (i32.const 100) \"new\")");
+    first.beside.restore = Some("(call $refuse (i32.const 100) (i32.const 3))".into());
+    let first = first.component();
+    let scene = Scene::start_with("workers = 1", &first, "");
+    let web = scene.web();
+    let next = || ask_once(web).expect("an answer");
+    assert_eq!(next(), scene.endpoint(1));
+    scene.balancer.swap(&scene.file("second.wasm", &remembering().component()));
+    assert_eq!(next(), scene.endpoint(2));
+    // A swap to it is refused, and nothing has changed.
+    let file = scene.file("again.wasm", &first);
+    let (_, line) = scene.balancer.refusal(&["swap", "web", text(&file)]);
+    assert!(line.contains("the policy refuses its predecessor's state: new"), "{line}");
+    assert_eq!(next(), scene.endpoint(0));
+    let _: SwapAnswer = scene.balancer.policy_json(&["rollback", "web"]);
+    assert_eq!(next(), scene.endpoint(1));
 }
 
 #[test]

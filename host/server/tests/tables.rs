@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use guests::Guest;
-use support::policy::{Traffic, policy, table, weights, write};
+use pointsman_plugin::Shape;
+use support::policy::{Traffic, policy, write};
 use support::raw::config_with_policy;
 use support::{Balancer, Endpoint, ask_once, eventually};
 use tempfile::TempDir;
@@ -49,6 +50,24 @@ impl Scene {
     fn ask(&self) -> SocketAddr {
         ask_once(self.balancer.address("web")).expect("an answer")
     }
+}
+
+/// A table of one entry: the `body` leaves the endpoint's index.
+fn table(body: &str) -> Vec<u8> {
+    let build = format!(
+        "(i32.store (i32.const 8192) {body}) (call $ok_list (i32.const 8192) (i32.const 1))"
+    );
+    Guest::of(Shape::Table, &build).component()
+}
+
+/// Weights for two endpoints.
+fn weights(first: u32, second: u32) -> Vec<u8> {
+    let weigh = format!(
+        "(i32.store (i32.const 8192) (i32.const {first}))
+         (i32.store (i32.const 8196) (i32.const {second}))
+         (call $list (i32.const 8192) (local.get $length))"
+    );
+    Guest::of(Shape::Weights, &weigh).component()
 }
 
 /// The last endpoint of the list.
@@ -145,23 +164,17 @@ fn weights_steer_the_native_policy_without_a_call_for_any_flow() {
 fn a_cluster_goes_from_any_shape_to_any_other_under_traffic() {
     let scene = Scene::start(&last(), "tick_ms = 100");
     let chooser = Guest::deciding("(call $forward (i32.const 0))").component();
-    let shapes = [
-        ("chooser", scene.file("chooser.wasm", &chooser)),
-        ("weights", scene.file("weights.wasm", &weights(1, 65_535))),
-        ("table", scene.file("table.wasm", &table("(i32.const 0)"))),
-        ("weights", scene.file("weights.wasm", &weights(65_535, 1))),
-        ("chooser", scene.file("chooser.wasm", &chooser)),
-        ("table", scene.file("last.wasm", &last())),
-    ];
     let traffic = Traffic::start(scene.balancer.address("web"), 2);
-    for (place, (shape, file)) in shapes.iter().enumerate() {
-        // Two files of weights have one name, so each is written when its time has come.
-        if *shape == "weights" {
-            let bytes = if place == 1 { weights(1, 65_535) } else { weights(65_535, 1) };
-            scene.file("weights.wasm", &bytes);
-        }
-        let answer = scene.balancer.swap(file);
-        assert_eq!((&*answer.shape, answer.acknowledged), (*shape, 2));
+    for (shape, bytes) in [
+        ("chooser", &chooser),
+        ("weights", &weights(1, 65_535)),
+        ("table", &table("(i32.const 0)")),
+        ("weights", &weights(65_535, 1)),
+        ("chooser", &chooser),
+        ("table", &last()),
+    ] {
+        let answer = scene.balancer.swap(&scene.file("next.wasm", bytes));
+        assert_eq!((&*answer.shape, answer.acknowledged), (shape, 2));
     }
     assert!(traffic.stop() > 0);
     assert_eq!(scene.ask(), scene.endpoint(1));

@@ -12,8 +12,9 @@ use std::path::PathBuf;
 use guests::Guest;
 use pointsman::swap::answer::SwapAnswer;
 use pointsman::swap::report::TrialReport;
+use pointsman_plugin::Shape;
 use rustix::net::{AddressFamily, SocketType};
-use support::policy::{policy, table, write};
+use support::policy::{policy, write};
 use support::raw::config_with_policy;
 use support::{Balancer, Client, Endpoint, ask_once, eventually};
 use tempfile::TempDir;
@@ -22,6 +23,14 @@ const PATIENT: &str = "decide_deadline_ms = 5000\nconfigure_deadline_ms = 20000\
 
 fn always(endpoint: u32) -> Vec<u8> {
     Guest::deciding(&format!("(call $forward (i32.const {endpoint}))")).component()
+}
+
+/// A table of one entry: the `body` leaves the endpoint's index.
+fn table(body: &str) -> Vec<u8> {
+    let build = format!(
+        "(i32.store (i32.const 8192) {body}) (call $ok_list (i32.const 8192) (i32.const 1))"
+    );
+    Guest::of(Shape::Table, &build).component()
 }
 
 struct Scene {

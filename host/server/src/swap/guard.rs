@@ -40,10 +40,10 @@ pub fn look_after(service: &Arc<Service>) {
 fn remedy_for(seat: &Seat, plan: &PluginPlan) -> Option<Remedy> {
     let now = Instant::now();
     let mut sitting = seat.sitting();
+    if now.duration_since(sitting.live.since) > plan.rollback_window {
+        sitting.live.is_on_probation = false;
+    }
     if sitting.live.is_on_probation {
-        if now.duration_since(sitting.live.since) > plan.rollback_window {
-            sitting.live.is_on_probation = false;
-        }
         let faults = sitting.live.counts.sum().faults_total();
         if faults > plan.rollback_faults.into() && sitting.previous.is_some() {
             return Some(Remedy::RollBack(faults));

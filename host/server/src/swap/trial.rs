@@ -153,7 +153,7 @@ fn start(walk: &Walk<'_>, ready: Ready, way: Way) {
     };
     let tally = Arc::new(Tally::new(u32::try_from(endpoints).unwrap_or(u32::MAX), slots));
     let place = (cluster, Role::Trial);
-    service.change(|world| world.show(place, crew.shown));
+    service.show(place, crew.outlook);
     let mut policies = crew.policies.into_iter();
     let told = service.fleet().tell_each(cluster, |reply| {
         let policy = policies.next().expect("one policy per worker");

@@ -44,9 +44,9 @@ pub enum Made {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Author(pub u64);
 
-/// What is to be shown to a policy.
+/// What is to be outlook to a policy.
 #[derive(Debug)]
-pub struct Shown {
+pub struct Outlook {
     /// What it needs.
     pub needs: Needs,
     /// The guest that makes it, if one does.
@@ -55,7 +55,7 @@ pub struct Shown {
     pub made: Option<(Generation, Made)>,
 }
 
-impl Shown {
+impl Outlook {
     /// What no guest has a part in.
     pub const fn plain(needs: Needs) -> Self {
         Self { needs, author: None, made: None }
@@ -73,8 +73,8 @@ pub(super) struct Sight {
 impl Sight {
     /// The view of a policy that is new. Without anything made for these endpoints, Maglev's table
     /// stands in, or the configured weights.
-    pub(super) fn new(shown: Shown, base: &Arc<Candidates>, generation: Generation) -> Self {
-        let Shown { needs, author, made } = shown;
+    pub(super) fn new(outlook: Outlook, base: &Arc<Candidates>, generation: Generation) -> Self {
+        let Outlook { needs, author, made } = outlook;
         let made = made.filter(|(of, _)| *of == base.generation).map(|(_, made)| made);
         let candidates = match (needs, made) {
             (Needs::Nothing, _) => Arc::clone(base),
@@ -94,8 +94,8 @@ impl Sight {
     /// The endpoints have changed.
     pub(super) fn follow(&mut self, base: &Arc<Candidates>, generation: Generation) {
         let old = Arc::clone(&self.candidates);
-        let shown = Shown { needs: self.needs, author: self.author, made: None };
-        *self = Self::new(shown, base, generation);
+        let outlook = Outlook { needs: self.needs, author: self.author, made: None };
+        *self = Self::new(outlook, base, generation);
         match self.needs {
             Needs::Nothing | Needs::Maglev => {}
             Needs::Table => {

@@ -173,7 +173,7 @@ const LIVE: (ClusterId, Role) = (WEB, Role::Live);
 
 fn show(world: &mut World, needs: Needs, made: Option<Made>) {
     let made = made.map(|made| (world.base(WEB).generation, made));
-    world.show(LIVE, Shown { needs, author: Some(AUTHOR), made });
+    world.show(LIVE, Outlook { needs, author: Some(AUTHOR), made });
 }
 
 fn table_of(slots: &[u32]) -> Made {
@@ -246,11 +246,22 @@ fn weights_that_were_given_hold_for_endpoints_that_stay() {
 fn one_on_trial_sees_a_list_of_its_own_until_it_is_hidden() {
     let mut world = world_of(TEXT);
     show(&mut world, Needs::Weights { maglev: false }, Some(Made::Weights(vec![5, 9])));
-    world.show((WEB, Role::Trial), Shown::plain(Needs::Nothing));
+    world.show((WEB, Role::Trial), Outlook::plain(Needs::Nothing));
     let snapshot = world.publish();
     let trial = snapshot.clusters[0].trial.as_ref().expect("a view");
     assert_eq!(trial.endpoints[0].weight, 1);
     assert_eq!(snapshot.clusters[0].candidates.endpoints[0].weight, 5);
     world.hide(WEB);
     assert!(world.publish().clusters[0].trial.is_none());
+}
+
+#[test]
+fn a_policy_that_needs_what_the_one_before_needed_is_shown_nothing_new() {
+    let mut world = world_of(TEXT);
+    assert!(world.shows(LIVE, &Outlook::plain(Needs::Maglev)));
+    assert!(!world.shows(LIVE, &Outlook::plain(Needs::Nothing)));
+    assert!(!world.shows((WEB, Role::Trial), &Outlook::plain(Needs::Maglev)));
+    show(&mut world, Needs::Table, None);
+    let other = Outlook { needs: Needs::Table, author: Some(Author(8)), made: None };
+    assert!(!world.shows(LIVE, &other), "another guest makes another table");
 }

@@ -1,5 +1,4 @@
-//! What scenarios of swaps share: the command `policy`, and guests of the shapes that make tables
-//! and weights.
+//! What scenarios of swaps share: the command `policy`, and traffic that goes on meanwhile.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,13 +13,8 @@ use pointsman::swap::answer::SwapAnswer;
 use pointsman::swap::list::{Listed, PolicyList};
 use pointsman::swap::report::TrialReport;
 use serde::de::DeserializeOwned;
-use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
-use wit_parser::Resolve;
 
 use super::{Balancer, GIVE_UP, POINTSMAN, ask_once};
-
-/// The interface as published.
-const WIT: &str = include_str!("../../../../plugin-sdk/wit/policy.wit");
 
 /// A `[[policies]]` of this plugin.
 pub fn policy(name: &str, plugin: &Path, more: &str) -> String {
@@ -130,62 +124,4 @@ impl Traffic {
         self.stop.store(true, SeqCst);
         self.clients.into_iter().map(|client| client.join().expect("no flow failed")).sum()
     }
-}
-
-/// A module in text form as a component of one of the interface's worlds.
-pub fn component(world: &str, text: &str) -> Vec<u8> {
-    let mut module = wat::parse_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
-    let mut resolve = Resolve::default();
-    let package = resolve.push_str("policy.wit", WIT).expect("the interface");
-    let world = resolve.select_world(&[package], Some(world)).expect("the world");
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false)
-        .expect("the module has its interface");
-    ComponentEncoder::default().module(&module).expect("a module").encode().expect("a component")
-}
-
-/// What every guest has: memory, an allocator that begins anew with each call, and a configuration
-/// that is always good.
-const USUAL: &str = r#"
-  (memory (export "memory") 1)
-  (global $heap (mut i32) (i32.const 4096))
-  (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
-    (local $at i32)
-    (local.set $at (i32.and (i32.add (global.get $heap) (i32.const 7)) (i32.const -8)))
-    (global.set $heap (i32.add (local.get $at) (local.get 3)))
-    (local.get $at))
-  (func (export "configure") (param i32 i32) (result i32)
-    (global.set $heap (i32.const 4096))
-    (i32.const 2048))"#;
-
-/// A table of one entry: the `body` leaves the endpoint's index.
-pub fn table(body: &str) -> Vec<u8> {
-    let text = format!(
-        r#"(module {USUAL}
-  (global $builds (mut i32) (i32.const 0))
-  (func (export "build") (param $generation i64) (param $list i32) (param $length i32) (result i32)
-    (global.set $heap (i32.const 4096))
-    (global.set $builds (i32.add (global.get $builds) (i32.const 1)))
-    (i32.store (i32.const 3000) {body})
-    (i32.store (i32.const 2104) (i32.const 3000))
-    (i32.store (i32.const 2108) (i32.const 1))
-    (i32.const 2100)))"#
-    );
-    component("table", &text)
-}
-
-/// Weights for two endpoints.
-pub fn weights(first: u32, second: u32) -> Vec<u8> {
-    let text = format!(
-        r#"(module {USUAL}
-  (func (export "endpoints-changed") (param i64 i32 i32)
-    (global.set $heap (i32.const 4096)))
-  (func (export "tick") (param $now i64) (param $list i32) (param $length i32) (result i32)
-    (global.set $heap (i32.const 4096))
-    (i32.store (i32.const 3000) (i32.const {first}))
-    (i32.store (i32.const 3004) (i32.const {second}))
-    (i32.store (i32.const 2104) (i32.const 3000))
-    (i32.store (i32.const 2108) (local.get $length))
-    (i32.const 2104)))"#
-    );
-    component("weights", &text)
 }
