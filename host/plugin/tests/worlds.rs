@@ -83,10 +83,9 @@ fn a_plugin_is_named_by_its_bytes() {
 
 #[test]
 fn imports_are_told_by_interface_and_function() {
-    let mut guest = Guest::default();
-    guest.imports = r#"(import "pointsman:policy/slots@0.1.1" "get"
-        (func $get (param i32 i32) (result i64)))"#
-        .into();
+    let import = r#"(import "pointsman:policy/slots@0.1.1" "get"
+        (func $get (param i32 i32) (result i64)))"#;
+    let guest = Guest { imports: import.into(), ..Guest::default() };
     for module in both(&engine(), &guest) {
         let mut imports = module.imports().to_vec();
         imports.sort();

@@ -44,7 +44,6 @@ pub(crate) fn all(folder: &Path, endpoint: SocketAddr, traffic: Traffic) -> Resu
 
 fn pointsman(folder: &Path, endpoint: SocketAddr, traffic: Traffic) -> Result<Plan> {
     let address = free_address(traffic)?;
-    let binary = std::env::current_exe()?.with_file_name("pointsman");
     let (config, socket) = (folder.join("pointsman.toml"), folder.join("admin.sock"));
     fs::write(
         &config,
@@ -70,11 +69,16 @@ plugin = "p2c.wasm"
             protocol = traffic.protocol(),
         ),
     )?;
+    Ok(Plan { name: "pointsman", address, command: run_pointsman(&config)? })
+}
+
+/// What starts ours with this configuration.
+pub(crate) fn run_pointsman(config: &Path) -> Result<Vec<String>> {
+    let binary = std::env::current_exe()?.with_file_name("pointsman");
     let plugins = target().join("plugins");
-    let words = [binary.as_path(), Path::new("run"), Path::new("--config"), &config];
+    let words = [binary.as_path(), Path::new("run"), Path::new("--config"), config];
     let words = words.into_iter().chain([Path::new("--plugins"), &plugins]);
-    let command = words.map(|word| word.display().to_string()).collect();
-    Ok(Plan { name: "pointsman", address, command })
+    Ok(words.map(|word| word.display().to_string()).collect())
 }
 
 fn nginx(folder: &Path, endpoint: SocketAddr, traffic: Traffic) -> Result<Plan> {
@@ -221,13 +225,13 @@ impl EnvoyOffload {
     }
 }
 
-fn words(words: &[&str], config: &Path) -> Vec<String> {
+pub(crate) fn words(words: &[&str], config: &Path) -> Vec<String> {
     let config = config.display().to_string();
     words.iter().map(ToString::to_string).chain([config]).collect()
 }
 
 /// Where `cargo xtask` leaves plugins and peers, whatever cargo's own target folder is.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")
 }
 
