@@ -126,6 +126,8 @@ fn config(limits: EngineLimits) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
+        // On the thread that asks for it, which may have stepped back behind the workers.
+        .parallel_compilation(false)
         .consume_fuel(limits.counts_fuel)
         .max_wasm_stack(STACK_BYTES_MAX)
         .cranelift_opt_level(OptLevel::Speed)

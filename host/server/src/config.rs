@@ -26,6 +26,10 @@ pub struct Config {
     pub drain_timeout_ms: u64,
     /// Kept decisions per worker. Default 65536: one per client of a busy site, in a few megabytes.
     pub flow_table_entries: u32,
+    /// How much of each worker's core plugins may take, in percent; 100 is all of it. Beyond that new
+    /// flows go to the fallback. Default 10: a decision costs under 1 % of a new flow, so what comes
+    /// near this is a plugin gone wrong, and nine tenths of the core go on serving.
+    pub plugin_cpu_percent: u32,
     /// Receive buffers of each worker.
     pub buffers: Buffers,
     /// Where the balancer can be asked how it is.
@@ -46,6 +50,7 @@ impl Default for Config {
             workers: None,
             drain_timeout_ms: 30_000,
             flow_table_entries: 65_536,
+            plugin_cpu_percent: 10,
             buffers: Buffers::default(),
             admin: Admin::default(),
             access_log: None,
@@ -472,12 +477,23 @@ pub struct Policy {
     pub native: Option<String>,
     /// What the plugin is configured with; it gets it as JSON. Default: `null`.
     pub config: Option<toml::Value>,
-    /// The native policy that answers when the plugin fails or defers. Default `round-robin`: it
-    /// cannot make a bad situation worse.
+    /// The native policy that answers when the plugin fails or defers, and that a plugin of weights
+    /// steers. Default `round-robin`: it cannot make a bad situation worse.
     pub fallback: String,
-    /// What becomes of kept decisions when the plugin is swapped. Read and kept; without effect as
-    /// long as policies cannot be swapped at run time. Default `keep`: clients stay where they are.
+    /// What becomes of kept decisions when the plugin is swapped. Default `keep`: clients stay where
+    /// they are.
     pub on_swap: OnSwap,
+    /// Whether the file is watched, and swapped in when it has changed. Default false: a file that
+    /// is still being written, or copied to the wrong place, is then nobody's policy.
+    pub watch: bool,
+    /// More faults than this soon after a swap bring the module before back. Default 10: one flow
+    /// that no policy understands is no reason, and the fallback has answered all of them.
+    pub rollback_faults: u32,
+    /// How long after a swap faults are held against it. Default 10000: a module that is broken shows
+    /// it with the first flows, and a later fault is none of the swap.
+    pub rollback_window_ms: u64,
+    /// How often a plugin of weights is asked. Default 1000: loads are averages over ten seconds.
+    pub tick_ms: u64,
     /// How long one decision may take. Default 2: a decision takes well under a microsecond, and
     /// the worker serves nobody else meanwhile.
     pub decide_deadline_ms: u64,
@@ -497,6 +513,10 @@ impl Default for Policy {
             config: None,
             fallback: "round-robin".to_owned(),
             on_swap: OnSwap::Keep,
+            watch: false,
+            rollback_faults: 10,
+            rollback_window_ms: 10_000,
+            tick_ms: 1_000,
             decide_deadline_ms: 2,
             configure_deadline_ms: 200,
             memory_max_mib: 16,

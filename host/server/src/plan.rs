@@ -42,6 +42,8 @@ pub struct Plan {
     pub drain_timeout: Duration,
     /// Kept decisions per worker.
     pub flow_table_entries: u32,
+    /// How much of each worker's core plugins may take.
+    pub plugin_cpu_percent: u32,
     /// Receive buffers per worker.
     pub pools: PoolSizes,
     /// Buffers for datagrams per worker; 0 if no listener receives any.
@@ -210,6 +212,14 @@ pub struct PluginPlan {
     pub fallback: Native,
     /// What becomes of kept decisions when it is swapped.
     pub on_swap: OnSwap,
+    /// Whether its file is watched.
+    pub watch: bool,
+    /// More faults than this soon after a swap undo it.
+    pub rollback_faults: u32,
+    /// How long after a swap that is so.
+    pub rollback_window: Duration,
+    /// How often it is asked, if it is one of weights.
+    pub tick: Duration,
     /// How long one decision may take.
     pub decide_deadline: Duration,
     /// How long configuring may take.
@@ -264,6 +274,7 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
         workers: process.workers,
         drain_timeout: process.drain_timeout,
         flow_table_entries: process.flow_table_entries,
+        plugin_cpu_percent: process.plugin_cpu_percent,
         pools: process.pools,
         datagram_buffers: if receives_datagrams { process.datagram_buffers } else { 0 },
         admin_socket: process.admin_socket,

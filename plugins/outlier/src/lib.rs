@@ -9,6 +9,7 @@
 //! What it knows of its endpoints survives the swap to another version of it.
 #![forbid(unsafe_code)]
 
+use pointsman_sdk::parts::xxh64;
 use pointsman_sdk::{Decision, Ended, Endpoints, Feedback, Flow, Host, KeepsState, Outcome};
 use pointsman_sdk::{Policy, Report, export};
 use serde::Deserialize;
@@ -43,14 +44,15 @@ impl Default for Config {
 }
 
 /// What is known of an endpoint.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Record {
-    address: String,
+    /// The hash of its address.
+    endpoint: u64,
     /// Flows that ended well and badly of late; these fade.
     good: f64,
     bad: f64,
     /// How often in a row it was avoided.
-    times: u32,
+    times: u64,
     until_ms: u64,
 }
 
@@ -59,7 +61,7 @@ export!(Outlier: feedback, state);
 /// After this time a flow counts for a third.
 const MEMORY_MS: f64 = 10_000.0;
 /// An endpoint is not avoided for longer than this many times the first time.
-const TIMES_MAX: u32 = 10;
+const TIMES_MAX: u64 = 10;
 /// What the state begins with.
 const VERSION: &[u8] = b"outlier 1\n";
 
@@ -79,9 +81,9 @@ impl Policy for Outlier {
     fn endpoints_changed(&mut self, endpoints: &Endpoints) {
         let known = std::mem::take(&mut self.records);
         let records = endpoints.iter().map(|endpoint| {
-            let found = known.iter().find(|record| record.address == endpoint.address());
-            let Record { good, bad, times, until_ms, .. } = *found.unwrap_or(&Record::default());
-            Record { address: endpoint.address().to_owned(), good, bad, times, until_ms }
+            let endpoint = xxh64(endpoint.address().as_bytes(), 0);
+            let found = known.iter().find(|record| record.endpoint == endpoint);
+            found.copied().unwrap_or(Record { endpoint, ..Record::default() })
         });
         self.records = records.collect();
     }
@@ -170,23 +172,20 @@ impl Record {
 
     fn avoid(&mut self, config: &Config, now_ms: u64) {
         self.times = (self.times + 1).min(TIMES_MAX);
-        self.until_ms = now_ms + u64::from(config.avoid_ms) * u64::from(self.times);
+        self.until_ms = now_ms + u64::from(config.avoid_ms) * self.times;
         // It is judged anew by what comes after.
         (self.good, self.bad) = (0.0, 0.0);
     }
 }
 
-/// After the version, for each endpoint that was avoided: how often, until when, and its address
-/// after its length. Numbers are in little-endian bytes.
+/// After the version, for each endpoint that was avoided: who it is, how often, and until when.
 impl KeepsState for Outlier {
     fn snapshot(&self) -> Vec<u8> {
         let mut state = VERSION.to_vec();
-        for Record { address, times, until_ms, .. } in &self.records {
-            if let (1.., Ok(length)) = (*times, u8::try_from(address.len())) {
-                state.extend_from_slice(&times.to_le_bytes());
-                state.extend_from_slice(&until_ms.to_le_bytes());
-                state.push(length);
-                state.extend_from_slice(address.as_bytes());
+        for record in self.records.iter().filter(|record| record.times > 0) {
+            let Record { endpoint, times, until_ms, .. } = *record;
+            for number in [endpoint, times, until_ms] {
+                state.extend_from_slice(&number.to_le_bytes());
             }
         }
         state
@@ -194,25 +193,17 @@ impl KeepsState for Outlier {
 
     /// What another policy has left, or another version, says nothing to this one: it starts anew.
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        let mut rest = state.strip_prefix(VERSION).unwrap_or_default();
-        self.records = std::iter::from_fn(|| Record::read(&mut rest)).collect();
+        let (numbers, _) = state.strip_prefix(VERSION).unwrap_or_default().as_chunks::<8>();
+        let numbers: Vec<_> = numbers.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+        let (records, _) = numbers.as_chunks::<3>();
+        let record_of = |&[endpoint, times, until_ms]: &[u64; 3]| Record {
+            endpoint,
+            times,
+            until_ms,
+            ..Record::default()
+        };
+        self.records = records.iter().map(record_of).collect();
         Ok(())
-    }
-}
-
-impl Record {
-    fn read(rest: &mut &[u8]) -> Option<Self> {
-        let (times, after) = rest.split_first_chunk()?;
-        let (until_ms, after) = after.split_first_chunk()?;
-        let (length, after) = after.split_first()?;
-        let (address, after) = after.split_at_checked(usize::from(*length))?;
-        *rest = after;
-        Some(Self {
-            address: String::from_utf8(address.to_vec()).ok()?,
-            times: u32::from_le_bytes(*times),
-            until_ms: u64::from_le_bytes(*until_ms),
-            ..Self::default()
-        })
     }
 }
 

@@ -85,6 +85,7 @@ impl Report {
 /// If the file is no policy for this balancer, or refuses the config.
 pub fn examine(request: &Request<'_>) -> Result<Report, Failure> {
     let counting = EngineLimits { counts_fuel: true, instances_max: 8, ..EngineLimits::default() };
+    let show = |line: LogLine| eprintln!("{:?}: {}", line.level, line.message);
     let module = load(request.file, counting, Arc::new(show))?;
     let suite = Suite { module, config: request.config };
     suite.subject(LENGTH).map_err(Failure::input)?;
@@ -114,10 +115,6 @@ pub fn examine(request: &Request<'_>) -> Result<Report, Failure> {
     });
     let fuel = fuel.ok();
     Ok(Report { findings, fuel, nanoseconds: nanoseconds.ok() })
-}
-
-fn show(line: LogLine) {
-    eprintln!("{:?}: {}", line.level, line.message);
 }
 
 fn cost(fuel: &Result<u64, String>, fuel_max: Option<u64>) -> Finding {
@@ -164,7 +161,7 @@ impl Suite<'_> {
         match self.module.shape() {
             Shape::Chooser => decisions,
             Shape::Weights => decisions / 10,
-            Shape::Table => decisions / 1_000,
+            Shape::Table => decisions / 200,
         }
         .max(2)
     }
@@ -202,15 +199,7 @@ impl Suite<'_> {
         for length in [1, 2, 3, LENGTH] {
             let (mut subject, mut cases) = (self.subject(length)?, Cases::new(length));
             for _ in 0..200 {
-                let mut case = cases.next();
-                while case.tried.len() < length.min(4) {
-                    let Answer::Decided { endpoint: Some(endpoint), .. } = subject.ask(&case)?
-                    else {
-                        break;
-                    };
-                    cases.retry(&mut case, endpoint);
-                }
-                subject.ask(&case)?;
+                fail_again_and_again(&mut subject, &mut cases, length.min(4))?;
             }
         }
         Ok("to others while there are others".into())
@@ -324,4 +313,20 @@ impl Suite<'_> {
         }
         Ok(most)
     }
+}
+
+/// A flow that reaches nobody.
+fn fail_again_and_again(
+    subject: &mut Subject,
+    cases: &mut Cases,
+    attempts: usize,
+) -> Result<(), String> {
+    let mut case = cases.next();
+    for _ in 0..attempts {
+        let Answer::Decided { endpoint: Some(endpoint), .. } = subject.ask(&case)? else {
+            return Ok(());
+        };
+        cases.retry(&mut case, endpoint);
+    }
+    subject.ask(&case).map(drop)
 }

@@ -261,6 +261,33 @@ fn a_policy_is_a_plugin_or_native_and_not_both() {
 }
 
 #[test]
+fn what_bounds_a_plugin_is_bounded_itself() {
+    let text = format!(
+        "plugin_cpu_percent = 0\n{GOOD}policy = \"p\"\n[[policies]]\nname = \"p\"\n\
+         plugin = \"/dev/null\"\nrollback_faults = 0\nrollback_window_ms = 0\ntick_ms = 99\n"
+    );
+    let found = problems(&text);
+    let expected = [
+        "plugin_cpu_percent: 0 is out of range; write 1 to 100",
+        "policies[0].plugin: there is no file",
+        "policies[0].rollback_faults: 0 is out of range; write 1 to 1000000",
+        "policies[0].rollback_window_ms: 0 is out of range; write 1 to 604800000",
+        "policies[0].tick_ms: 99 is out of range; write 100 to 3600000",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}");
+    }
+}
+
+#[test]
+fn a_native_policy_has_nothing_to_watch() {
+    let text = format!("{GOOD}[[policies]]\nname = \"p\"\nnative = \"maglev\"\nwatch = true\n");
+    let expected = ["policies[0].watch: a native policy has no file to watch; leave it out"];
+    assert_eq!(problems(&text), expected);
+}
+
+#[test]
 fn maglev_needs_a_table_wherever_it_is_used() {
     let text = format!("{GOOD}policy = \"maglev\"\n");
     let plan = resolve(&config::read(&text).config, &PluginFolders::default()).expect("a plan");

@@ -19,6 +19,7 @@ use pointsman::status::Status;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+pub mod policy;
 pub mod raw;
 pub mod udp;
 
@@ -295,6 +296,12 @@ impl Client {
         let stream = TcpStream::connect(to)?;
         stream.set_read_timeout(Some(GIVE_UP))?;
         Ok(Self { reader: BufReader::new(stream) })
+    }
+
+    /// Takes over a connection.
+    pub fn of(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(GIVE_UP)).expect("a timeout");
+        Self { reader: BufReader::new(stream) }
     }
 
     /// Sends a line; returns the endpoint that answered it.

@@ -88,7 +88,12 @@ impl Subject {
                     Some(FaultKind::Answer) => Err("it names an endpoint that is none".into()),
                     Some(kind) => Err(format!("a fault: {kind}")),
                     None if after.deferred > before.deferred => Ok(Answer::Deferred),
-                    None => Err("it names the endpoint again that has just failed".into()),
+                    None if case.tried.len() == 1 => {
+                        Err("it names the endpoint again that has just failed".into())
+                    }
+                    // A policy is told of the last failure only. What failed before that the
+                    // balancer itself keeps away from.
+                    None => Ok(Answer::Deferred),
                 }
             }
             Self::Table(guest) => {
