@@ -17,13 +17,15 @@ const NAME_SERVER: (&str, &str) = ("dnsmasq", "dnsmasq-base");
 
 /// The balancers that ours is compared with, and what drives them; also what end-to-end tests call.
 /// A command, and the package that has it.
-const PEERS: [(&str, &str); 6] = [
+const PEERS: [(&str, &str); 8] = [
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
     ("wrk", "wrk"),
     ("iperf3", "iperf3"),
     ("curl", "curl"),
     ("python3", "python3"),
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
 ];
 
 /// nginx proxies TCP and UDP only with the one module, and takes scripts for that only with the
@@ -61,11 +63,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Sees to a compiler that builds plugins.
 fn guest() -> Result<()> {
-    if Compiler::find().is_some() || rustup_adds_the_target() {
+    if Compiler::find(root()).is_some() || rustup_adds_the_target() {
         return Ok(());
     }
     install(&GUEST_PACKAGES)?;
-    Compiler::find().map(drop).context("Debian's packages are there, yet no compiler was found")
+    Compiler::find(root())
+        .map(drop)
+        .context("Debian's packages are there, yet no compiler was found")
 }
 
 /// Without a network rustup says no at once, and says it at length.
@@ -73,7 +77,7 @@ fn rustup_adds_the_target() -> bool {
     let mut rustup = Command::new("rustup");
     rustup.args(["target", "add", TARGET]).current_dir(root());
     rustup.stdout(Stdio::null()).stderr(Stdio::null());
-    rustup.status().is_ok_and(|status| status.success()) && Compiler::find().is_some()
+    rustup.status().is_ok_and(|status| status.success()) && Compiler::find(root()).is_some()
 }
 
 fn name_server() -> Result<()> {

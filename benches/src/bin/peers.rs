@@ -1,13 +1,15 @@
-//! Pointsman beside nginx stream, HAProxy and Envoy, over loopback, in alternating runs.
+//! Pointsman beside nginx stream, HAProxy and Envoy, in alternating runs.
 //!
 //! Each balancer has one worker, pinned to core 0; the load and the endpoint share core 1. What is
 //! compared is the CPU time each balancer's own threads took, kernel included, per request, per
 //! connection, per round trip or per MiB, as a ratio to the best peer of the same rounds. TCP is
-//! compared with nginx and HAProxy, UDP with nginx and Envoy. Run it with
-//! `cargo xtask bench --peers`.
+//! compared with nginx and HAProxy, UDP with nginx and Envoy, over loopback and, for small datagrams,
+//! over links as well (`network`). Run it with `cargo xtask bench --peers`.
 
 #[path = "peers/datagrams.rs"]
 mod datagrams;
+#[path = "peers/network.rs"]
+mod network;
 #[path = "peers/plans.rs"]
 mod plans;
 #[path = "peers/proxies.rs"]
@@ -29,8 +31,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::Parser;
 
-use datagrams::Clients;
-use plans::{Plan, Traffic};
+use datagrams::{Across, Clients};
+use network::Network;
+use plans::{Plan, Setting, Traffic};
 use proxies::Proxy;
 use reflector::Reflector;
 use requests::Endpoint;
@@ -138,11 +141,13 @@ fn compare_tcp(arguments: &Arguments, folder: &Path) -> Result<()> {
         return Ok(());
     }
     let endpoint = Endpoint::start(folder)?;
-    let plans = arguments.wanted(plans::all(
-        &folder.join("tcp"),
-        endpoint.address(),
-        Traffic::Connections,
-    )?);
+    let setting = Setting {
+        folder: folder.join("tcp"),
+        endpoint: endpoint.address(),
+        traffic: Traffic::Connections,
+        place: &Network::loopback().balancers,
+    };
+    let plans = arguments.wanted(plans::all(&setting)?);
     let proxies: Vec<_> = plans.iter().map(Proxy::start_tcp).collect::<Result<_>>()?;
     for scenario in scenarios {
         let contest = Contest { name: scenario.name, unit: scenario.unit, proxies: &proxies };
@@ -158,30 +163,58 @@ fn compare_tcp(arguments: &Arguments, folder: &Path) -> Result<()> {
 
 /// Each traffic has balancers of its own, so that each peer runs with what suits it best.
 fn compare_udp(arguments: &Arguments, folder: &Path) -> Result<()> {
-    let idle = arguments.want("udp-idle-memory");
-    for (traffic, idle) in [(Traffic::Datagrams, idle), (Traffic::Trains, false)] {
-        let all = datagrams::Scenario::ALL.iter().filter(|scenario| scenario.traffic() == traffic);
-        let scenarios: Vec<_> = all.filter(|scenario| arguments.want(scenario.name)).collect();
+    let stages = [
+        (Traffic::Datagrams, Across::Loopback),
+        (Traffic::Trains, Across::Loopback),
+        (Traffic::Datagrams, Across::Links),
+    ];
+    for (number, (traffic, across)) in stages.into_iter().enumerate() {
+        let all = datagrams::Scenario::ALL.iter();
+        let own = all.filter(|scenario| (scenario.traffic(), scenario.across) == (traffic, across));
+        let scenarios: Vec<_> = own.filter(|scenario| arguments.want(scenario.name)).collect();
+        let idle = number == 0 && arguments.want("udp-idle-memory");
         if scenarios.is_empty() && !idle {
             continue;
         }
-        datagrams::pin_to_core()?;
-        let mut reflector = Reflector::start()?;
-        let folder = folder.join(if traffic == Traffic::Trains { "trains" } else { "udp" });
-        let plans = arguments.wanted(plans::all(&folder, reflector.address(), traffic)?);
-        let start = |plan: &Plan| {
-            let proxy = Proxy::start_udp(plan)?;
-            datagrams::await_ready(&proxy, &mut reflector)?;
-            Ok(proxy)
+        if let Some(obstacle) = Network::obstacle().filter(|_| across == Across::Links) {
+            eprintln!("scenarios over links are skipped: {obstacle}");
+            continue;
+        }
+        let network = across.network()?;
+        let folder = folder.join(format!("udp-{number}"));
+        hold_udp(arguments, (&network, traffic), &folder, (&scenarios, idle))?;
+    }
+    Ok(())
+}
+
+fn hold_udp(
+    arguments: &Arguments,
+    (network, traffic): (&Network, Traffic),
+    folder: &Path,
+    (scenarios, idle): (&[&datagrams::Scenario], bool),
+) -> Result<()> {
+    datagrams::pin_to_core()?;
+    let mut reflector = Reflector::start(&network.endpoint)?;
+    let (endpoint, place) = (reflector.address(), &network.balancers);
+    let setting = Setting { folder: folder.to_owned(), endpoint, traffic, place };
+    let plans = arguments.wanted(plans::all(&setting)?);
+    let start = |plan: &Plan| {
+        let proxy = place.enter(|| Proxy::start_udp(plan))??;
+        datagrams::await_ready(&proxy, &network.clients, &mut reflector)?;
+        Ok(proxy)
+    };
+    let proxies: Vec<_> = plans.iter().map(start).collect::<Result<_>>()?;
+    for scenario in scenarios {
+        let open = |proxy: &Proxy| {
+            Clients::open(scenario, (&network.clients, proxy.address), &mut reflector)
         };
-        let proxies: Vec<_> = plans.iter().map(start).collect::<Result<_>>()?;
-        for scenario in scenarios {
-            exchange_datagrams(scenario, &proxies, &mut reflector, arguments)?;
-        }
-        for proxy in proxies.iter().filter(|_| idle) {
-            let per_flow = datagrams::idle_memory(proxy, &mut reflector, arguments.idle)?;
-            println!("{:16} {:10} {per_flow:8.0} bytes a flow", "udp-idle-memory", proxy.name);
-        }
+        let clients: Vec<_> = proxies.iter().map(open).collect::<Result<_>>()?;
+        exchange_datagrams(scenario, &proxies, (clients, &mut reflector), arguments)?;
+    }
+    for proxy in proxies.iter().filter(|_| idle) {
+        let clients = &network.clients;
+        let per_flow = datagrams::idle_memory(proxy, clients, &mut reflector, arguments.idle)?;
+        println!("{:16} {:10} {per_flow:8.0} bytes a flow", "udp-idle-memory", proxy.name);
     }
     Ok(())
 }
@@ -190,11 +223,9 @@ fn compare_udp(arguments: &Arguments, folder: &Path) -> Result<()> {
 fn exchange_datagrams(
     scenario: &datagrams::Scenario,
     proxies: &[Proxy],
-    reflector: &mut Reflector,
+    (mut clients, reflector): (Vec<Clients>, &mut Reflector),
     arguments: &Arguments,
 ) -> Result<()> {
-    let open = |proxy: &Proxy| Clients::open(scenario, proxy.address, reflector);
-    let mut clients: Vec<_> = proxies.iter().map(open).collect::<Result<_>>()?;
     let contest = Contest { name: scenario.name, unit: scenario.unit, proxies };
     contest.hold(arguments, |which, duration| clients[which].run(reflector, duration)).map(drop)
 }

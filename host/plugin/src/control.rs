@@ -60,6 +60,12 @@ impl TableGuest {
         self.0.fuel_used()
     }
 
+    /// How large the guest's memory has become.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.0.memory_bytes()
+    }
+
     /// What it hands over to its successor, if it does such a thing and can.
     pub fn state(&mut self) -> Option<Vec<u8>> {
         state_of(&mut self.0)
@@ -105,6 +111,12 @@ impl WeightsGuest {
     #[must_use]
     pub fn fuel_used(&self) -> Option<u64> {
         self.0.fuel_used()
+    }
+
+    /// How large the guest's memory has become.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.0.memory_bytes()
     }
 
     /// What it hands over to its successor, if it does such a thing and can.

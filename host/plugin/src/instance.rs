@@ -261,6 +261,11 @@ impl Instance {
         self.store.get_fuel().ok().map(|left| FUEL_MAX - left)
     }
 
+    /// How large its memory has become.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.store.data().allowance.memory_bytes()
+    }
+
     /// The endpoints that it was told of last.
     pub(crate) fn candidates(&self) -> &Arc<Candidates> {
         &self.store.data().candidates

@@ -111,17 +111,23 @@ pub(crate) fn ticks(deadline: Duration) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Allowance {
     memory_bytes_max: usize,
+    memory_bytes: usize,
     refused: bool,
 }
 
 impl Allowance {
     pub(crate) fn new(memory_bytes_max: usize) -> Self {
-        Self { memory_bytes_max, refused: false }
+        Self { memory_bytes_max, memory_bytes: 0, refused: false }
     }
 
     /// Begins a new call.
     pub(crate) fn forget(&mut self) {
         self.refused = false;
+    }
+
+    /// How large the guest's memory has become.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
     }
 
     /// Whether something was refused since the last [`forget`](Self::forget).
@@ -142,7 +148,11 @@ impl ResourceLimiter for Allowance {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(self.grant(desired <= self.memory_bytes_max))
+        let granted = desired <= self.memory_bytes_max;
+        if granted {
+            self.memory_bytes = desired;
+        }
+        Ok(self.grant(granted))
     }
 
     fn table_growing(

@@ -113,6 +113,12 @@ impl GuestPolicy {
         self.instance.as_ref()?.fuel_used()
     }
 
+    /// How large the guest's memory has become; 0 while the fallback stands in.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.instance.as_ref().map_or(0, Instance::memory_bytes)
+    }
+
     /// What the guest decides, if it can be asked and its answer holds.
     fn ask(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Option<Decision> {
         if self.instance.is_none() {

@@ -16,6 +16,7 @@ use crate::status::Status;
 use crate::swap::compile;
 use crate::{check, client, control, demo, doctor, runtime};
 
+mod author;
 mod flows;
 mod policy;
 
@@ -57,7 +58,7 @@ enum Command {
     Status(Asking),
     /// List live flows and kept decisions, look at one of them, or forget it.
     Flows(Box<flows::Flows>),
-    /// Show who decides for which cluster, and put others in their place.
+    /// Write, build and test policies, see who decides for which cluster, and put others there.
     #[command(subcommand)]
     Policy(policy::Policy),
     /// Compile the plugin on standard input under limits: what a swap does before anything else.

@@ -22,7 +22,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::access_log::{self, LogReader};
 use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
-use crate::budget::Budget;
+use crate::budget::{Budget, Supply};
 use crate::failure::Failure;
 use crate::mailbox::Retired;
 use crate::plan::{Plan, protocol_name};
@@ -53,7 +53,7 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
     let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
-    let budget = Budget::divide(&mut plan, descriptors);
+    let budget = Budget::divide(&mut plan, Supply::read(descriptors));
     let plugins = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
     let listening = sockets::listen(&plan).map_err(Failure::input)?;
     let hash_key = [random::secret()?, random::secret()?];

@@ -2,7 +2,7 @@
 //! balancers are not on.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::Load;
-use crate::plans::{Traffic, free_address};
 use crate::proxies::Proxy;
 
 /// The core of the endpoint and the load.
@@ -109,7 +108,7 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     pub(crate) fn start(folder: &Path) -> Result<Self> {
-        let address = free_address(Traffic::Connections)?;
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let (config, root) = (folder.join("endpoint.conf"), folder.join("root"));
         fs::create_dir_all(&root)?;
         fs::write(root.join("bulk"), vec![b'x'; 1 << 20])?;

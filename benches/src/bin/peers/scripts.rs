@@ -12,6 +12,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::network::Network;
 use crate::plans::{Plan, Traffic, free_address, run_pointsman, words};
 
 /// Names of balancers without and with their script.
@@ -36,7 +37,7 @@ fn pointsman(
     [one, two]: [SocketAddr; 2],
     (name, policy): (&'static str, &str),
 ) -> Result<Plan> {
-    let address = free_address(Traffic::Connections)?;
+    let address = free_address(&Network::loopback().balancers, Traffic::Connections)?;
     let file = |end: &str| folder.join(name).with_extension(end);
     let config = file("toml");
     fs::write(
@@ -85,7 +86,7 @@ fn haproxy(
     [one, two]: [SocketAddr; 2],
     (name, [load, call]): (&'static str, [&str; 2]),
 ) -> Result<Plan> {
-    let address = free_address(Traffic::Connections)?;
+    let address = free_address(&Network::loopback().balancers, Traffic::Connections)?;
     let config = folder.join(name).with_extension("cfg");
     let load = load.replace("choice.lua", &folder.join("choice.lua").display().to_string());
     fs::write(
@@ -131,7 +132,7 @@ fn nginx(
     [one, two]: [SocketAddr; 2],
     (name, script): (&'static str, Option<String>),
 ) -> Result<Plan> {
-    let address = free_address(Traffic::Connections)?;
+    let address = free_address(&Network::loopback().balancers, Traffic::Connections)?;
     let config = folder.join(name).with_extension("conf");
     let modules = ["ngx_stream_module", "ngx_stream_js_module"].map(|module| {
         let file = format!("/usr/lib/nginx/modules/{module}.so");

@@ -19,6 +19,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::datagrams::{self, Clients, Scenario};
 use crate::median;
+use crate::network::Network;
 use crate::plans::{Plan, Traffic, free_address, target};
 use crate::proxies::Proxy;
 use crate::reflector::Reflector;
@@ -44,7 +45,8 @@ pub(crate) fn run(folder: &Path, seconds: u64, swaps: usize) -> Result<()> {
     let folder = folder.join("storm");
     fs::create_dir_all(&folder)?;
     let endpoint = Endpoint::start(&folder)?;
-    let reflector = Reflector::start()?;
+    let network = Network::loopback();
+    let reflector = Reflector::start(&network.endpoint)?;
     let (plan, datagrams_at, socket) = plan(&folder, &endpoint, &reflector)?;
     let proxy = Proxy::start_unpinned(&plan)?;
     let flows = Flows::start(datagrams_at, reflector)?;
@@ -223,7 +225,9 @@ impl Flows {
         let (opened, is_open) = channel();
         let thread = thread::spawn(move || {
             datagrams::pin_to_core()?;
-            let mut clients = Clients::open(&Scenario::THOUSAND, balancer, &mut reflector)?;
+            let place = Network::loopback().clients;
+            let mut clients =
+                Clients::open(&Scenario::THOUSAND, (&place, balancer), &mut reflector)?;
             let _ = opened.send(());
             exchange(&mut clients, &mut reflector, &stopped)
         });
@@ -260,8 +264,9 @@ fn plan(
     reflector: &Reflector,
 ) -> Result<(Plan, std::net::SocketAddr, PathBuf)> {
     let (config, socket) = (folder.join("storm.toml"), folder.join("storm.sock"));
-    let address = free_address(Traffic::Connections)?;
-    let datagrams = free_address(Traffic::Datagrams)?;
+    let place = &Network::loopback().balancers;
+    let address = free_address(place, Traffic::Connections)?;
+    let datagrams = free_address(place, Traffic::Datagrams)?;
     let listeners = [("web", "tcp", address), ("echo", "udp", datagrams)];
     let listeners = listeners.map(|(name, protocol, address)| {
         format!(

@@ -184,6 +184,24 @@ const MUTANTS: &[Mutant] = &[
         mutated: "left > 0 {",
     },
     Mutant {
+        breaks: "datagrams: the port that was left last is used again first",
+        file: "datagram/lane.rs",
+        original: "while let Some(opened) = self.left.pop_front() {",
+        mutated: "while let Some(opened) = self.left.pop_back() {",
+    },
+    Mutant {
+        breaks: "datagrams: a port that was closed is free",
+        file: "datagram/ports.rs",
+        original: "entry.state == State::Shared && entry.opening == opening",
+        mutated: "entry.opening == opening",
+    },
+    Mutant {
+        breaks: "datagrams: an endpoint does not see the ports that others have opened",
+        file: "datagram/ports.rs",
+        original: "        if lane.knows_all(self.openings) {",
+        mutated: "        lane.learn(self.openings);\n        if lane.knows_all(self.openings) {",
+    },
+    Mutant {
         breaks: "datagrams: a flow's own port stays open",
         file: "datagram/ports.rs",
         original: "            (0, State::Owned) => self.close(port, ops),",
@@ -258,7 +276,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: ports that nobody uses are never closed",
         file: "datagram.rs",
-        original: "again |= self.ports.trim(id, peak, turn.ops);",
+        original: "again |= self.ports.trim(id, (peak, &listener.datagrams), turn.ops);",
         mutated: "again |= peak > 1_000_000;",
     },
     Mutant {

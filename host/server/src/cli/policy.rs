@@ -13,6 +13,7 @@ use pointsman_plugin::{EngineLimits, LoadError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::author::Author;
 use super::{Asking, print, print_json};
 use crate::client;
 use crate::failure::Failure;
@@ -40,6 +41,8 @@ pub(super) enum Policy {
     Promote(OfCluster),
     /// End a trial and forget its file.
     Abort(OfCluster),
+    #[command(flatten)]
+    Author(Author),
 }
 
 /// A cluster, and whom to ask.
@@ -81,6 +84,7 @@ impl Policy {
             Self::Trial(of) => of.show_trial(),
             Self::Promote(of) => of.change("promote", SwapAnswer::to_line),
             Self::Abort(of) => of.change("abort", TrialReport::to_text),
+            Self::Author(author) => author.run(),
         }
     }
 }

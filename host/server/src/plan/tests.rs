@@ -116,6 +116,7 @@ fn a_udp_listener_has_its_defaults_and_its_keys() {
         ports_max: 100,
         port_per_flow: true,
         offload: false,
+        ..DatagramSettings::DEFAULT
     };
     assert_eq!(plan.datagrams, datagrams);
     assert_eq!(plan.on_endpoint_down, OnEndpointDown::Reallocate);
