@@ -58,7 +58,7 @@ enum Command {
     Status(Asking),
     /// List live flows and kept decisions, look at one of them, or forget it.
     Flows(Box<flows::Flows>),
-    /// Show who decides for which cluster, put others in their place, and write policies of one's own.
+    /// Write, build and test policies, see who decides for which cluster, and put others there.
     #[command(subcommand)]
     Policy(policy::Policy),
     /// Compile the plugin on standard input under limits: what a swap does before anything else.

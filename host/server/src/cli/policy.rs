@@ -29,8 +29,6 @@ const LOOK: Duration = Duration::from_millis(200);
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
-    #[command(flatten)]
-    Author(Author),
     /// Show every cluster and who decides for it.
     List(Asking),
     /// Put a file in place of what decides for a cluster, or on trial beside it.
@@ -43,6 +41,8 @@ pub(super) enum Policy {
     Promote(OfCluster),
     /// End a trial and forget its file.
     Abort(OfCluster),
+    #[command(flatten)]
+    Author(Author),
 }
 
 /// A cluster, and whom to ask.
@@ -85,6 +85,7 @@ impl Policy {
             Self::Trial(of) => of.show_trial(),
             Self::Promote(of) => of.change("promote", SwapAnswer::to_line),
             Self::Abort(of) => of.change("abort", TrialReport::to_text),
+            Self::Author(author) => author.run(),
         }
     }
 }
