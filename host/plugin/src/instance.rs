@@ -13,6 +13,7 @@ use pointsman_core::{Candidates, Generation, Instant};
 use wasmtime::{Store, UpdateDeadline};
 
 use crate::bindings::{Chooser, endpoints_of, flow_of, types};
+use crate::compat::Wasi;
 use crate::error::{Fault, InstanceError, Step};
 use crate::limits::{Allowance, GRACE_TICKS, HOSTCALL_BYTES_MAX, PolicySettings, ticks};
 use crate::log::{LogBudget, LogLevel, LogLine, Speaker, one_line};
@@ -69,6 +70,7 @@ pub(crate) struct State {
     pub(crate) candidates: Arc<Candidates>,
     /// The time of the call.
     pub(crate) now: Instant,
+    pub(crate) wasi: Wasi,
     allowance: Allowance,
     /// How many ticks it gets when its deadline has passed, once per call.
     grace_ticks: u64,
@@ -137,6 +139,7 @@ impl Instance {
             recipe: Arc::clone(recipe),
             candidates: Arc::clone(candidates),
             now: Instant::ZERO,
+            wasi: Wasi::default(),
             allowance: Allowance::new(recipe.settings.memory_bytes_max),
             grace_ticks: 0,
         };
@@ -233,7 +236,10 @@ mod tests {
             Arc::new(Candidates { generation: Generation(1), endpoints: [].into(), table: None });
         let allowance = Allowance::new(1 << 20);
         let now = Instant::ZERO;
-        Store::new(engine.wasm(), State { recipe, candidates, now, allowance, grace_ticks: 0 })
+        Store::new(
+            engine.wasm(),
+            State { recipe, candidates, now, wasi: Wasi::default(), allowance, grace_ticks: 0 },
+        )
     }
 
     #[test]

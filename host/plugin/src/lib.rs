@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod bindings;
+mod compat;
 mod engine;
 mod error;
 mod instance;
@@ -35,6 +36,7 @@ mod policy;
 mod repair;
 mod stats;
 
+pub use compat::Profile;
 pub use engine::Engine;
 pub use error::{EngineError, FaultKind, InstanceError, LoadError, Step};
 pub use limits::{EngineLimits, PolicySettings};

@@ -13,6 +13,7 @@ use wasmtime::component::{Component, ComponentNamedList, Lift, Lower};
 use wit_component::ComponentEncoder;
 
 use crate::bindings::{ChooserPre, HOST_FUNCTIONS, PACKAGE, VERSION, types as guest};
+use crate::compat::{self, Profile};
 use crate::engine::Engine;
 use crate::error::{LoadError, chain_of, reason_of};
 use crate::instance::State;
@@ -69,9 +70,12 @@ impl Module {
         let component = Component::from_binary(engine.wasm(), binary)
             .map_err(|error| LoadError::Invalid(reason_of(&error)))?;
         let world = component.component_type();
-        check_imports(engine.wasm(), &world)?;
+        check_imports(engine, &world)?;
         check_exports(engine.wasm(), &world)?;
-        let pre = engine.linker().instantiate_pre(&component).and_then(ChooserPre::new);
+        let pre = engine
+            .linker_for(&world)
+            .and_then(|linker| linker.instantiate_pre(&component))
+            .and_then(ChooserPre::new);
         let pre = pre.map_err(|error| LoadError::WrongType {
             name: "host".into(),
             reason: chain_of(&error),
@@ -151,8 +155,12 @@ fn unknown_import(name: &str) -> LoadError {
 }
 
 /// Finds the first import that the host does not offer.
-fn check_imports(wasm: &wasmtime::Engine, world: &types::Component) -> Result<(), LoadError> {
+fn check_imports(engine: &Engine, world: &types::Component) -> Result<(), LoadError> {
+    let wasm = engine.wasm();
     for (name, import) in world.imports(wasm) {
+        if engine.profile() == Profile::Compat && compat::is_wasi(name) {
+            continue;
+        }
         let ComponentItem::ComponentInstance(interface) = import.ty else {
             return Err(unknown_import(name));
         };
