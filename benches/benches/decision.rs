@@ -9,7 +9,9 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use pointsman_benches::{candidates, flow};
 use pointsman_core::policy::{Policy, RoundRobin, Source};
-use pointsman_plugin::{Engine, EngineLimits, GuestPolicy, PolicySettings, PolicyStats};
+use pointsman_plugin::{
+    Engine, EngineLimits, Governor, GuestPolicy, Place, PolicySettings, PolicyStats,
+};
 
 fn guest(engine: &Engine, name: &str, among: &Arc<pointsman_core::Candidates>) -> GuestPolicy {
     let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/plugins");
@@ -18,9 +20,13 @@ fn guest(engine: &Engine, name: &str, among: &Arc<pointsman_core::Candidates>) -
         .unwrap_or_else(|error| panic!("{}: {error}; run cargo xtask plugins", path.display()));
     let module = engine.load(&bytes).expect("the plugin loads");
     let settings = Arc::new(PolicySettings::new(name, "null"));
-    let fallback = Box::new(RoundRobin::new());
-    GuestPolicy::new(&module, settings, Arc::<PolicyStats>::default(), fallback, among)
-        .expect("the plugin starts")
+    let place = Place {
+        stats: Arc::<PolicyStats>::default(),
+        governor: Arc::new(Governor::new(100)),
+        fallback: Box::new(RoundRobin::new()),
+        state: None,
+    };
+    GuestPolicy::new(&module, settings, place, among).expect("the plugin starts")
 }
 
 fn decisions(criterion: &mut Criterion) {

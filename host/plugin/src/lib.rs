@@ -26,8 +26,13 @@
 
 mod bindings;
 mod compat;
+mod component;
+mod control;
 mod engine;
 mod error;
+mod feedback;
+mod governor;
+mod guest;
 mod instance;
 mod limits;
 mod log;
@@ -35,12 +40,16 @@ mod module;
 mod policy;
 mod repair;
 mod stats;
+mod world;
 
 pub use compat::Profile;
+pub use control::{TableGuest, WeightsGuest};
 pub use engine::Engine;
-pub use error::{EngineError, FaultKind, InstanceError, LoadError, Step};
+pub use error::{EngineError, FaultKind, GuestFault, InstanceError, LoadError, Step};
+pub use governor::Governor;
 pub use limits::{EngineLimits, PolicySettings};
 pub use log::{LogLevel, LogLine, LogSink, Speaker};
 pub use module::Module;
-pub use policy::GuestPolicy;
+pub use policy::{GuestPolicy, Place};
 pub use stats::{DECISION_BUCKETS, OWN_COUNTERS, PolicyCounts, PolicyStats};
+pub use world::Shape;

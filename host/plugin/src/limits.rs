@@ -18,6 +18,13 @@ const TICKS_MAX: u64 = u64::MAX / 4;
 pub(crate) const STACK_BYTES_MAX: usize = 256 << 10;
 /// How many bytes a guest may hand over in one call, in either a log line or a result.
 pub(crate) const HOSTCALL_BYTES_MAX: usize = 256 << 10;
+/// The same for a policy that makes lookup tables: the largest takes 4 MiB, and one that is too
+/// large should be refused for its length.
+pub(crate) const HOSTCALL_BYTES_MAX_TABLE: usize = 16 << 20;
+/// How many bytes an instance may hand over to its successor.
+pub(crate) const STATE_BYTES_MAX: usize = 64 << 10;
+/// The most that one endpoint may weigh.
+pub(crate) const WEIGHT_MAX: u32 = 65_535;
 /// How many elements a guest's table may have; a Rust policy of ordinary size has under a thousand.
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 
@@ -88,12 +95,14 @@ pub(crate) fn ticks(deadline: Duration) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Allowance {
     memory_bytes_max: usize,
+    /// What all of the guest's memories have together: a language's runtime may have several.
+    memory_bytes: usize,
     refused: bool,
 }
 
 impl Allowance {
     pub(crate) fn new(memory_bytes_max: usize) -> Self {
-        Self { memory_bytes_max, refused: false }
+        Self { memory_bytes_max, memory_bytes: 0, refused: false }
     }
 
     /// Begins a new call.
@@ -115,11 +124,16 @@ impl Allowance {
 impl ResourceLimiter for Allowance {
     fn memory_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(self.grant(desired <= self.memory_bytes_max))
+        let total = self.memory_bytes.saturating_sub(current).saturating_add(desired);
+        let granted = self.grant(total <= self.memory_bytes_max);
+        if granted {
+            self.memory_bytes = total;
+        }
+        Ok(granted)
     }
 
     fn table_growing(
@@ -146,11 +160,20 @@ mod tests {
     }
 
     #[test]
+    fn memories_share_what_a_guest_may_have() {
+        let mut allowance = Allowance::new(1 << 20);
+        assert!(allowance.memory_growing(0, 3 << 18, None).unwrap());
+        assert!(!allowance.memory_growing(0, 1 << 19, None).unwrap());
+        assert!(allowance.memory_growing(0, 1 << 18, None).unwrap());
+        assert!(!allowance.memory_growing(3 << 18, 1 << 20, None).unwrap());
+    }
+
+    #[test]
     fn a_refusal_is_remembered_for_one_call() {
         let mut allowance = Allowance::new(1 << 20);
         assert!(allowance.memory_growing(0, 1 << 20, None).unwrap());
         assert!(!allowance.has_refused());
-        assert!(!allowance.memory_growing(0, (1 << 20) + 1, None).unwrap());
+        assert!(!allowance.memory_growing(1 << 20, (1 << 20) + 1, None).unwrap());
         assert!(allowance.has_refused());
         allowance.forget();
         assert!(!allowance.has_refused());

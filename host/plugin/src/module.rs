@@ -5,19 +5,24 @@
 //! the interface's version), is it a policy (exports), do the types agree.
 
 use core::fmt;
+use core::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
 use wasmtime::component::types::{self, ComponentItem};
-use wasmtime::component::{Component, ComponentNamedList, Lift, Lower};
 use wit_component::ComponentEncoder;
 
-use crate::bindings::{ChooserPre, HOST_FUNCTIONS, PACKAGE, VERSION, types as guest};
+use crate::bindings::{HOST_FUNCTIONS, PACKAGE};
 use crate::compat::{self, Profile};
+use crate::component::PreparedComponent;
 use crate::engine::Engine;
-use crate::error::{LoadError, chain_of, reason_of};
-use crate::instance::State;
+use crate::error::{InstanceError, LoadError, reason_of};
+use crate::guest::Prepared;
+use crate::instance;
 use crate::log::one_line;
+use crate::world::{Function, Shape, World, our_interface};
 
 /// The four bytes that every WebAssembly file begins with.
 const MAGIC: &[u8] = b"\0asm";
@@ -32,8 +37,11 @@ pub struct Module {
 
 struct Shared {
     engine: Engine,
-    pre: ChooserPre<State>,
+    prepared: Box<dyn Prepared>,
+    world: World,
+    imports: Vec<String>,
     size_bytes: usize,
+    digest: String,
 }
 
 impl Module {
@@ -50,18 +58,69 @@ impl Module {
         })
     }
 
+    /// What it is asked for.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.shared.world.shape
+    }
+
+    /// Whether it wants to hear of ended flows.
+    #[must_use]
+    pub fn has_feedback(&self) -> bool {
+        self.shared.world.has(Function::Feed)
+    }
+
+    /// Whether its instances hand over what they know.
+    #[must_use]
+    pub fn has_state(&self) -> bool {
+        self.shared.world.has(Function::Snapshot)
+    }
+
+    /// Whether it says what it may be configured with.
+    #[must_use]
+    pub fn has_schema(&self) -> bool {
+        self.shared.world.has(Function::ConfigSchema)
+    }
+
+    /// What it imports, as `interface#function`.
+    #[must_use]
+    pub fn imports(&self) -> &[String] {
+        &self.shared.imports
+    }
+
+    /// The JSON schema of its `config`, if it has one. Makes an instance to ask.
+    ///
+    /// # Errors
+    ///
+    /// If the guest fails, or no place for an instance is left.
+    pub fn config_schema(&self) -> Result<Option<String>, InstanceError> {
+        if self.has_schema() { instance::config_schema(self).map(Some) } else { Ok(None) }
+    }
+
     /// The size of the file it was made from.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         self.shared.size_bytes
     }
 
+    /// The SHA-256 of the file it was made from, in hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.shared.digest
+    }
+
     pub(crate) fn engine(&self) -> &Engine {
         &self.shared.engine
     }
 
-    pub(crate) fn pre(&self) -> &ChooserPre<State> {
-        &self.shared.pre
+    /// Refuses to be used as what it is not.
+    pub(crate) fn expect(&self, wanted: Shape) -> Result<(), InstanceError> {
+        let found = self.shape();
+        if found == wanted { Ok(()) } else { Err(InstanceError::Shape { wanted, found }) }
+    }
+
+    pub(crate) fn prepared(&self) -> &dyn Prepared {
+        &*self.shared.prepared
     }
 
     fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, LoadError> {
@@ -69,27 +128,38 @@ impl Module {
         let binary = encoded.as_deref().unwrap_or(bytes);
         let component = Component::from_binary(engine.wasm(), binary)
             .map_err(|error| LoadError::Invalid(reason_of(&error)))?;
-        let world = component.component_type();
-        check_imports(engine, &world)?;
-        check_exports(engine.wasm(), &world)?;
-        let pre = engine
-            .linker_for(&world)
-            .and_then(|linker| linker.instantiate_pre(&component))
-            .and_then(ChooserPre::new);
-        let pre = pre.map_err(|error| LoadError::WrongType {
-            name: "host".into(),
-            reason: chain_of(&error),
-        })?;
-        let size_bytes = bytes.len();
-        Ok(Self { shared: Arc::new(Shared { engine: engine.clone(), pre, size_bytes }) })
+        let ty = component.component_type();
+        let imports = check_imports(engine, &ty)?;
+        let world = World::of(engine.wasm(), &ty)?;
+        let prepared = Box::new(PreparedComponent::new(engine, &component, &world)?);
+        Ok(Self {
+            shared: Arc::new(Shared {
+                engine: engine.clone(),
+                prepared,
+                world,
+                imports,
+                size_bytes: bytes.len(),
+                digest: hex(&Sha256::digest(bytes)),
+            }),
+        })
     }
 }
 
 impl fmt::Debug for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size_bytes = &self.shared.size_bytes;
-        f.debug_struct("Module").field("size_bytes", size_bytes).finish_non_exhaustive()
+        f.debug_struct("Module")
+            .field("shape", &self.shape())
+            .field("size_bytes", &self.size_bytes())
+            .finish_non_exhaustive()
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// Makes a component of a core module; `None` if it is one already.
@@ -132,12 +202,16 @@ fn refusal(reason: &str, has_interface: bool) -> LoadError {
             unknown_import(import)
         };
     }
-    for export in EXPORTS {
-        if reason.contains(&format!("failed to find export of function `{export}`")) {
-            return LoadError::MissingExport(export);
-        }
+    let missing = quoted_after(reason, "failed to find export of function `");
+    let function = missing.and_then(|missing| {
+        let name = missing.rsplit_once('#').map_or(missing, |(_, name)| name);
+        Function::ALL.into_iter().find(|function| function.name() == name)
+    });
+    match function {
+        Some(function) => LoadError::MissingExport(function.name()),
+        None if has_interface => LoadError::Invalid(one_line(reason)),
+        None => LoadError::NoInterface,
     }
-    if has_interface { LoadError::Invalid(one_line(reason)) } else { LoadError::NoInterface }
 }
 
 fn quoted_after<'a>(text: &'a str, before: &str) -> Option<&'a str> {
@@ -154,99 +228,53 @@ fn unknown_import(name: &str) -> LoadError {
     }
 }
 
-/// Finds the first import that the host does not offer.
-fn check_imports(engine: &Engine, world: &types::Component) -> Result<(), LoadError> {
+/// Lists what is imported, unless the host does not offer it.
+fn check_imports(engine: &Engine, world: &types::Component) -> Result<Vec<String>, LoadError> {
     let wasm = engine.wasm();
+    let stubs_wasi = engine.profile() == Profile::Compat;
+    let mut imports = Vec::new();
     for (name, import) in world.imports(wasm) {
-        if engine.profile() == Profile::Compat && compat::is_wasi(name) {
-            continue;
-        }
         let ComponentItem::ComponentInstance(interface) = import.ty else {
             return Err(unknown_import(name));
         };
+        if stubs_wasi && compat::is_wasi(name) {
+            let functions = functions_of(wasm, &interface);
+            imports.extend(functions.map(|function| format!("{name}#{function}")));
+            continue;
+        }
         match our_interface(name)? {
             Some("types") => {}
-            Some(ours) => check_host_functions(wasm, (name, ours), &interface)?,
+            Some(ours) => imports.extend(check_host_functions(wasm, (name, ours), &interface)?),
             None => return Err(unknown_import(name)),
         }
     }
-    Ok(())
-}
-
-/// The interface's bare name if it is one of our package, in a version that we speak.
-fn our_interface(name: &str) -> Result<Option<&str>, LoadError> {
-    let Some((package, rest)) = name.split_once('/') else { return Ok(None) };
-    if package != PACKAGE {
-        return Ok(None);
-    }
-    let (interface, version) = rest.split_once('@').unwrap_or((rest, "?"));
-    if series(version) == series(VERSION) {
-        Ok(Some(interface))
-    } else {
-        Err(LoadError::Version(one_line(version)))
-    }
-}
-
-/// What of a version must be equal for two to be compatible, below 1.0: all but the last number.
-fn series(version: &str) -> &str {
-    version.rsplit_once('.').map_or(version, |(series, _)| series)
+    Ok(imports)
 }
 
 fn check_host_functions(
     wasm: &wasmtime::Engine,
     (name, ours): (&str, &str),
     interface: &types::ComponentInstance,
-) -> Result<(), LoadError> {
+) -> Result<Vec<String>, LoadError> {
     let known = HOST_FUNCTIONS.iter().find(|(interface, _)| *interface == ours);
     let (_, functions) = known.ok_or_else(|| unknown_import(name))?;
-    for (function, item) in interface.exports(wasm) {
-        let is_function = matches!(item.ty, ComponentItem::ComponentFunc(_));
-        if is_function && !functions.contains(&function) {
-            return Err(unknown_import(&format!("{name}#{function}")));
+    let mut imports = Vec::new();
+    for function in functions_of(wasm, interface) {
+        let import = format!("{name}#{function}");
+        if !functions.contains(&function) {
+            return Err(unknown_import(&import));
         }
+        imports.push(import);
     }
-    Ok(())
+    Ok(imports)
 }
 
-/// What the world exports.
-const EXPORTS: [&str; 3] = ["configure", "endpoints-changed", "decide"];
-
-fn check_exports(wasm: &wasmtime::Engine, world: &types::Component) -> Result<(), LoadError> {
-    let [configure, endpoints_changed, decide] = EXPORTS;
-    check_export::<(&str,), (Result<(), String>,)>(wasm, world, configure)?;
-    check_export::<(u64, &[guest::Endpoint]), ()>(wasm, world, endpoints_changed)?;
-    check_export::<(guest::Flow,), (guest::Decision,)>(wasm, world, decide)
-}
-
-fn check_export<P, R>(
-    wasm: &wasmtime::Engine,
-    world: &types::Component,
-    name: &'static str,
-) -> Result<(), LoadError>
-where
-    P: ComponentNamedList + Lower,
-    R: ComponentNamedList + Lift,
-{
-    let export = world.get_export(wasm, name).map(|export| export.ty);
-    let Some(ComponentItem::ComponentFunc(function)) = export else {
-        return Err(LoadError::MissingExport(name));
-    };
-    function
-        .typecheck::<P, R>(&world.instance_type())
-        .map_err(|error| LoadError::WrongType { name: name.into(), reason: chain_of(&error) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_patch_release_of_the_interface_is_spoken_and_the_next_is_not() {
-        assert_eq!(our_interface("pointsman:policy/host@0.1.7"), Ok(Some("host")));
-        assert_eq!(
-            our_interface("pointsman:policy/host@0.2.0"),
-            Err(LoadError::Version("0.2.0".into()))
-        );
-        assert_eq!(our_interface("elsewhere:policy/host@0.2.0"), Ok(None));
-    }
+fn functions_of<'a>(
+    wasm: &'a wasmtime::Engine,
+    interface: &'a types::ComponentInstance,
+) -> impl Iterator<Item = &'a str> {
+    let exports = interface.exports(wasm);
+    exports.filter_map(|(name, item)| {
+        matches!(item.ty, ComponentItem::ComponentFunc(_)).then_some(name)
+    })
 }

@@ -156,7 +156,7 @@ fn a_missing_export_is_named() {
     let text = Guest::default().text().replace(r#"(export "decide")"#, r#"(export "choose")"#);
     assert_eq!(refused(&embed(&text, WIT)), LoadError::MissingExport("decide"));
     let component = wat::parse_str("(component)").unwrap();
-    assert_eq!(refused(&component), LoadError::MissingExport("configure"));
+    assert_eq!(refused(&component), LoadError::NoShape);
 }
 
 #[test]

@@ -14,7 +14,8 @@ use pointsman_core::boundary::ListenerId;
 use pointsman_core::policy::{Decided, Decision, EndpointIndex, Flow, Policy, Source, Verdict};
 use pointsman_core::{Candidates, Endpoint, EndpointId, Generation, Load, Protocol};
 use pointsman_plugin::{
-    Engine, EngineLimits, GuestPolicy, InstanceError, LogLine, Module, PolicySettings, PolicyStats,
+    Engine, EngineLimits, Governor, GuestPolicy, InstanceError, LogLine, Module, Place,
+    PolicySettings, PolicyStats,
 };
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
@@ -273,7 +274,17 @@ pub fn policy_of(
     stats: &Arc<PolicyStats>,
     among: &Arc<Candidates>,
 ) -> Result<GuestPolicy, InstanceError> {
-    GuestPolicy::new(module, Arc::new(settings), Arc::clone(stats), Box::new(Last), among)
+    GuestPolicy::new(module, Arc::new(settings), place(stats), among)
+}
+
+/// A place on a worker that asks as much as it likes.
+pub fn place(stats: &Arc<PolicyStats>) -> Place {
+    Place {
+        stats: Arc::clone(stats),
+        governor: Arc::new(Governor::new(100)),
+        fallback: Box::new(Last),
+        state: None,
+    }
 }
 
 pub fn endpoint_of(decided: &Decided) -> u32 {
