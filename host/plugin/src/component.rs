@@ -32,13 +32,13 @@ impl PreparedComponent {
         let pre = linker.and_then(|linker| linker.instantiate_pre(component)).map_err(|error| {
             LoadError::WrongType { name: "host".into(), reason: chain_of(&error) }
         })?;
-        let exports = world.interfaces.try_map(|function, interface| {
+        let exports = world.interfaces.and_then(|function, interface| {
             let inside = match interface.as_str() {
                 "" => None,
                 name => Some(component.get_export_index(None, name)?),
             };
             component.get_export_index(inside.as_ref(), function.name())
-        })?;
+        });
         Ok(Self { pre, exports: Arc::new(exports) })
     }
 }

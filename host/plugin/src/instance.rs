@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pointsman_core::policy::{Flow, Table};
 use pointsman_core::{Candidates, Endpoint, Generation, Instant};
-use wasmtime::{Store, UpdateDeadline};
+use wasmtime::{Memory, Store, UpdateDeadline};
 
 use crate::bindings::{flow_of, list_of, sample_of, types};
 use crate::compat::Wasi;
@@ -18,13 +18,11 @@ use crate::error::{Fault, InstanceError, Step};
 use crate::feedback::Batch;
 use crate::guest::Guest;
 use crate::limits::{
-    Allowance, GRACE_TICKS, HOSTCALL_BYTES_MAX, HOSTCALL_BYTES_MAX_TABLE, PolicySettings,
-    STATE_BYTES_MAX, WEIGHT_MAX, ticks,
+    Allowance, GRACE_TICKS, PolicySettings, STATE_BYTES_MAX, WEIGHT_MAX, hostcall_bytes_max, ticks,
 };
 use crate::log::{LogBudget, LogLevel, LogLine, Speaker, one_line};
 use crate::module::Module;
 use crate::stats::PolicyStats;
-use crate::world::Shape;
 
 /// Everything that one worker's instances of one policy have in common.
 pub(crate) struct Recipe {
@@ -77,6 +75,8 @@ pub(crate) struct State {
     /// The time of the call.
     pub(crate) now: Instant,
     pub(crate) wasi: Wasi,
+    /// Where the guest is called by pointers: its memory, once it may be used.
+    pub(crate) memory: Option<Memory>,
     allowance: Allowance,
     /// How many ticks it gets when its deadline has passed, once per call.
     grace_ticks: u64,
@@ -209,15 +209,13 @@ impl Instance {
             candidates: Arc::new(nobody),
             now: Instant::ZERO,
             wasi: Wasi::default(),
+            memory: None,
             allowance: Allowance::new(recipe.settings.memory_bytes_max),
             grace_ticks: 0,
         };
         let mut store = Store::new(recipe.module.engine().wasm(), state);
         store.limiter(|state| &mut state.allowance);
-        store.set_hostcall_fuel(match recipe.module.shape() {
-            Shape::Table => HOSTCALL_BYTES_MAX_TABLE,
-            Shape::Chooser | Shape::Weights => HOSTCALL_BYTES_MAX,
-        });
+        store.set_hostcall_fuel(hostcall_bytes_max(recipe.module.shape()));
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().on_deadline()));
         let prepared = recipe.module.prepared();
         let guest = guarded(&mut store, recipe.configure_ticks, |store| prepared.start(store))
@@ -374,10 +372,10 @@ mod tests {
             Arc::new(Candidates { generation: Generation(1), endpoints: [].into(), table: None });
         let allowance = Allowance::new(1 << 20);
         let now = Instant::ZERO;
-        Store::new(
-            engine.wasm(),
-            State { recipe, candidates, now, wasi: Wasi::default(), allowance, grace_ticks: 0 },
-        )
+        let wasi = Wasi::default();
+        let memory = None;
+        let state = State { recipe, candidates, now, wasi, memory, allowance, grace_ticks: 0 };
+        Store::new(engine.wasm(), state)
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod control;
 mod engine;
 mod error;
 mod feedback;
+mod flat;
 mod governor;
 mod guest;
 mod instance;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use wasmtime::ResourceLimiter;
 
+use crate::world::Shape;
+
 /// How often the epoch advances: the grain of every deadline.
 pub(crate) const TICK: Duration = Duration::from_millis(1);
 /// How many ticks a guest gets beyond its deadline, in case its thread was kept off its core. Two,
@@ -20,7 +22,15 @@ pub(crate) const STACK_BYTES_MAX: usize = 256 << 10;
 pub(crate) const HOSTCALL_BYTES_MAX: usize = 256 << 10;
 /// The same for a policy that makes lookup tables: the largest takes 4 MiB, and one that is too
 /// large should be refused for its length.
-pub(crate) const HOSTCALL_BYTES_MAX_TABLE: usize = 16 << 20;
+const HOSTCALL_BYTES_MAX_TABLE: usize = 16 << 20;
+/// How many bytes a guest of this shape may hand over in one call.
+pub(crate) const fn hostcall_bytes_max(shape: Shape) -> usize {
+    match shape {
+        Shape::Table => HOSTCALL_BYTES_MAX_TABLE,
+        Shape::Chooser | Shape::Weights => HOSTCALL_BYTES_MAX,
+    }
+}
+
 /// How many bytes an instance may hand over to its successor.
 pub(crate) const STATE_BYTES_MAX: usize = 64 << 10;
 /// The most that one endpoint may weigh.

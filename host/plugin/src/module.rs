@@ -12,13 +12,15 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 use wasmtime::component::types::{self, ComponentItem};
-use wit_component::ComponentEncoder;
+use wit_component::metadata::Bindgen;
+use wit_component::{ComponentEncoder, StringEncoding};
 
 use crate::bindings::{HOST_FUNCTIONS, PACKAGE};
 use crate::compat::{self, Profile};
 use crate::component::PreparedComponent;
 use crate::engine::Engine;
 use crate::error::{InstanceError, LoadError, reason_of};
+use crate::flat::PreparedModule;
 use crate::guest::Prepared;
 use crate::instance;
 use crate::log::one_line;
@@ -124,14 +126,26 @@ impl Module {
     }
 
     fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, LoadError> {
+        let invalid = |error: wasmtime::Error| LoadError::Invalid(reason_of(&error));
         let encoded = encode(bytes)?;
-        let binary = encoded.as_deref().unwrap_or(bytes);
-        let component = Component::from_binary(engine.wasm(), binary)
-            .map_err(|error| LoadError::Invalid(reason_of(&error)))?;
+        let binary = encoded.as_ref().map_or(bytes, |encoded| &encoded.component);
+        let component = Component::from_binary(engine.wasm(), binary).map_err(invalid)?;
         let ty = component.component_type();
         let imports = check_imports(engine, &ty)?;
         let world = World::of(engine.wasm(), &ty)?;
-        let prepared = Box::new(PreparedComponent::new(engine, &component, &world)?);
+        let by_wrapping = PreparedComponent::new(engine, &component, &world)?;
+        let directly = match encoded {
+            Some(Encoded { has_plain_text: true, .. }) => {
+                let module =
+                    wasmtime::Module::from_binary(engine.wasm(), bytes).map_err(invalid)?;
+                PreparedModule::new(engine, &module, &world)
+            }
+            _ => None,
+        };
+        let prepared: Box<dyn Prepared> = match directly {
+            Some(module) => Box::new(module),
+            None => Box::new(by_wrapping),
+        };
         Ok(Self {
             shared: Arc::new(Shared {
                 engine: engine.clone(),
@@ -162,23 +176,46 @@ fn hex(bytes: &[u8]) -> String {
     text
 }
 
+/// A core module as a component.
+struct Encoded {
+    component: Vec<u8>,
+    /// Whether all its texts are UTF-8.
+    has_plain_text: bool,
+}
+
 /// Makes a component of a core module; `None` if it is one already.
-fn encode(bytes: &[u8]) -> Result<Option<Vec<u8>>, LoadError> {
+fn encode(bytes: &[u8]) -> Result<Option<Encoded>, LoadError> {
     if !bytes.starts_with(MAGIC) {
         return Err(LoadError::NotWasm(guess(bytes)));
     }
     if bytes.get(4..8) != Some(CORE_MODULE) {
         return Ok(None);
     }
-    let (stripped, _) = wit_component::metadata::decode(bytes)
+    let (stripped, bindgen) = wit_component::metadata::decode(bytes)
         .map_err(|error| LoadError::Invalid(one_line(&error.root_cause().to_string())))?;
     let encoded =
         ComponentEncoder::default().validate(true).module(bytes).and_then(ComponentEncoder::encode);
     match (encoded, stripped) {
         (Err(error), stripped) => Err(refusal(&format!("{error:#}"), stripped.is_some())),
         (Ok(_), None) => Err(LoadError::NoInterface),
-        (Ok(component), Some(_)) => Ok(Some(component)),
+        (Ok(component), Some(_)) => {
+            Ok(Some(Encoded { component, has_plain_text: has_plain_text(&bindgen) }))
+        }
     }
+}
+
+fn has_plain_text(module: &Bindgen) -> bool {
+    let resolve = &module.resolve;
+    let world = &resolve.worlds[module.world];
+    let exports = world.exports.keys().flat_map(|key| {
+        let of = |it: Function| module.metadata.export_encodings.get(resolve, key, it.name());
+        Function::ALL.into_iter().filter_map(of)
+    });
+    let imports = world.imports.keys().flat_map(|key| {
+        let of = |it: &&str| module.metadata.import_encodings.get(resolve, key, it);
+        HOST_FUNCTIONS.iter().flat_map(|(_, names)| names.iter()).filter_map(of)
+    });
+    exports.chain(imports).all(|encoding| matches!(encoding, StringEncoding::UTF8))
 }
 
 /// Says what a file that is not WebAssembly might be.

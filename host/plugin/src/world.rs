@@ -141,18 +141,14 @@ impl<T> ByFunction<T> {
         self.0[function as usize].as_ref()
     }
 
-    /// Looks each function up that is there. Fails with the first that is not found.
-    pub(crate) fn try_map<U>(
-        &self,
-        mut find: impl FnMut(Function, &T) -> Option<U>,
-    ) -> Result<ByFunction<U>, LoadError> {
-        let mut found = ByFunction::default();
-        for function in Function::ALL {
-            let Some(there) = self.get(function) else { continue };
-            let here = find(function, there).ok_or(LoadError::MissingExport(function.name()))?;
-            found.0[function as usize] = Some(here);
-        }
-        Ok(found)
+    /// Looks up something for each function that is there.
+    pub(crate) fn and_then<U>(&self, find: impl Fn(Function, &T) -> Option<U>) -> ByFunction<U> {
+        ByFunction(Function::ALL.map(|function| find(function, self.get(function)?)))
+    }
+
+    /// Whether there is something for every function that the other has something for.
+    pub(crate) fn covers<U>(&self, other: &ByFunction<U>) -> bool {
+        Function::ALL.iter().all(|&it| self.get(it).is_some() || other.get(it).is_none())
     }
 }
 

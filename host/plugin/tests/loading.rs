@@ -82,10 +82,10 @@ fn an_unknown_interface_is_named() {
         + "interface clock { now: func() -> u64; }";
     let text = Guest::default().text().replacen(
         "(module",
-        r#"(module (import "pointsman:policy/clock@0.1.0" "now" (func (result i64)))"#,
+        r#"(module (import "pointsman:policy/clock@0.1.1" "now" (func (result i64)))"#,
         1,
     );
-    let expected = LoadError::UnknownImport("pointsman:policy/clock@0.1.0".into());
+    let expected = LoadError::UnknownImport("pointsman:policy/clock@0.1.1".into());
     assert_eq!(refused(&embed(&text, &wit)), expected);
 }
 
@@ -94,10 +94,10 @@ fn an_unknown_host_function_is_named() {
     let wit = WIT.replace("    load: func", "    sleep: func();\n    load: func");
     let text = Guest::default().text().replacen(
         "(module",
-        r#"(module (import "pointsman:policy/host@0.1.0" "sleep" (func))"#,
+        r#"(module (import "pointsman:policy/host@0.1.1" "sleep" (func))"#,
         1,
     );
-    let expected = LoadError::UnknownImport("pointsman:policy/host@0.1.0#sleep".into());
+    let expected = LoadError::UnknownImport("pointsman:policy/host@0.1.1#sleep".into());
     assert_eq!(refused(&embed(&text, &wit)), expected);
 }
 
@@ -125,17 +125,17 @@ fn wasi_in_a_component_is_refused_too() {
 
 #[test]
 fn another_version_of_the_interface_is_refused_with_both() {
-    let wit = WIT.replace("@0.1.0", "@0.2.0");
-    let text = Guest::default().text().replace("@0.1.0", "@0.2.0");
+    let wit = WIT.replace("@0.1.1", "@0.2.0");
+    let text = Guest::default().text().replace("@0.1.1", "@0.2.0");
     let error = refused(&embed(&text, &wit));
     assert_eq!(error, LoadError::Version("0.2.0".into()));
     let text = error.to_string();
-    assert!(text.contains("pointsman:policy@0.2.0") && text.contains("pointsman:policy@0.1.0"));
+    assert!(text.contains("pointsman:policy@0.2.0") && text.contains("pointsman:policy@0.1.1"));
 }
 
 #[test]
 fn another_version_is_noticed_though_the_guest_calls_nothing() {
-    let wit = WIT.replace("@0.1.0", "@0.2.0");
+    let wit = WIT.replace("@0.1.1", "@0.2.0");
     let text = without_imports(&Guest::default().text());
     assert_eq!(refused(&embed(&text, &wit)), LoadError::Version("0.2.0".into()));
 }

@@ -81,8 +81,8 @@ impl Guest {
         let Self { fields, pages, configure, endpoints_changed, decide } = self;
         format!(
             r#"(module
-  (import "pointsman:policy/host@0.1.0" "log" (func $log (param i32 i32 i32)))
-  (import "pointsman:policy/host@0.1.0" "load" (func $load (param i32) (result i32)))
+  (import "pointsman:policy/host@0.1.1" "log" (func $log (param i32 i32 i32)))
+  (import "pointsman:policy/host@0.1.1" "load" (func $load (param i32) (result i32)))
   (memory (export "memory") {pages})
   (global $heap (mut i32) (i32.const 4096))
   (global $turn (mut i32) (i32.const 0))
