@@ -16,9 +16,12 @@
 //! | exit | a trap |
 //! | a package beside [`STUBBED`], such as sockets | a trap: no answer would be harmless |
 
+use core::slice;
+
 use wasmtime::component::types::{self, ComponentItem, Type};
 use wasmtime::component::{Linker, LinkerInstance, Resource, ResourceAny, ResourceType, Val};
 use wasmtime::{Result, StoreContextMut, bail};
+use wit_component::DecodedWasm;
 
 use crate::instance::State;
 use crate::log::one_line;
@@ -96,6 +99,18 @@ pub(crate) fn is_wasi(import: &str) -> bool {
     import.starts_with("wasi:")
 }
 
+/// The first interface of WASI that a component imports.
+///
+/// Looked for where there are no stubs, before anything is compiled: a runtime takes seconds, and
+/// needs more parts than are allowed then, so that the compiler would complain of something else.
+pub(crate) fn find_wasi(component: &[u8]) -> Option<String> {
+    let Ok(DecodedWasm::Component(resolve, world)) = wit_component::decode(component) else {
+        return None;
+    };
+    let imports = resolve.worlds[world].imports.keys();
+    imports.map(|key| resolve.name_world_key(key)).find(|name| is_wasi(name))
+}
+
 /// Gives the linker a stub for everything that a component imports of WASI.
 pub(crate) fn add_stubs(
     linker: &mut Linker<State>,
@@ -120,20 +135,46 @@ fn add_interface(
         match export.ty {
             ComponentItem::ComponentFunc(_) => {
                 let stub = Stub::of(name, item);
-                stubs.func_new(item, move |store, function, given, answers| {
+                stubs.func_new(item, move |mut store, function, given, answers| {
                     // A function has one result or none.
                     match (function.results().next(), answers.first_mut()) {
-                        (Some(ty), Some(answer)) => *answer = stub.answer(store, &ty, given)?,
+                        (Some(ty), Some(answer)) => {
+                            *answer = stub.answer(&mut store, &ty, given)?
+                        }
                         _ => stub.be_called()?,
                     }
-                    Ok(())
+                    give_back(&mut store, given)
                 })?;
             }
             ComponentItem::Resource(_) => {
                 stubs.resource(item, ResourceType::host::<Nothing>(), |mut store, _| {
-                    store.data_mut().wasi.handles -= 1;
+                    let held = &mut store.data_mut().wasi.handles;
+                    *held = held.saturating_sub(1);
                     Ok(())
                 })?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Gives up the handles among what a guest has passed: the host keeps none, and a borrowed one would
+/// otherwise count as kept.
+fn give_back(store: &mut StoreContextMut<'_, State>, given: &[Val]) -> Result<()> {
+    for value in given {
+        match value {
+            Val::Resource(handle) => handle.resource_drop(&mut *store)?,
+            Val::List(values) | Val::Tuple(values) => give_back(store, values)?,
+            Val::Record(fields) => {
+                for (_, field) in fields {
+                    give_back(store, slice::from_ref(field))?;
+                }
+            }
+            Val::Option(Some(value))
+            | Val::Variant(_, Some(value))
+            | Val::Result(Ok(Some(value)) | Err(Some(value))) => {
+                give_back(store, slice::from_ref(value))?;
             }
             _ => {}
         }
@@ -190,7 +231,12 @@ impl Stub {
         }
     }
 
-    fn answer(&self, store: StoreContextMut<'_, State>, ty: &Type, given: &[Val]) -> Result<Val> {
+    fn answer(
+        &self,
+        store: &mut StoreContextMut<'_, State>,
+        ty: &Type,
+        given: &[Val],
+    ) -> Result<Val> {
         self.be_called()?;
         let now = store.data().now.as_nanos();
         let mut maker = Maker { store, number: Some(0), list_length: 0, values: 0 };
@@ -233,8 +279,8 @@ fn closed() -> Val {
 }
 
 /// Makes one answer, of any type.
-struct Maker<'a> {
-    store: StoreContextMut<'a, State>,
+struct Maker<'a, 'b> {
+    store: &'a mut StoreContextMut<'b, State>,
     /// What its numbers are; random if there is none.
     number: Option<u64>,
     /// How long its lists are.
@@ -243,7 +289,7 @@ struct Maker<'a> {
     values: usize,
 }
 
-impl Maker<'_> {
+impl Maker<'_, '_> {
     /// A time as a number of nanoseconds, or as a record of seconds and nanoseconds.
     fn time(&mut self, ty: &Type, nanos: u64) -> Result<Val> {
         let Type::Record(record) = ty else {
@@ -310,7 +356,7 @@ impl Maker<'_> {
             bail!("it holds {HANDLES_MAX} handles and wants more; it should drop them");
         }
         *held += 1;
-        Resource::<Nothing>::new_own(0).try_into_resource_any(&mut self.store)
+        Resource::<Nothing>::new_own(0).try_into_resource_any(&mut *self.store)
     }
 
     #[expect(

@@ -128,6 +128,9 @@ impl Module {
     fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, LoadError> {
         let invalid = |error: wasmtime::Error| LoadError::Invalid(reason_of(&error));
         let encoded = encode(bytes)?;
+        if engine.profile() == Profile::Strict && encoded.is_none() {
+            compat::find_wasi(bytes).map_or(Ok(()), |import| Err(unknown_import(&import)))?;
+        }
         let binary = encoded.as_ref().map_or(bytes, |encoded| &encoded.component);
         let component = Component::from_binary(engine.wasm(), binary).map_err(invalid)?;
         let ty = component.component_type();

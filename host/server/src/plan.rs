@@ -14,6 +14,7 @@ use pointsman_core::preread::KeyRule;
 use pointsman_core::{
     ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
 };
+use pointsman_plugin::Profile;
 
 use crate::config::{self, Config, OnSwap};
 use crate::problem::Problem;
@@ -195,6 +196,8 @@ pub struct PluginPlan {
     pub key: String,
     /// Where its module is.
     pub file: PathBuf,
+    /// What it is given beside the interface of policies.
+    pub profile: Profile,
     /// What it is configured with: JSON.
     pub config: String,
     /// Who answers when it cannot.

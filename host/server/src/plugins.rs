@@ -157,6 +157,8 @@ fn load(engine: &Engine, plan: &PluginPlan, bytes: io::Result<Vec<u8>>) -> Resul
     let file = plan.file.display();
     let bytes =
         bytes.map_err(|error| Problem::new(&key, format!("cannot read \"{file}\": {error}")))?;
+    let engine = engine.of_profile(plan.profile);
+    let engine = engine.map_err(|error| Problem::new(&key, error.to_string()))?;
     engine
         .load(&bytes)
         .map_err(|error| Problem::new(&key, format!("\"{file}\" is refused: {error}")))
