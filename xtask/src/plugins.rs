@@ -13,6 +13,7 @@ use cargo_metadata::{Message, Metadata, MetadataCommand, PackageId};
 use wit_component::ComponentEncoder;
 
 use crate::guest::Compiler;
+use crate::languages::Language;
 use crate::workspace::{plugins_dir, root, shown};
 
 /// A policy is a few decisions. Other people's may be larger, ours have no reason to be.
@@ -24,15 +25,22 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     manifest: Option<PathBuf>,
 
+    /// The language it is written in, if that is not Rust; by default, what is built is the example
+    /// in this language.
+    #[arg(long)]
+    language: Option<Language>,
+
     /// Where to leave it; `target/plugins/NAME.wasm` by default.
     #[arg(long, value_name = "FILE", requires = "manifest")]
     out: Option<PathBuf>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    match &arguments.manifest {
-        Some(dir) => elsewhere(dir, arguments.out.as_deref()),
-        None => ours(),
+    let out = arguments.out.as_deref();
+    match (arguments.language, &arguments.manifest) {
+        (Some(language), dir) => language.build(dir.as_deref(), out),
+        (None, Some(dir)) => elsewhere(dir, out),
+        (None, None) => ours(),
     }
 }
 
@@ -61,7 +69,7 @@ fn ours() -> Result<()> {
 }
 
 /// Builds one crate that is not of this workspace, and so does not have its profile either.
-fn elsewhere(dir: &Path, out: Option<&Path>) -> Result<()> {
+pub(crate) fn elsewhere(dir: &Path, out: Option<&Path>) -> Result<()> {
     let dir = dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?;
     let manifest = dir.join("Cargo.toml");
     let metadata = MetadataCommand::new().manifest_path(&manifest).no_deps().exec()?;
@@ -122,22 +130,26 @@ impl Module {
         Ok(package.name.to_string())
     }
 
-    /// Leaves the component at `out` and returns its size. A file that would not change is left
-    /// alone, so that nothing which watches it is woken.
     fn encode(&self, out: &Path) -> Result<usize> {
-        let module = fs::read(&self.file)?;
-        let component = ComponentEncoder::default()
-            .validate(true)
-            .module(&module)
-            .and_then(ComponentEncoder::encode)
-            .with_context(|| format!("{} is no policy", self.file.display()))?;
-        if let Some(dir) = out.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        if fs::read(out).is_ok_and(|there| there == component) {
-            return Ok(component.len());
-        }
-        fs::write(out, &component).with_context(|| format!("cannot write {}", out.display()))?;
-        Ok(component.len())
+        encode(&self.file, out)
     }
+}
+
+/// Makes a component of a module, leaves it at `out` and returns its size. A file that would not
+/// change is left alone, so that nothing which watches it is woken.
+pub(crate) fn encode(module: &Path, out: &Path) -> Result<usize> {
+    let bytes = fs::read(module)?;
+    let component = ComponentEncoder::default()
+        .validate(true)
+        .module(&bytes)
+        .and_then(ComponentEncoder::encode)
+        .with_context(|| format!("{} is no policy", module.display()))?;
+    if let Some(dir) = out.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    if fs::read(out).is_ok_and(|there| there == component) {
+        return Ok(component.len());
+    }
+    fs::write(out, &component).with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(component.len())
 }
