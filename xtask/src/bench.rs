@@ -2,8 +2,12 @@
 
 use anyhow::Result;
 
+use crate::languages::Language;
 use crate::workspace::{cargo, run as run_command};
 use crate::{plugins, setup};
+
+/// The filter that stands for the comparison of languages, and the test that makes it.
+const LANGUAGES: &str = "languages";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -11,7 +15,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     peers: bool,
 
-    /// Only what has this in its name.
+    /// Only what has this in its name; `languages` compares policies in several languages.
     filter: Option<String>,
 
     /// What to pass on, after `--`.
@@ -22,6 +26,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::run(&setup::Arguments { peers: arguments.peers })?;
     plugins::run(&plugins::Arguments::default())?;
+    if arguments.filter.as_deref() == Some(LANGUAGES) {
+        return languages();
+    }
     let mut command = cargo();
     if arguments.peers {
         // The comparison starts the balancer as a process of its own.
@@ -33,4 +40,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         command.args(["bench", "--locked", "--package", "pointsman-benches", "--"]);
     }
     run_command(command.args(&arguments.filter).args(&arguments.passed_on))
+}
+
+/// Prints what the same policy costs in each language.
+fn languages() -> Result<()> {
+    for language in Language::ALL {
+        language.build(None, None)?;
+    }
+    let mut command = cargo();
+    command.args(["test", "--release", "--locked", "--package", "pointsman-plugin"]);
+    command.args(["--test", LANGUAGES, "--", "--ignored", "--nocapture"]);
+    run_command(&mut command)
 }

@@ -9,7 +9,9 @@ mod demo;
 mod fuzz;
 #[path = "../../host/server/src/author/guest.rs"]
 mod guest;
+mod languages;
 mod plugins;
+mod released;
 mod setup;
 mod sim;
 mod test;

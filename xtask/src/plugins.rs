@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::{Metadata, MetadataCommand};
 
 use crate::guest::{self, Built, Compiler};
+use crate::languages::Language;
 use crate::workspace::{plugins_dir, root, target_dir};
 
 /// A policy is a few decisions. Other people's may be larger, ours have no reason to be.
@@ -20,15 +21,22 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     manifest: Option<PathBuf>,
 
+    /// The language it is written in, if that is not Rust; by default, what is built is the example
+    /// in this language.
+    #[arg(long)]
+    language: Option<Language>,
+
     /// Where to leave it; `target/plugins/NAME.wasm` by default.
     #[arg(long, value_name = "FILE", requires = "manifest")]
     out: Option<PathBuf>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    match &arguments.manifest {
-        Some(dir) => elsewhere(dir, arguments.out.as_deref()),
-        None => ours(),
+    let out = arguments.out.as_deref();
+    match (arguments.language, &arguments.manifest) {
+        (Some(language), dir) => language.build(dir.as_deref(), out),
+        (None, Some(dir)) => elsewhere(dir, out),
+        (None, None) => ours(),
     }
 }
 
@@ -57,7 +65,7 @@ fn ours() -> Result<()> {
 }
 
 /// Builds one crate that is not of this workspace.
-fn elsewhere(dir: &Path, out: Option<&Path>) -> Result<()> {
+pub(crate) fn elsewhere(dir: &Path, out: Option<&Path>) -> Result<()> {
     let dir = dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?;
     let manifest = dir.join("Cargo.toml");
     let metadata = MetadataCommand::new().manifest_path(&manifest).no_deps().exec()?;

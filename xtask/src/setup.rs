@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::guest::{Compiler, TARGET};
+use crate::languages::Language;
 use crate::workspace::{output, peers_dir, root, run as run_command, which};
 
 /// A compiler for plugins, where rustup cannot install the target.
@@ -50,6 +51,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     // One test less is no reason to run none.
     if let Err(error) = name_server() {
         eprintln!("warning: the test of DNS is skipped: {error:#}");
+    }
+    for language in Language::ALL {
+        if let Err(error) = language.set_up() {
+            eprintln!("warning: the policy in {language:?} is not built: {error:#}");
+        }
     }
     if arguments.peers {
         peers()?;
@@ -140,7 +146,7 @@ fn is_installed(command: &str) -> bool {
 }
 
 /// Installs Debian packages, as root; says what to type otherwise.
-fn install(packages: &[&str]) -> Result<()> {
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let by_hand = format!(
         "apt-get update && apt-get install -y --no-install-recommends {}",
         packages.join(" ")

@@ -28,7 +28,8 @@ impl PreparedComponent {
         component: &Component,
         world: &World,
     ) -> Result<Self, LoadError> {
-        let pre = engine.linker().instantiate_pre(component).map_err(|error| {
+        let linker = engine.linker_for(&component.component_type());
+        let pre = linker.and_then(|linker| linker.instantiate_pre(component)).map_err(|error| {
             LoadError::WrongType { name: "host".into(), reason: chain_of(&error) }
         })?;
         let exports = world.interfaces.and_then(|function, interface| {

@@ -13,14 +13,16 @@
 
 use core::fmt;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::mpsc::{Sender, SyncSender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
+use wasmtime::component::types::Component;
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, EngineWeak, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
 use crate::bindings::Chooser;
+use crate::compat::{self, Parts, Profile};
 use crate::error::{EngineError, LoadError, reason_of};
 use crate::instance::State;
 use crate::limits::{EngineLimits, STACK_BYTES_MAX, TABLE_ELEMENTS_MAX, TICK};
@@ -30,10 +32,6 @@ use crate::repair::{self, Task};
 
 /// Frames kept of a trap; the innermost says most.
 const BACKTRACE_FRAMES_MAX: usize = 8;
-/// Core modules in one component. The encoder makes three or four of one module.
-const CORE_INSTANCES_MAX: u32 = 8;
-/// Tables in one component: the module's own, and one of its imports.
-const TABLES_MAX: u32 = 4;
 /// The size of a 32-bit memory; how much of it a policy may use is said in its settings.
 const MEMORY_ADDRESS_BYTES: usize = 1 << 32;
 
@@ -48,9 +46,12 @@ pub struct Engine {
 struct Shared {
     wasm: wasmtime::Engine,
     linker: Linker<State>,
+    profile: Profile,
     limits: EngineLimits,
     tasks: Sender<Task>,
     lines: SyncSender<LogLine>,
+    /// The engine of the other profile, once it was wanted.
+    compat: OnceLock<Engine>,
 }
 
 impl Engine {
@@ -61,18 +62,53 @@ impl Engine {
     ///
     /// If the system refuses the address space or a thread.
     pub fn new(limits: EngineLimits, sink: LogSink) -> Result<Self, EngineError> {
+        let (tasks, repairs) = channel();
+        let (lines, written) = log::queue();
+        let engine = Self::of(Profile::Strict, limits, tasks, lines)?;
+        spawn("policy-repair", move || repair::run(&repairs))?;
+        spawn("policy-log", move || log::run(&written, &sink))?;
+        Ok(engine)
+    }
+
+    /// The engine that loads plugins of a profile. That of [`Profile::Compat`] is made when it is
+    /// first asked for, and then shared: it has settings of the runtime and a pool of its own.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses the address space or a thread.
+    pub fn of_profile(&self, profile: Profile) -> Result<Self, EngineError> {
+        if profile == self.shared.profile {
+            return Ok(self.clone());
+        }
+        if let Some(engine) = self.shared.compat.get() {
+            return Ok(engine.clone());
+        }
+        let Shared { limits, tasks, lines, .. } = &*self.shared;
+        let engine = Self::of(profile, *limits, tasks.clone(), lines.clone())?;
+        Ok(self.shared.compat.get_or_init(|| engine).clone())
+    }
+
+    /// Reserves a pool and starts the ticker.
+    fn of(
+        profile: Profile,
+        limits: EngineLimits,
+        tasks: Sender<Task>,
+        lines: SyncSender<LogLine>,
+    ) -> Result<Self, EngineError> {
         let refused = |error: &wasmtime::Error| EngineError::Reserve {
             instances: limits.instances_max,
             reason: reason_of(error),
         };
-        let wasm = wasmtime::Engine::new(&config(limits)).map_err(|error| refused(&error))?;
+        let config = config(profile, limits);
+        let wasm = wasmtime::Engine::new(&config).map_err(|error| refused(&error))?;
         let mut linker = Linker::new(&wasm);
         Chooser::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
             .map_err(|error| refused(&error))?;
-        let (tasks, repairs) = channel();
-        let (lines, written) = log::queue();
-        start_threads(wasm.weak(), repairs, written, sink)?;
-        Ok(Self { shared: Arc::new(Shared { wasm, linker, limits, tasks, lines }) })
+        let weak = wasm.weak();
+        spawn("policy-ticker", move || tick(&weak))?;
+        let compat = OnceLock::new();
+        let shared = Shared { wasm, linker, profile, limits, tasks, lines, compat };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Does what the first call on a thread would otherwise do, which costs hundreds of
@@ -96,8 +132,17 @@ impl Engine {
         &self.shared.wasm
     }
 
-    pub(crate) fn linker(&self) -> &Linker<State> {
-        &self.shared.linker
+    /// What a component is linked with.
+    pub(crate) fn linker_for(&self, world: &Component) -> wasmtime::Result<Linker<State>> {
+        let mut linker = self.shared.linker.clone();
+        if self.shared.profile == Profile::Compat {
+            compat::add_stubs(&mut linker, self.wasm(), world)?;
+        }
+        Ok(linker)
+    }
+
+    pub(crate) fn profile(&self) -> Profile {
+        self.shared.profile
     }
 
     pub(crate) fn limits(&self) -> EngineLimits {
@@ -122,7 +167,7 @@ impl fmt::Debug for Engine {
     }
 }
 
-fn config(limits: EngineLimits) -> Config {
+fn config(profile: Profile, limits: EngineLimits) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
@@ -137,35 +182,28 @@ fn config(limits: EngineLimits) -> Config {
         .wasm_simd(false)
         .wasm_relaxed_simd(false)
         .wasm_memory64(false)
-        .wasm_multi_memory(false)
+        .wasm_multi_memory(profile.parts().memories > 1)
         .wasm_tail_call(false)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits.instances_max)));
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(
+            profile,
+            limits.instances_max,
+        )));
     config
 }
 
-fn pool(instances_max: u32) -> PoolingAllocationConfig {
+fn pool(profile: Profile, instances_max: u32) -> PoolingAllocationConfig {
+    let Parts { core_instances, memories, tables } = profile.parts();
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances_max)
-        .total_core_instances(instances_max.saturating_mul(CORE_INSTANCES_MAX))
-        .total_memories(instances_max)
-        .total_tables(instances_max.saturating_mul(TABLES_MAX))
-        .max_core_instances_per_component(CORE_INSTANCES_MAX)
-        .max_memories_per_component(1)
-        .max_tables_per_component(TABLES_MAX)
+        .total_core_instances(instances_max.saturating_mul(core_instances))
+        .total_memories(instances_max.saturating_mul(memories))
+        .total_tables(instances_max.saturating_mul(tables))
+        .max_core_instances_per_component(core_instances)
+        .max_memories_per_component(memories)
+        .max_tables_per_component(tables)
         .max_memory_size(MEMORY_ADDRESS_BYTES)
         .table_elements(TABLE_ELEMENTS_MAX);
     pool
-}
-
-fn start_threads(
-    wasm: EngineWeak,
-    tasks: Receiver<Task>,
-    lines: Receiver<LogLine>,
-    sink: LogSink,
-) -> Result<(), EngineError> {
-    spawn("policy-ticker", move || tick(&wasm))?;
-    spawn("policy-repair", move || repair::run(&tasks))?;
-    spawn("policy-log", move || log::run(&lines, &sink))
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), EngineError> {

@@ -55,7 +55,10 @@ pub enum LoadError {
     #[error("a module without an interface; build it with pointsman-sdk (`cargo xtask plugins`)")]
     NoInterface,
     /// It imports part of WASI.
-    #[error("it imports `{0}`, but a policy gets no WASI; build it for wasm32-unknown-unknown")]
+    #[error(
+        "it imports `{0}`, but a policy gets no WASI; build it for wasm32-unknown-unknown, or, if it \
+         is a component, give it stubs with profile = \"compat\""
+    )]
     Wasi(String),
     /// It imports something unknown.
     #[error("it imports `{0}`, which this host does not have; use only what pointsman-sdk offers")]

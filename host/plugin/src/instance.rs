@@ -13,6 +13,7 @@ use pointsman_core::{Candidates, Endpoint, Generation, Instant};
 use wasmtime::{Memory, Store, UpdateDeadline};
 
 use crate::bindings::{flow_of, list_of, sample_of, types};
+use crate::compat::Wasi;
 use crate::error::{Fault, InstanceError, Step};
 use crate::feedback::Batch;
 use crate::guest::Guest;
@@ -74,6 +75,7 @@ pub(crate) struct State {
     pub(crate) candidates: Arc<Candidates>,
     /// The time of the call.
     pub(crate) now: Instant,
+    pub(crate) wasi: Wasi,
     /// Where the guest is called by pointers: its memory, once it may be used.
     pub(crate) memory: Option<Memory>,
     counts_fuel: bool,
@@ -208,6 +210,7 @@ impl Instance {
             recipe: Arc::clone(recipe),
             candidates: Arc::new(nobody),
             now: Instant::ZERO,
+            wasi: Wasi::default(),
             memory: None,
             counts_fuel: recipe.module.engine().limits().counts_fuel,
             allowance: Allowance::new(recipe.settings.memory_bytes_max),
@@ -390,6 +393,7 @@ mod tests {
             recipe,
             candidates,
             now,
+            wasi: Wasi::default(),
             memory: None,
             counts_fuel: false,
             allowance,

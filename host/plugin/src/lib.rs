@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod bindings;
+mod compat;
 mod component;
 mod control;
 mod engine;
@@ -42,6 +43,7 @@ mod repair;
 mod stats;
 mod world;
 
+pub use compat::Profile;
 pub use control::{TableGuest, WeightsGuest};
 pub use engine::Engine;
 pub use error::{EngineError, FaultKind, GuestFault, InstanceError, LoadError, Step};

@@ -111,6 +111,7 @@ pub(crate) fn ticks(deadline: Duration) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Allowance {
     memory_bytes_max: usize,
+    /// What all of the guest's memories have together: a language's runtime may have several.
     memory_bytes: usize,
     refused: bool,
 }
@@ -144,15 +145,16 @@ impl Allowance {
 impl ResourceLimiter for Allowance {
     fn memory_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let granted = desired <= self.memory_bytes_max;
+        let total = self.memory_bytes.saturating_sub(current).saturating_add(desired);
+        let granted = self.grant(total <= self.memory_bytes_max);
         if granted {
-            self.memory_bytes = desired;
+            self.memory_bytes = total;
         }
-        Ok(self.grant(granted))
+        Ok(granted)
     }
 
     fn table_growing(
@@ -179,11 +181,20 @@ mod tests {
     }
 
     #[test]
+    fn memories_share_what_a_guest_may_have() {
+        let mut allowance = Allowance::new(1 << 20);
+        assert!(allowance.memory_growing(0, 3 << 18, None).unwrap());
+        assert!(!allowance.memory_growing(0, 1 << 19, None).unwrap());
+        assert!(allowance.memory_growing(0, 1 << 18, None).unwrap());
+        assert!(!allowance.memory_growing(3 << 18, 1 << 20, None).unwrap());
+    }
+
+    #[test]
     fn a_refusal_is_remembered_for_one_call() {
         let mut allowance = Allowance::new(1 << 20);
         assert!(allowance.memory_growing(0, 1 << 20, None).unwrap());
         assert!(!allowance.has_refused());
-        assert!(!allowance.memory_growing(0, (1 << 20) + 1, None).unwrap());
+        assert!(!allowance.memory_growing(1 << 20, (1 << 20) + 1, None).unwrap());
         assert!(allowance.has_refused());
         allowance.forget();
         assert!(!allowance.has_refused());

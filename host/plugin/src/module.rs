@@ -16,6 +16,7 @@ use wit_component::metadata::Bindgen;
 use wit_component::{ComponentEncoder, StringEncoding};
 
 use crate::bindings::{HOST_FUNCTIONS, PACKAGE};
+use crate::compat::{self, Profile};
 use crate::component::PreparedComponent;
 use crate::engine::Engine;
 use crate::error::{InstanceError, LoadError, reason_of};
@@ -97,6 +98,12 @@ impl Module {
         if self.has_schema() { instance::config_schema(self).map(Some) } else { Ok(None) }
     }
 
+    /// What it may import beside the interface.
+    #[must_use]
+    pub fn profile(&self) -> Profile {
+        self.shared.engine.profile()
+    }
+
     /// The size of the file it was made from.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
@@ -125,6 +132,9 @@ impl Module {
 
     fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, LoadError> {
         if !is_core_module(bytes)? {
+            if engine.profile() == Profile::Strict {
+                compat::find_wasi(bytes).map_or(Ok(()), |import| Err(unknown_import(&import)))?;
+            }
             let Checked { facts, component } = Checked::new(engine, bytes)?;
             return Ok(Self::new(engine, bytes, facts, Box::new(component)));
         }
@@ -172,7 +182,7 @@ impl Checked {
     fn new(engine: &Engine, binary: &[u8]) -> Result<Self, LoadError> {
         let component = Component::from_binary(engine.wasm(), binary).map_err(invalid)?;
         let ty = component.component_type();
-        let imports = check_imports(engine.wasm(), &ty)?;
+        let imports = check_imports(engine, &ty)?;
         let world = World::of(engine.wasm(), &ty)?;
         let component = PreparedComponent::new(engine, &component, &world)?;
         Ok(Self { facts: Facts { world, imports }, component })
@@ -291,15 +301,19 @@ fn unknown_import(name: &str) -> LoadError {
 }
 
 /// Lists what is imported, unless the host does not offer it.
-fn check_imports(
-    wasm: &wasmtime::Engine,
-    world: &types::Component,
-) -> Result<Vec<String>, LoadError> {
+fn check_imports(engine: &Engine, world: &types::Component) -> Result<Vec<String>, LoadError> {
+    let wasm = engine.wasm();
+    let stubs_wasi = engine.profile() == Profile::Compat;
     let mut imports = Vec::new();
     for (name, import) in world.imports(wasm) {
         let ComponentItem::ComponentInstance(interface) = import.ty else {
             return Err(unknown_import(name));
         };
+        if stubs_wasi && compat::is_wasi(name) {
+            let functions = functions_of(wasm, &interface);
+            imports.extend(functions.map(|function| format!("{name}#{function}")));
+            continue;
+        }
         match our_interface(name)? {
             Some("types") => {}
             Some(ours) => imports.extend(check_host_functions(wasm, (name, ours), &interface)?),
@@ -317,12 +331,22 @@ fn check_host_functions(
     let known = HOST_FUNCTIONS.iter().find(|(interface, _)| *interface == ours);
     let (_, functions) = known.ok_or_else(|| unknown_import(name))?;
     let mut imports = Vec::new();
-    for (function, item) in interface.exports(wasm) {
-        let is_function = matches!(item.ty, ComponentItem::ComponentFunc(_));
-        if is_function && !functions.contains(&function) {
-            return Err(unknown_import(&format!("{name}#{function}")));
+    for function in functions_of(wasm, interface) {
+        let import = format!("{name}#{function}");
+        if !functions.contains(&function) {
+            return Err(unknown_import(&import));
         }
-        imports.extend(is_function.then(|| format!("{name}#{function}")));
+        imports.push(import);
     }
     Ok(imports)
+}
+
+fn functions_of<'a>(
+    wasm: &'a wasmtime::Engine,
+    interface: &'a types::ComponentInstance,
+) -> impl Iterator<Item = &'a str> {
+    let exports = interface.exports(wasm);
+    exports.filter_map(|(name, item)| {
+        matches!(item.ty, ComponentItem::ComponentFunc(_)).then_some(name)
+    })
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use pointsman_plugin::Profile;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -63,7 +64,11 @@ enum Command {
     Policy(policy::Policy),
     /// Compile the plugin on standard input under limits: what a swap does before anything else.
     #[command(hide = true, name = compile::SUBCOMMAND)]
-    CompilePlugin,
+    CompilePlugin {
+        /// It is one of `profile = "compat"`.
+        #[arg(long)]
+        compat: bool,
+    },
     /// Tell whether this machine can run a balancer.
     Doctor {
         #[command(flatten)]
@@ -135,7 +140,10 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Status(Asking { admin, json }) => status(&admin, json),
         Command::Flows(flows) => flows.run(),
         Command::Policy(policy) => policy.run(),
-        Command::CompilePlugin => Ok(compile::main()),
+        Command::CompilePlugin { compat } => {
+            let profile = if compat { Profile::Compat } else { Profile::Strict };
+            Ok(compile::main(profile))
+        }
         Command::Doctor { folders, json } => examine(&folders.folders, json),
         Command::Demo { folders, keep } => demo::run(&folders.folders, keep),
     }

@@ -473,6 +473,9 @@ pub struct Policy {
     /// A `.wasm` file, looked up beside the configuration and then in the plugin folders. Either
     /// this or `native` is required.
     pub plugin: Option<PathBuf>,
+    /// What the plugin is given beside the interface of policies. Default `strict`, nothing: a
+    /// decision then depends on the flow and on what the host tells, and on nothing else.
+    pub profile: Profile,
     /// `round-robin`, `least-flows` or `maglev`.
     pub native: Option<String>,
     /// What the plugin is configured with; it gets it as JSON. Default: `null`.
@@ -509,6 +512,7 @@ impl Default for Policy {
         Self {
             name: None,
             plugin: None,
+            profile: Profile::Strict,
             native: None,
             config: None,
             fallback: "round-robin".to_owned(),
@@ -522,6 +526,16 @@ impl Default for Policy {
             memory_max_mib: 16,
         }
     }
+}
+
+/// What a plugin is given beside the interface of policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Nothing.
+    Strict,
+    /// Stubs of WASI, for languages that come with a runtime.
+    Compat,
 }
 
 /// What becomes of kept decisions when a plugin is swapped.

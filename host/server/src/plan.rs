@@ -15,6 +15,7 @@ use pointsman_core::preread::KeyRule;
 use pointsman_core::{
     ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
 };
+use pointsman_plugin::Profile;
 
 use crate::config::{self, Config, OnSwap};
 use crate::prober::check::Check;
@@ -206,6 +207,8 @@ pub struct PluginPlan {
     pub key: String,
     /// Where its module is.
     pub file: PathBuf,
+    /// What it is given beside the interface of policies.
+    pub profile: Profile,
     /// What it is configured with: JSON.
     pub config: String,
     /// Who answers when it cannot.

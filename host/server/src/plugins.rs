@@ -10,7 +10,7 @@ use std::time::Duration;
 use pointsman_core::Candidates;
 use pointsman_plugin::{
     Engine, EngineLimits, Governor, InstanceError, LogLevel, LogLine, Module, PolicySettings,
-    Speaker,
+    Profile, Speaker,
 };
 
 use crate::crew::{Berth, Crew};
@@ -151,14 +151,14 @@ impl Plugins {
         self.compiling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The module of this digest, if it is still there.
-    pub fn kept(&self, digest: &str) -> Option<Module> {
-        let is_it = |module: &&Module| module.digest() == digest;
+    /// The module of this digest, compiled for this profile, if it is still there.
+    pub fn kept(&self, profile: Profile, digest: &str) -> Option<Module> {
+        let is_it = |module: &&Module| module.profile() == profile && module.digest() == digest;
         if let Some(first) = self.loaded.iter().map(|loaded| &loaded.module).find(is_it) {
             return Some(first.clone());
         }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = kept.iter().position(|module| module.digest() == digest)?;
+        let place = kept.iter().position(|module| is_it(&module))?;
         let module = kept.remove(place)?;
         kept.push_back(module.clone());
         Some(module)
@@ -168,7 +168,7 @@ impl Plugins {
     /// goes.
     pub fn keep(&self, module: &Module) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|other| other.digest() != module.digest());
+        kept.retain(|it| (it.profile(), it.digest()) != (module.profile(), module.digest()));
         if kept.len() == MODULES_KEPT_MAX {
             kept.pop_front();
         }
@@ -219,6 +219,8 @@ fn load(engine: &Engine, plan: &PluginPlan, bytes: io::Result<Vec<u8>>) -> Resul
     let file = plan.file.display();
     let bytes =
         bytes.map_err(|error| Problem::new(&key, format!("cannot read \"{file}\": {error}")))?;
+    let engine = engine.of_profile(plan.profile);
+    let engine = engine.map_err(|error| Problem::new(&key, error.to_string()))?;
     engine
         .load(&bytes)
         .map_err(|error| Problem::new(&key, format!("\"{file}\" is refused: {error}")))

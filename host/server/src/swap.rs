@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use pointsman_core::ClusterId;
 use pointsman_core::policy::OnSwap;
-use pointsman_plugin::{EngineLimits, LoadError, Module, Shape};
+use pointsman_plugin::{EngineError, EngineLimits, LoadError, Module, Profile, Shape};
 use sha2::{Digest, Sha256};
 
 use crate::config;
@@ -115,6 +115,9 @@ pub enum Refusal {
     /// A worker says nothing.
     #[error("worker {0} does not answer; ask again")]
     Silent(usize),
+    /// The system has no room for instances of its profile.
+    #[error("{0}")]
+    Engine(#[from] EngineError),
     /// The system has no thread or process.
     #[error("cannot start what it takes: {0}; try again")]
     System(#[from] std::io::Error),
@@ -190,10 +193,13 @@ fn module_of(service: &Service, to: &[ClusterId], file: &File) -> Result<Module,
     if service.is_draining() {
         return Err(Refusal::Draining);
     }
-    if let Some(seat) = seats().find(|seat| seat.plugin.is_none()) {
-        return Err(Refusal::Native(seat.name.clone()));
+    let mut profile = Profile::Strict;
+    for seat in seats() {
+        let plugin = seat.plugin.ok_or_else(|| Refusal::Native(seat.name.clone()))?;
+        profile = service.plan().plugin(plugin).profile;
     }
-    admit(seats(), file).and_then(|digest| compile(service, file, &digest)).inspect_err(|_| {
+    let admitted = admit(seats(), file);
+    admitted.and_then(|digest| compile(service, profile, file, &digest)).inspect_err(|_| {
         seats().for_each(|seat| seat.sitting().on_outcome(Outcome::Refused));
     })
 }
@@ -217,15 +223,20 @@ fn admit<'a>(seats: impl Iterator<Item = &'a Arc<Seat>>, file: &File) -> Result<
 }
 
 /// Compiles a file, one at a time; what was compiled before is not compiled again.
-fn compile(service: &Service, file: &File, digest: &str) -> Result<Module, Refusal> {
+fn compile(
+    service: &Service,
+    profile: Profile,
+    file: &File,
+    digest: &str,
+) -> Result<Module, Refusal> {
     let plugins = service.plugins();
     let _turn = plugins.compiling();
-    if let Some(module) = plugins.kept(digest) {
+    if let Some(module) = plugins.kept(profile, digest) {
         return Ok(module);
     }
-    compile::in_child(&file.bytes)?;
+    compile::in_child(profile, &file.bytes)?;
     // A cluster with a plugin has been found, so there is an engine.
-    let engine = plugins.engine().expect("plugins have an engine");
+    let engine = plugins.engine().expect("plugins have an engine").of_profile(profile)?;
     let module = compile::in_background(&engine, &file.bytes)?;
     plugins.keep(&module);
     Ok(module)

@@ -220,7 +220,9 @@ impl IntoResponse for Refusal {
             | Self::Quarantined(_)
             | Self::NothingBefore(_)
             | Self::NoTrial(_) => StatusCode::CONFLICT,
-            Self::Draining | Self::Silent(_) | Self::System(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Draining | Self::Silent(_) | Self::System(_) | Self::Engine(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         (code, format!("{self}\n")).into_response()
     }

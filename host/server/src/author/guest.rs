@@ -151,24 +151,29 @@ fn module_of(message: &Value) -> Option<Built> {
 }
 
 impl Built {
-    /// Leaves the module at `out`, if it is a policy, and returns its size. A file that would not
-    /// change is left alone, so that nothing which watches it is woken.
+    /// As [`publish`] for what was built.
     pub(crate) fn publish(&self, out: &Path) -> Result<usize> {
-        let module = united(&fs::read(&self.file)?)
-            .and_then(|module| {
-                ComponentEncoder::default().validate(true).module(&module)?.encode()?;
-                Ok(module)
-            })
-            .with_context(|| format!("{} is no policy", self.file.display()))?;
-        if let Some(dir) = out.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        if fs::read(out).is_ok_and(|there| there == module) {
-            return Ok(module.len());
-        }
-        fs::write(out, &module).with_context(|| format!("cannot write {}", out.display()))?;
-        Ok(module.len())
+        publish(&self.file, out)
     }
+}
+
+/// Leaves a module at `out`, if it is a policy, and returns its size. A file that would not change
+/// is left alone, so that nothing which watches it is woken.
+pub(crate) fn publish(file: &Path, out: &Path) -> Result<usize> {
+    let module = united(&fs::read(file)?)
+        .and_then(|module| {
+            ComponentEncoder::default().validate(true).module(&module)?.encode()?;
+            Ok(module)
+        })
+        .with_context(|| format!("{} is no policy", file.display()))?;
+    if let Some(dir) = out.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    if fs::read(out).is_ok_and(|there| there == module) {
+        return Ok(module.len());
+    }
+    fs::write(out, &module).with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(module.len())
 }
 
 /// The module with one section that tells its interface. The SDK's bindings leave one for each part

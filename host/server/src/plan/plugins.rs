@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pointsman_plugin::Profile;
+
 use super::findings::{Distinct, Findings};
 use super::{Native, PluginId, PluginPlan, PolicyPlan, json};
-use crate::config::Policy;
+use crate::config::{self, Policy};
 use crate::problem::suggestion;
 
 /// Where packages put plugins.
@@ -168,6 +170,10 @@ fn plugin_plan(
         name: name.to_owned(),
         key: key.to_owned(),
         file,
+        profile: match policy.profile {
+            config::Profile::Strict => Profile::Strict,
+            config::Profile::Compat => Profile::Compat,
+        },
         config,
         fallback: native(&format!("{key}.fallback"), &policy.fallback, findings),
         on_swap: policy.on_swap,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pointsman_plugin::{Engine, EngineLimits, LoadError, Module};
+use pointsman_plugin::{Engine, EngineLimits, LoadError, Module, Profile};
 use rustix::param::page_size;
 use rustix::process::{Resource, Rlimit, Signal, nice, setrlimit};
 
@@ -21,6 +21,8 @@ use super::Refusal;
 
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "compile-plugin";
+/// Its option for plugins of the profile of this name.
+const COMPAT: &str = "--compat";
 /// How much CPU compiling may take: a policy takes well under a second, a runtime of another
 /// language some.
 const CPU_MAX: Duration = Duration::from_secs(10);
@@ -63,9 +65,10 @@ impl fmt::Display for Excess {
 }
 
 /// Compiles it in a child process, to see that this can be done.
-pub(super) fn in_child(bytes: &[u8]) -> Result<(), Refusal> {
+pub(super) fn in_child(profile: Profile, bytes: &[u8]) -> Result<(), Refusal> {
     let mut child = Command::new("/proc/self/exe")
         .arg(SUBCOMMAND)
+        .args((profile == Profile::Compat).then_some(COMPAT))
         .env_clear()
         // One thread is what the limits are made for; each more would reserve memory of its own.
         .envs([("RAYON_NUM_THREADS", "1"), ("MALLOC_ARENA_MAX", "1")])
@@ -138,8 +141,8 @@ pub(super) fn in_background(engine: &Engine, bytes: &[u8]) -> Result<Module, Ref
 }
 
 /// The child: limits itself, compiles what it reads, and says what is wrong with it.
-pub fn main() -> ExitCode {
-    match compile_limited() {
+pub fn main(profile: Profile) -> ExitCode {
+    match compile_limited(profile) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(refusal)) => {
             println!("{refusal}");
@@ -152,10 +155,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn compile_limited() -> anyhow::Result<Result<(), LoadError>> {
+fn compile_limited(profile: Profile) -> anyhow::Result<Result<(), LoadError>> {
     let limits = EngineLimits { instances_max: 1, ..EngineLimits::default() };
     // The engine reserves address space that is no memory, so it comes before the limit.
-    let engine = Engine::new(limits, Arc::new(drop))?;
+    let engine = Engine::new(limits, Arc::new(drop))?.of_profile(profile)?;
     limit(Resource::Core, 0)?;
     limit(Resource::Cpu, CPU_MAX.as_secs())?;
     limit(Resource::As, address_space_bytes()? + MEMORY_MIB_MAX * 1024 * 1024)?;
