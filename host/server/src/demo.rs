@@ -150,8 +150,9 @@ fn configuration(folder: &Path, endpoints: &[Endpoint]) -> String {
     let addresses =
         endpoints.iter().map(|endpoint| format!("{{ address = \"{}\" }}", endpoint.address));
     let endpoints = addresses.collect::<Vec<_>>().join(", ");
+    // All flows come at once, and what is shown is who decides on them.
     let mut text = format!(
-        "drain_timeout_ms = 2000\n[admin]\nsocket = {:?}\n",
+        "drain_timeout_ms = 2000\nplugin_cpu_percent = 100\n[admin]\nsocket = {:?}\n",
         folder.join("admin.sock").display().to_string()
     );
     for policy in POLICIES {

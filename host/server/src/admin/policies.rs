@@ -58,13 +58,14 @@ async fn swap_everywhere(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Vec<SwapAnswer>>, Refusal> {
+    let bytes = read(&headers, body).await?;
     let options = Options::of(&query.unwrap_or_default())?;
     if options.way.is_some() {
         let what = "a trial is of one cluster; send it to /v1/clusters/NAME/policy";
         return Err(Refusal::Query(what.to_owned()));
     }
     let clusters = find_users(&service, &name)?;
-    let file = options.file(&headers, body).await?;
+    let file = options.file(bytes);
     aside(move || swap::swap(&service, &clusters, &file)).await
 }
 
@@ -75,9 +76,10 @@ async fn swap_one(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
+    let bytes = read(&headers, body).await?;
     let options = Options::of(&query.unwrap_or_default())?;
     let cluster = find_cluster(&service, &cluster)?;
-    let file = options.file(&headers, body).await?;
+    let file = options.file(bytes);
     if let Some(way) = options.way {
         let report = aside(move || trial::begin(&service, cluster, &file, way)).await;
         return report.map(IntoResponse::into_response);
@@ -169,17 +171,23 @@ impl Options {
         Ok(options)
     }
 
-    async fn file(&self, headers: &HeaderMap, body: Body) -> Result<File, Refusal> {
-        let bytes_max = EngineLimits::default().module_bytes_max;
-        let told = headers.get(header::CONTENT_LENGTH);
-        let told = told.and_then(|told| told.to_str().ok()?.parse().ok()).unwrap_or(0);
-        let too_large = || LoadError::TooLarge { bytes: told.max(bytes_max + 1), bytes_max };
-        if told > bytes_max {
-            return Err(too_large().into());
-        }
-        let bytes = to_bytes(body, bytes_max).await.map_err(|_| too_large())?;
-        Ok(File { bytes: bytes.into(), lift_quarantine: self.lift_quarantine })
+    fn file(&self, bytes: Vec<u8>) -> File {
+        File { bytes, lift_quarantine: self.lift_quarantine }
     }
+}
+
+/// Reads the file. This comes before anything else is looked at: whoever is still sending does not
+/// hear an answer that comes sooner.
+async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Refusal> {
+    let bytes_max = EngineLimits::default().module_bytes_max;
+    let told = headers.get(header::CONTENT_LENGTH);
+    let told = told.and_then(|told| told.to_str().ok()?.parse().ok()).unwrap_or(0);
+    let too_large = || LoadError::TooLarge { bytes: told.max(bytes_max + 1), bytes_max };
+    if told > bytes_max {
+        return Err(too_large().into());
+    }
+    let bytes = to_bytes(body, bytes_max).await.map_err(|_| too_large())?;
+    Ok(bytes.into())
 }
 
 fn find_cluster(service: &Service, name: &str) -> Result<ClusterId, Refusal> {

@@ -84,7 +84,6 @@ impl Policy {
             Self::Trial(of) => of.show_trial(),
             Self::Promote(of) => of.change("promote", SwapAnswer::to_line),
             Self::Abort(of) => of.change("abort", TrialReport::to_text),
-            Self::Author(author) => author.run(),
         }
     }
 }

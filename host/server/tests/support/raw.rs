@@ -31,8 +31,11 @@ pub fn config_with_policy(
     policy: &str,
     endpoints: &[SocketAddr],
 ) -> String {
+    // On a busy machine a plugin is charged for time that others had, so only a test of the budget
+    // has one.
+    let budget = if top.contains("plugin_cpu_percent") { "" } else { "plugin_cpu_percent = 100\n" };
     let mut text = format!(
-        "{top}\n[[listeners]]\nname = \"web\"\naddress = \"127.0.0.1:0\"\ncluster = \"web\"\n\
+        "{budget}{top}\n[[listeners]]\nname = \"web\"\naddress = \"127.0.0.1:0\"\ncluster = \"web\"\n\
          {listener}\n[[clusters]]\nname = \"web\"\npolicy = \"{policy}\"\nendpoints = ["
     );
     for address in endpoints {
