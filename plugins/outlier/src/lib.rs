@@ -105,8 +105,11 @@ impl Policy for Outlier {
         let lower_index = drawable.nth(lower).unwrap_or(0);
         let upper_index = if upper > lower { drawable.nth(upper - lower - 1) } else { None }
             .unwrap_or(lower_index);
-        let is_upper_idler = host.load(upper_index) < host.load(lower_index);
-        Decision::forward(if is_upper_idler { upper_index } else { lower_index })
+        // Of equals the one drawn first wins, which is a matter of chance, as it should be.
+        let [winner, other] =
+            if first <= second { [lower_index, upper_index] } else { [upper_index, lower_index] };
+        let is_other_idler = host.load(other) < host.load(winner);
+        Decision::forward(if is_other_idler { other } else { winner })
     }
 }
 
