@@ -110,9 +110,9 @@ fn a_policy_built_for_0_1_0_decides_and_is_told_everything() {
     assert_eq!((endpoint_of(&decided), decided.source), (2, Source::Plugin));
 
     let heard = || log.recv_timeout(Duration::from_secs(60)).unwrap();
-    expect(heard(), LogLevel::Info, &[r#"configured with {"a":1}"#]);
+    expect(&heard(), LogLevel::Info, &[r#"configured with {"a":1}"#]);
     for line in ["10.0.0.1:80 weighs 1", "10.0.0.2:80 weighs 2", "10.0.0.3:80 weighs 3"] {
-        expect(heard(), LogLevel::Warn, &["generation 7: ", line]);
+        expect(&heard(), LogLevel::Warn, &["generation 7: ", line]);
     }
     let client = 0xffff_c000_0207_u64.to_string();
     let facts = ["Protocol::Tcp", &client, "client_port: 1234", "local_port: 8080", "now_ms: 77"];
@@ -121,10 +121,10 @@ fn a_policy_built_for_0_1_0_decides_and_is_told_everything() {
         LogLevel::Debug,
         &[&facts[..], &["key: 99", "attempt: 0", "random: 1"]].concat(),
     );
-    expect(heard(), LogLevel::Debug, &["attempt: 1", "avoid: 1"]);
+    expect(&heard(), LogLevel::Debug, &["attempt: 1", "avoid: 1"]);
 }
 
-fn expect(line: LogLine, level: LogLevel, parts: &[&str]) {
+fn expect(line: &LogLine, level: LogLevel, parts: &[&str]) {
     assert_eq!(line.level, level, "{line:?}");
     assert!(parts.iter().all(|part| line.message.contains(part)), "{line:?} has not {parts:?}");
 }
