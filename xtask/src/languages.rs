@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::plugins;
+use crate::guest;
 use crate::setup::install;
 use crate::workspace::{plugins_dir, root, run, target_dir, which};
 
@@ -105,7 +105,7 @@ fn build_c(dir: &Path, workshop: &Path, out: &Path) -> Result<usize> {
     clang.args(["-Wl,--no-entry", "-Wl,--strip-all", "-Wl,--stack-first"]);
     clang.arg(format!("-Wl,-z,stack-size={C_STACK_BYTES}"));
     run(clang.args(sources).arg("-o").arg(&module))?;
-    plugins::encode(&module, out)
+    guest::publish(&module, out)
 }
 
 /// Installs the package of the example's lock file, in the workshop.

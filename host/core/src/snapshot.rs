@@ -135,6 +135,9 @@ pub struct DatagramSettings {
     pub replies_expected: u32,
     /// Upstream ports each worker may open for this listener, at least 1.
     pub ports_max: u32,
+    /// Ports that stay open once they are, however few flows there are: the fewer, the sooner a flow's
+    /// late reply meets another flow on its port.
+    pub ports_min: u32,
     /// Whether each flow has a connected port of its own.
     pub port_per_flow: bool,
     /// Whether trains are received and sent whole.
@@ -143,8 +146,13 @@ pub struct DatagramSettings {
 
 impl DatagramSettings {
     /// Any number of replies, shared ports, trains.
-    pub const DEFAULT: Self =
-        Self { replies_expected: 0, ports_max: 16_384, port_per_flow: false, offload: true };
+    pub const DEFAULT: Self = Self {
+        replies_expected: 0,
+        ports_max: 16_384,
+        ports_min: 32,
+        port_per_flow: false,
+        offload: true,
+    };
 }
 
 /// How long a session may stay in each state without progress.

@@ -54,6 +54,18 @@ impl TableGuest {
         built.map_err(|fault| counted(&self.0, fault))
     }
 
+    /// As for a [`GuestPolicy`](crate::GuestPolicy).
+    #[must_use]
+    pub fn fuel_used(&self) -> Option<u64> {
+        self.0.fuel_used()
+    }
+
+    /// How large the guest's memory has become.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.0.memory_bytes()
+    }
+
     /// What it hands over to its successor, if it does such a thing and can.
     pub fn state(&mut self) -> Option<Vec<u8>> {
         state_of(&mut self.0)
@@ -93,6 +105,18 @@ impl WeightsGuest {
         candidates: &Arc<Candidates>,
     ) -> Result<Option<Vec<u32>>, GuestFault> {
         self.0.weigh(now, candidates).map_err(|fault| counted(&self.0, fault))
+    }
+
+    /// As for a [`GuestPolicy`](crate::GuestPolicy).
+    #[must_use]
+    pub fn fuel_used(&self) -> Option<u64> {
+        self.0.fuel_used()
+    }
+
+    /// How large the guest's memory has become.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.0.memory_bytes()
     }
 
     /// What it hands over to its successor, if it does such a thing and can.

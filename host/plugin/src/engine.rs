@@ -99,7 +99,7 @@ impl Engine {
             instances: limits.instances_max,
             reason: reason_of(error),
         };
-        let config = config(profile, limits.instances_max);
+        let config = config(profile, limits);
         let wasm = wasmtime::Engine::new(&config).map_err(|error| refused(&error))?;
         let mut linker = Linker::new(&wasm);
         Chooser::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
@@ -167,10 +167,13 @@ impl fmt::Debug for Engine {
     }
 }
 
-fn config(profile: Profile, instances_max: u32) -> Config {
+fn config(profile: Profile, limits: EngineLimits) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
+        // On the thread that asks for it, which may have stepped back behind the workers.
+        .parallel_compilation(false)
+        .consume_fuel(limits.counts_fuel)
         .max_wasm_stack(STACK_BYTES_MAX)
         .cranelift_opt_level(OptLevel::Speed)
         .native_unwind_info(false)
@@ -181,7 +184,10 @@ fn config(profile: Profile, instances_max: u32) -> Config {
         .wasm_memory64(false)
         .wasm_multi_memory(profile.parts().memories > 1)
         .wasm_tail_call(false)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(profile, instances_max)));
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(
+            profile,
+            limits.instances_max,
+        )));
     config
 }
 

@@ -10,6 +10,7 @@
 
 mod abi;
 mod imports;
+mod outline;
 
 use std::sync::Arc;
 
@@ -18,7 +19,9 @@ use wasmtime::{
     WasmParams, WasmResults, format_err,
 };
 
-use self::abi::{FlatFlow, Heap, Realloc, View};
+pub(crate) use self::outline::outline;
+
+use self::abi::{FlatFlow, Heap, Realloc, View, bytes, nothing, numbers, result, string};
 use crate::bindings::signals::Sample;
 use crate::bindings::types::{Decision, Flow};
 use crate::component::not_exported;
@@ -176,7 +179,7 @@ impl FlatGuest {
 impl Guest for FlatGuest {
     fn configure(&self, store: &mut Store<State>, config: &str) -> Answer<Result<(), String>> {
         let config = self.heap(store).put_bytes(config.as_bytes())?;
-        self.ask(store, (Function::Configure, config), |view, at| view.result(at, View::nothing))
+        self.ask(store, (Function::Configure, config), |view, at| result(view, at, nothing))
     }
 
     fn endpoints_changed(&self, store: &mut Store<State>, list: &List) -> Answer<()> {
@@ -197,12 +200,12 @@ impl Guest for FlatGuest {
     fn build(&self, store: &mut Store<State>, list: &List) -> Answer<Result<Vec<u32>, String>> {
         let (at, length) = self.heap(store).put_endpoints(&list.endpoints)?;
         let params = (list.generation, at, length);
-        self.ask(store, (Function::Build, params), |view, at| view.result(at, View::numbers))
+        self.ask(store, (Function::Build, params), |view, at| result(view, at, numbers))
     }
 
     fn weigh(&self, store: &mut Store<State>, now_ms: u64, samples: &[Sample]) -> Answer<Vec<u32>> {
         let (at, length) = self.heap(store).put_list(samples)?;
-        self.ask(store, (Function::Weigh, (now_ms, at, length)), |view, at| view.numbers(at))
+        self.ask(store, (Function::Weigh, (now_ms, at, length)), numbers)
     }
 
     fn feed(&self, store: &mut Store<State>, feed: &Feed<'_>) -> Answer<()> {
@@ -215,16 +218,16 @@ impl Guest for FlatGuest {
     }
 
     fn snapshot(&self, store: &mut Store<State>) -> Answer<Vec<u8>> {
-        self.ask(store, (Function::Snapshot, ()), |view, at| view.bytes(at))
+        self.ask(store, (Function::Snapshot, ()), bytes)
     }
 
     fn restore(&self, store: &mut Store<State>, state: &[u8]) -> Answer<Result<(), String>> {
         let state = self.heap(store).put_bytes(state)?;
-        self.ask(store, (Function::Restore, state), |view, at| view.result(at, View::nothing))
+        self.ask(store, (Function::Restore, state), |view, at| result(view, at, nothing))
     }
 
     fn config_schema(&self, store: &mut Store<State>) -> Answer<String> {
-        self.ask(store, (Function::ConfigSchema, ()), |view, at| view.string(at))
+        self.ask(store, (Function::ConfigSchema, ()), string)
     }
 }
 

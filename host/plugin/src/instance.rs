@@ -18,7 +18,8 @@ use crate::error::{Fault, InstanceError, Step};
 use crate::feedback::Batch;
 use crate::guest::Guest;
 use crate::limits::{
-    Allowance, GRACE_TICKS, PolicySettings, STATE_BYTES_MAX, WEIGHT_MAX, hostcall_bytes_max, ticks,
+    Allowance, FUEL_MAX, GRACE_TICKS, PolicySettings, STATE_BYTES_MAX, WEIGHT_MAX,
+    hostcall_bytes_max, ticks,
 };
 use crate::log::{LogBudget, LogLevel, LogLine, Speaker, one_line};
 use crate::module::Module;
@@ -77,6 +78,7 @@ pub(crate) struct State {
     pub(crate) wasi: Wasi,
     /// Where the guest is called by pointers: its memory, once it may be used.
     pub(crate) memory: Option<Memory>,
+    counts_fuel: bool,
     allowance: Allowance,
     /// How many ticks it gets when its deadline has passed, once per call.
     grace_ticks: u64,
@@ -210,6 +212,7 @@ impl Instance {
             now: Instant::ZERO,
             wasi: Wasi::default(),
             memory: None,
+            counts_fuel: recipe.module.engine().limits().counts_fuel,
             allowance: Allowance::new(recipe.settings.memory_bytes_max),
             grace_ticks: 0,
         };
@@ -254,6 +257,16 @@ impl Instance {
         guarded(&mut self.store, ticks, |store| self.guest.endpoints_changed(store, &list))?;
         self.told = Some(candidates.generation);
         Ok(())
+    }
+
+    /// What the last call has executed, if the engine counts that.
+    pub(crate) fn fuel_used(&self) -> Option<u64> {
+        self.store.get_fuel().ok().map(|left| FUEL_MAX - left)
+    }
+
+    /// How large its memory has become.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.store.data().allowance.memory_bytes()
     }
 
     /// The endpoints that it was told of last.
@@ -317,6 +330,10 @@ fn guarded<R>(
 ) -> Result<R, Fault> {
     store.set_epoch_deadline(ticks);
     store.data_mut().begin();
+    if store.data().counts_fuel {
+        // Fails only where fuel is not counted.
+        let _ = store.set_fuel(FUEL_MAX);
+    }
     match catch_unwind(AssertUnwindSafe(|| call(&mut *store))) {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => Err(Fault::of_error(error, store.data().allowance.has_refused())),
@@ -372,9 +389,16 @@ mod tests {
             Arc::new(Candidates { generation: Generation(1), endpoints: [].into(), table: None });
         let allowance = Allowance::new(1 << 20);
         let now = Instant::ZERO;
-        let wasi = Wasi::default();
-        let memory = None;
-        let state = State { recipe, candidates, now, wasi, memory, allowance, grace_ticks: 0 };
+        let state = State {
+            recipe,
+            candidates,
+            now,
+            wasi: Wasi::default(),
+            memory: None,
+            counts_fuel: false,
+            allowance,
+            grace_ticks: 0,
+        };
         Store::new(engine.wasm(), state)
     }
 

@@ -18,6 +18,9 @@ pub(crate) const GRACE_TICKS: u64 = 2;
 const TICKS_MAX: u64 = u64::MAX / 4;
 /// How much of the calling thread's stack a guest may use. A worker's stack must be well above it.
 pub(crate) const STACK_BYTES_MAX: usize = 256 << 10;
+/// What a call may use where that is counted: it is there to be counted, and the deadline is what
+/// ends a call.
+pub(crate) const FUEL_MAX: u64 = u64::MAX;
 /// How many bytes a guest may hand over in one call, in either a log line or a result.
 pub(crate) const HOSTCALL_BYTES_MAX: usize = 256 << 10;
 /// The same for a policy that makes lookup tables: the largest takes 4 MiB, and one that is too
@@ -48,11 +51,14 @@ pub struct EngineLimits {
     pub instances_max: u32,
     /// The largest plugin that is compiled. Compiling is the one thing here that no deadline bounds.
     pub module_bytes_max: usize,
+    /// Whether instances count what they execute. Exact, and not for the data path: the code is
+    /// larger and slower for it.
+    pub counts_fuel: bool,
 }
 
 impl Default for EngineLimits {
     fn default() -> Self {
-        Self { instances_max: 256, module_bytes_max: 16 << 20 }
+        Self { instances_max: 256, module_bytes_max: 16 << 20, counts_fuel: false }
     }
 }
 
@@ -118,6 +124,11 @@ impl Allowance {
     /// Begins a new call.
     pub(crate) fn forget(&mut self) {
         self.refused = false;
+    }
+
+    /// How large the guest's memory has become.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
     }
 
     /// Whether something was refused since the last [`forget`](Self::forget).

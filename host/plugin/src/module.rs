@@ -20,7 +20,7 @@ use crate::compat::{self, Profile};
 use crate::component::PreparedComponent;
 use crate::engine::Engine;
 use crate::error::{InstanceError, LoadError, reason_of};
-use crate::flat::PreparedModule;
+use crate::flat::{PreparedModule, outline};
 use crate::guest::Prepared;
 use crate::instance;
 use crate::log::one_line;
@@ -40,8 +40,7 @@ pub struct Module {
 struct Shared {
     engine: Engine,
     prepared: Box<dyn Prepared>,
-    world: World,
-    imports: Vec<String>,
+    facts: Facts,
     size_bytes: usize,
     digest: String,
 }
@@ -63,31 +62,31 @@ impl Module {
     /// What it is asked for.
     #[must_use]
     pub fn shape(&self) -> Shape {
-        self.shared.world.shape
+        self.shared.facts.world.shape
     }
 
     /// Whether it wants to hear of ended flows.
     #[must_use]
     pub fn has_feedback(&self) -> bool {
-        self.shared.world.has(Function::Feed)
+        self.shared.facts.world.has(Function::Feed)
     }
 
     /// Whether its instances hand over what they know.
     #[must_use]
     pub fn has_state(&self) -> bool {
-        self.shared.world.has(Function::Snapshot)
+        self.shared.facts.world.has(Function::Snapshot)
     }
 
     /// Whether it says what it may be configured with.
     #[must_use]
     pub fn has_schema(&self) -> bool {
-        self.shared.world.has(Function::ConfigSchema)
+        self.shared.facts.world.has(Function::ConfigSchema)
     }
 
     /// What it imports, as `interface#function`.
     #[must_use]
     pub fn imports(&self) -> &[String] {
-        &self.shared.imports
+        &self.shared.facts.imports
     }
 
     /// The JSON schema of its `config`, if it has one. Makes an instance to ask.
@@ -126,40 +125,67 @@ impl Module {
     }
 
     fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, LoadError> {
-        let invalid = |error: wasmtime::Error| LoadError::Invalid(reason_of(&error));
-        let encoded = encode(bytes)?;
-        if engine.profile() == Profile::Strict && encoded.is_none() {
-            compat::find_wasi(bytes).map_or(Ok(()), |import| Err(unknown_import(&import)))?;
+        if !is_core_module(bytes)? {
+            if engine.profile() == Profile::Strict {
+                compat::find_wasi(bytes).map_or(Ok(()), |import| Err(unknown_import(&import)))?;
+            }
+            let Checked { facts, component } = Checked::new(engine, bytes)?;
+            return Ok(Self::new(engine, bytes, facts, Box::new(component)));
         }
-        let binary = encoded.as_ref().map_or(bytes, |encoded| &encoded.component);
+        let encoded = encode(bytes)?;
+        if encoded.has_plain_text
+            && let Some(outline) = outline(bytes)
+        {
+            let outline = encode(&outline)?.component;
+            let Checked { facts, .. } = Checked::new(engine, &outline)?;
+            let module = wasmtime::Module::from_binary(engine.wasm(), bytes).map_err(invalid)?;
+            if let Some(module) = PreparedModule::new(engine, &module, &facts.world) {
+                return Ok(Self::new(engine, bytes, facts, Box::new(module)));
+            }
+        }
+        let Checked { facts, component } = Checked::new(engine, &encoded.component)?;
+        Ok(Self::new(engine, bytes, facts, Box::new(component)))
+    }
+
+    fn new(engine: &Engine, bytes: &[u8], facts: Facts, prepared: Box<dyn Prepared>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                engine: engine.clone(),
+                prepared,
+                facts,
+                size_bytes: bytes.len(),
+                digest: hex(&Sha256::digest(bytes)),
+            }),
+        }
+    }
+}
+
+/// What the types of a component say about it.
+struct Facts {
+    world: World,
+    imports: Vec<String>,
+}
+
+/// A component that is a policy for this host.
+struct Checked {
+    facts: Facts,
+    component: PreparedComponent,
+}
+
+impl Checked {
+    fn new(engine: &Engine, binary: &[u8]) -> Result<Self, LoadError> {
         let component = Component::from_binary(engine.wasm(), binary).map_err(invalid)?;
         let ty = component.component_type();
         let imports = check_imports(engine, &ty)?;
         let world = World::of(engine.wasm(), &ty)?;
-        let by_wrapping = PreparedComponent::new(engine, &component, &world)?;
-        let directly = match encoded {
-            Some(Encoded { has_plain_text: true, .. }) => {
-                let module =
-                    wasmtime::Module::from_binary(engine.wasm(), bytes).map_err(invalid)?;
-                PreparedModule::new(engine, &module, &world)
-            }
-            _ => None,
-        };
-        let prepared: Box<dyn Prepared> = match directly {
-            Some(module) => Box::new(module),
-            None => Box::new(by_wrapping),
-        };
-        Ok(Self {
-            shared: Arc::new(Shared {
-                engine: engine.clone(),
-                prepared,
-                world,
-                imports,
-                size_bytes: bytes.len(),
-                digest: hex(&Sha256::digest(bytes)),
-            }),
-        })
+        let component = PreparedComponent::new(engine, &component, &world)?;
+        Ok(Self { facts: Facts { world, imports }, component })
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what an error is turned into")]
+fn invalid(error: wasmtime::Error) -> LoadError {
+    LoadError::Invalid(reason_of(&error))
 }
 
 impl fmt::Debug for Module {
@@ -179,6 +205,14 @@ fn hex(bytes: &[u8]) -> String {
     text
 }
 
+/// Whether a file is a core module; what is left is a component, or damaged.
+fn is_core_module(bytes: &[u8]) -> Result<bool, LoadError> {
+    if !bytes.starts_with(MAGIC) {
+        return Err(LoadError::NotWasm(guess(bytes)));
+    }
+    Ok(bytes.get(4..8) == Some(CORE_MODULE))
+}
+
 /// A core module as a component.
 struct Encoded {
     component: Vec<u8>,
@@ -186,14 +220,8 @@ struct Encoded {
     has_plain_text: bool,
 }
 
-/// Makes a component of a core module; `None` if it is one already.
-fn encode(bytes: &[u8]) -> Result<Option<Encoded>, LoadError> {
-    if !bytes.starts_with(MAGIC) {
-        return Err(LoadError::NotWasm(guess(bytes)));
-    }
-    if bytes.get(4..8) != Some(CORE_MODULE) {
-        return Ok(None);
-    }
+/// Makes a component of a core module.
+fn encode(bytes: &[u8]) -> Result<Encoded, LoadError> {
     let (stripped, bindgen) = wit_component::metadata::decode(bytes)
         .map_err(|error| LoadError::Invalid(one_line(&error.root_cause().to_string())))?;
     let encoded =
@@ -202,7 +230,7 @@ fn encode(bytes: &[u8]) -> Result<Option<Encoded>, LoadError> {
         (Err(error), stripped) => Err(refusal(&format!("{error:#}"), stripped.is_some())),
         (Ok(_), None) => Err(LoadError::NoInterface),
         (Ok(component), Some(_)) => {
-            Ok(Some(Encoded { component, has_plain_text: has_plain_text(&bindgen) }))
+            Ok(Encoded { component, has_plain_text: has_plain_text(&bindgen) })
         }
     }
 }
@@ -242,11 +270,9 @@ fn refusal(reason: &str, has_interface: bool) -> LoadError {
             unknown_import(import)
         };
     }
-    let missing = quoted_after(reason, "failed to find export of function `");
-    let function = missing.and_then(|missing| {
-        let name = missing.rsplit_once('#').map_or(missing, |(_, name)| name);
-        Function::ALL.into_iter().find(|function| function.name() == name)
-    });
+    let missing = reason.split_once("failed to find export of ");
+    let missing = missing.and_then(|(_, export)| quoted_after(export, "function `"));
+    let function = missing.and_then(|name| Function::ALL.into_iter().find(|it| it.name() == name));
     match function {
         Some(function) => LoadError::MissingExport(function.name()),
         None if has_interface => LoadError::Invalid(one_line(reason)),

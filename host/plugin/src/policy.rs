@@ -8,9 +8,10 @@
 //!                    a new instance lies in the slot: looked for at each flow
 //! ```
 //!
-//! The fallback decides every flow while standing in, and while asking those flows on which the
-//! guest gave no answer that holds: it deferred, it named an endpoint that does not exist, or one
-//! that has just failed this very flow although others have not been tried.
+//! The fallback decides every flow while standing in, and while plugins have used up their share of
+//! the core. While asking, it decides those flows on which the guest gave no answer that holds: it
+//! deferred, it named an endpoint that does not exist, or one that has just failed this very flow
+//! although others have not been tried.
 
 use core::fmt;
 use std::sync::Arc;
@@ -103,6 +104,19 @@ impl GuestPolicy {
             slot: Arc::default(),
             record: Record::default(),
         })
+    }
+
+    /// What the last call of the guest has executed, in the runtime's units of about one
+    /// instruction; `None` unless the engine counts that.
+    #[must_use]
+    pub fn fuel_used(&self) -> Option<u64> {
+        self.instance.as_ref()?.fuel_used()
+    }
+
+    /// How large the guest's memory has become; 0 while the fallback stands in.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.instance.as_ref().map_or(0, Instance::memory_bytes)
     }
 
     /// What the guest decides, if it can be asked and its answer holds.

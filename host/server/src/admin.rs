@@ -13,6 +13,8 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, get};
 use tokio::net::{TcpListener, UnixListener};
 
+mod policies;
+
 use crate::flows::{FlowId, Page, Query, Shown};
 use crate::metrics;
 use crate::runtime;
@@ -44,7 +46,8 @@ fn looking(service: Arc<Service>) -> Router {
 
 /// That, and what changes something.
 fn changing(service: Arc<Service>) -> Router {
-    router().route("/v1/flows/{id}", delete(forget)).with_state(service)
+    let changing = policies::changing().route("/v1/flows/{id}", delete(forget));
+    router().merge(changing).with_state(service)
 }
 
 fn router() -> Router<Arc<Service>> {
@@ -55,6 +58,7 @@ fn router() -> Router<Arc<Service>> {
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
         .route("/v1/flows/{id}", get(flow))
+        .merge(policies::looking())
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> impl IntoResponse {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use pointsman_core::policy::Policy;
-use pointsman_core::{BalancerConfig, Board, Snapshot};
+use pointsman_core::{BalancerConfig, Board, ClusterId, Snapshot};
 use pointsman_plugin::Engine;
 use pointsman_ring::RingConfig;
 use tokio::sync::mpsc::UnboundedSender;
@@ -14,13 +14,17 @@ use tokio::sync::oneshot;
 use crate::access_log::LogSender;
 use crate::budget::Budget;
 use crate::cores::Core;
+use crate::crew::Crew;
 use crate::fleet::Fleet;
 use crate::mailbox::{Address, Mailbox, Retired};
-use crate::plan::Plan;
+use crate::plan::{ClusterPlan, Plan, PolicyPlan};
 use crate::plugins::Plugins;
 use crate::problem::Problem;
 use crate::random;
+use crate::seat::Seat;
+use crate::steering::Steerer;
 use crate::worker::{self, Ended, Parts};
+use crate::world::{Role, World};
 
 /// Where workers send what is not an answer.
 pub struct Channels {
@@ -84,32 +88,58 @@ pub async fn start(plan: &Plan, outfit: Outfit) -> anyhow::Result<Fleet> {
     Ok(Fleet::new(addresses))
 }
 
-/// Makes every worker's policies.
+/// The policies of all clusters as they begin.
+pub struct Seated {
+    /// By worker, then by cluster.
+    pub policies: Vec<Vec<Box<dyn Policy>>>,
+    /// By cluster.
+    pub seats: Vec<Arc<Seat>>,
+    /// The guests that make tables and weights.
+    pub steerers: Vec<(ClusterId, Steerer)>,
+}
+
+/// Makes every worker's policies, and shows the world what they need to see.
 ///
 /// # Errors
 /// A plugin fails, or refuses its configuration; each plugin is told once.
-pub fn policies(
-    plan: &Plan,
-    plugins: &Plugins,
-    snapshot: &Snapshot,
-) -> Result<Vec<Vec<Box<dyn Policy>>>, Vec<Problem>> {
-    let mut all = Vec::with_capacity(plan.workers);
+pub fn seat(plan: &Plan, plugins: &Plugins, world: &mut World) -> Result<Seated, Vec<Problem>> {
+    let mut seated = Seated {
+        policies: (0..plan.workers).map(|_| Vec::with_capacity(plan.clusters.len())).collect(),
+        seats: Vec::with_capacity(plan.clusters.len()),
+        steerers: Vec::new(),
+    };
     let mut problems: Vec<Problem> = Vec::new();
-    for worker in 0..plan.workers {
-        let mut policies = Vec::with_capacity(plan.clusters.len());
-        for (cluster, state) in plan.clusters.iter().zip(&snapshot.clusters) {
-            match plugins.policy(cluster.policy, worker, &state.candidates) {
-                Ok(policy) => policies.push(policy),
-                Err(problem) if problems.contains(&problem) => {}
-                Err(problem) => problems.push(problem),
-            }
-        }
-        all.push(policies);
-        if !problems.is_empty() {
-            return Err(problems);
+    for (id, cluster) in (0..).map(ClusterId).zip(&plan.clusters) {
+        match plugins.crew(cluster.policy, &world.base(id)) {
+            Ok(crew) => seated.take(id, cluster, crew, (plugins, &mut *world)),
+            Err(problem) if problems.contains(&problem) => {}
+            Err(problem) => problems.push(problem),
         }
     }
-    Ok(all)
+    if problems.is_empty() { Ok(seated) } else { Err(problems) }
+}
+
+impl Seated {
+    fn take(
+        &mut self,
+        id: ClusterId,
+        cluster: &ClusterPlan,
+        crew: Crew,
+        (plugins, world): (&Plugins, &mut World),
+    ) {
+        let Crew { policies, outlook, steerer, counts } = crew;
+        for (worker, policy) in self.policies.iter_mut().zip(policies) {
+            worker.push(policy);
+        }
+        world.show((id, Role::Live), outlook);
+        self.steerers.extend(steerer.map(|steerer| (id, steerer)));
+        let plugin = match cluster.policy {
+            PolicyPlan::Native(_) => None,
+            PolicyPlan::Plugin(plugin) => Some(plugin),
+        };
+        let module = plugin.map(|plugin| plugins.first_module(plugin).clone());
+        self.seats.push(Arc::new(Seat::new(&cluster.name, plugin, module, counts)));
+    }
 }
 
 /// How large each worker is.

@@ -13,9 +13,12 @@ use crate::config::Admin;
 use crate::failure::Failure;
 use crate::problem::Problem;
 use crate::status::Status;
+use crate::swap::compile;
 use crate::{check, client, control, demo, doctor, runtime};
 
+mod author;
 mod flows;
+mod policy;
 
 /// The arguments.
 #[derive(Debug, Parser)]
@@ -55,6 +58,12 @@ enum Command {
     Status(Asking),
     /// List live flows and kept decisions, look at one of them, or forget it.
     Flows(Box<flows::Flows>),
+    /// Write, build and test policies, see who decides for which cluster, and put others there.
+    #[command(subcommand)]
+    Policy(policy::Policy),
+    /// Compile the plugin on standard input under limits: what a swap does before anything else.
+    #[command(hide = true, name = compile::SUBCOMMAND)]
+    CompilePlugin,
     /// Tell whether this machine can run a balancer.
     Doctor {
         #[command(flatten)]
@@ -125,6 +134,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Check { file, folders, json } => check_file(&file, &folders.folders, json),
         Command::Status(Asking { admin, json }) => status(&admin, json),
         Command::Flows(flows) => flows.run(),
+        Command::Policy(policy) => policy.run(),
+        Command::CompilePlugin => Ok(compile::main()),
         Command::Doctor { folders, json } => examine(&folders.folders, json),
         Command::Demo { folders, keep } => demo::run(&folders.folders, keep),
     }

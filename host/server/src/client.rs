@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 
 /// Longer than the balancer waits for its slowest worker.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Gets a path's body.
 ///
@@ -38,7 +38,20 @@ pub fn request(socket: &Path, path: &str) -> anyhow::Result<(u16, String)> {
 /// # Errors
 /// Nobody answers, or with what is not HTTP.
 pub fn send(socket: &Path, method: &str, path: &str) -> anyhow::Result<(u16, String)> {
-    let answer = exchange(socket, method, path).map_err(|error| {
+    send_body(socket, (method, path), &[], TIMEOUT)
+}
+
+/// The same with something to send, and with as much time as that needs.
+///
+/// # Errors
+/// Nobody answers, or with what is not HTTP.
+pub fn send_body(
+    socket: &Path,
+    request: (&str, &str),
+    body: &[u8],
+    patience: Duration,
+) -> anyhow::Result<(u16, String)> {
+    let answer = exchange(socket, request, body, patience).map_err(|error| {
         let advice = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 "; start a balancer, or give its socket with --admin SOCKET"
@@ -53,11 +66,18 @@ pub fn send(socket: &Path, method: &str, path: &str) -> anyhow::Result<(u16, Str
     Ok((code.context("the answer is not HTTP")?, body.to_owned()))
 }
 
-fn exchange(socket: &Path, method: &str, path: &str) -> io::Result<String> {
+fn exchange(
+    socket: &Path,
+    (method, path): (&str, &str),
+    body: &[u8],
+    patience: Duration,
+) -> io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    write!(stream, "{method} {path} HTTP/1.0\r\n\r\n")?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n")?;
+    stream.write_all(body)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)

@@ -26,6 +26,10 @@ pub struct Config {
     pub drain_timeout_ms: u64,
     /// Kept decisions per worker. Default 65536: one per client of a busy site, in a few megabytes.
     pub flow_table_entries: u32,
+    /// How much of each worker's core plugins may take, in percent; 100 is all of it. Beyond that new
+    /// flows go to the fallback. Default 10: a decision costs under 1 % of a new flow, so what comes
+    /// near this is a plugin gone wrong, and nine tenths of the core go on serving.
+    pub plugin_cpu_percent: u32,
     /// Receive buffers of each worker.
     pub buffers: Buffers,
     /// Where the balancer can be asked how it is.
@@ -46,6 +50,7 @@ impl Default for Config {
             workers: None,
             drain_timeout_ms: 30_000,
             flow_table_entries: 65_536,
+            plugin_cpu_percent: 10,
             buffers: Buffers::default(),
             admin: Admin::default(),
             access_log: None,
@@ -383,11 +388,18 @@ impl Default for Endpoint {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Health {
-    /// `tcp`, the default: an endpoint passes when it accepts a connection.
+    /// `tcp`, `http`, `udp` or `tls`. Default `tcp`: an endpoint passes when it accepts a connection,
+    /// which is as much as can be asked of an unknown protocol.
     pub kind: HealthKind,
+    /// The port that is asked. Default: the endpoint's own.
+    pub port: Option<u16>,
     /// Between the starts of two checks, give or take a tenth. Default 2000: with `fall` an endpoint
     /// is down within some seconds, and a thousand endpoints cost 500 connections a second.
     pub interval_ms: u64,
+    /// The same after a check that speaks against what is believed of the endpoint, until it is
+    /// certain. Default: a quarter of `interval_ms`, so that an endpoint that dies is left alone
+    /// sooner, and one that lives costs no more.
+    pub fast_interval_ms: Option<u64>,
     /// How long a check may take. Default 1000: one lost SYN is repeated after a second, and a
     /// check that needs the repeat has failed.
     pub timeout_ms: u64,
@@ -396,11 +408,45 @@ pub struct Health {
     /// Failures in a row, of checks or of flows' connects, that take it down. Default 3: one lost
     /// packet must not.
     pub fall: u32,
+    /// `http`: the request's method. Default `GET`: not every server answers `HEAD` alike.
+    pub method: Option<String>,
+    /// `http`: its path, with a query if there is one. Default `/`.
+    pub path: Option<String>,
+    /// `http`: its `Host`. Default: the endpoint's address.
+    pub host: Option<String>,
+    /// `http`: codes that are good, each one code or two with a dash between. Default `["200-399"]`:
+    /// a redirection is an answer.
+    pub status: Option<Vec<String>>,
+    /// `http`: a text that must be found in the first 64 KiB of the body. Default: none.
+    pub body: Option<String>,
+    /// `udp`: what is sent; `\xNN` is the byte with this number. Required for `udp`: there is no
+    /// datagram that every service answers.
+    pub send: Option<String>,
+    /// `udp`: what must be found in the answer, written like `send`. Default: any answer will do.
+    pub expect: Option<String>,
+    /// `tls`: the name that is asked for. Default: none.
+    pub server_name: Option<String>,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { kind: HealthKind::Tcp, interval_ms: 2_000, timeout_ms: 1_000, rise: 2, fall: 3 }
+        Self {
+            kind: HealthKind::Tcp,
+            port: None,
+            interval_ms: 2_000,
+            fast_interval_ms: None,
+            timeout_ms: 1_000,
+            rise: 2,
+            fall: 3,
+            method: None,
+            path: None,
+            host: None,
+            status: None,
+            body: None,
+            send: None,
+            expect: None,
+            server_name: None,
+        }
     }
 }
 
@@ -410,6 +456,12 @@ impl Default for Health {
 pub enum HealthKind {
     /// Connects.
     Tcp,
+    /// Asks for a page.
+    Http,
+    /// Sends a datagram and waits for the answer.
+    Udp,
+    /// Connects and shakes hands.
+    Tls,
 }
 
 /// `[[policies]]`: what allocates new flows.
@@ -428,12 +480,23 @@ pub struct Policy {
     pub native: Option<String>,
     /// What the plugin is configured with; it gets it as JSON. Default: `null`.
     pub config: Option<toml::Value>,
-    /// The native policy that answers when the plugin fails or defers. Default `round-robin`: it
-    /// cannot make a bad situation worse.
+    /// The native policy that answers when the plugin fails or defers, and that a plugin of weights
+    /// steers. Default `round-robin`: it cannot make a bad situation worse.
     pub fallback: String,
-    /// What becomes of kept decisions when the plugin is swapped. Read and kept; without effect as
-    /// long as policies cannot be swapped at run time. Default `keep`: clients stay where they are.
+    /// What becomes of kept decisions when the plugin is swapped. Default `keep`: clients stay where
+    /// they are.
     pub on_swap: OnSwap,
+    /// Whether the file is watched, and swapped in when it has changed. Default false: a file that
+    /// is still being written, or copied to the wrong place, is then nobody's policy.
+    pub watch: bool,
+    /// More faults than this soon after a swap bring the module before back. Default 10: one flow
+    /// that no policy understands is no reason, and the fallback has answered all of them.
+    pub rollback_faults: u32,
+    /// How long after a swap faults are held against it. Default 10000: a module that is broken shows
+    /// it with the first flows, and a later fault is none of the swap.
+    pub rollback_window_ms: u64,
+    /// How often a plugin of weights is asked. Default 1000: loads are averages over ten seconds.
+    pub tick_ms: u64,
     /// How long one decision may take. Default 2: a decision takes well under a microsecond, and
     /// the worker serves nobody else meanwhile.
     pub decide_deadline_ms: u64,
@@ -454,6 +517,10 @@ impl Default for Policy {
             config: None,
             fallback: "round-robin".to_owned(),
             on_swap: OnSwap::Keep,
+            watch: false,
+            rollback_faults: 10,
+            rollback_window_ms: 10_000,
+            tick_ms: 1_000,
             decide_deadline_ms: 2,
             configure_deadline_ms: 200,
             memory_max_mib: 16,

@@ -22,7 +22,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::access_log::{self, LogReader};
 use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
-use crate::budget::Budget;
+use crate::budget::{Budget, Supply};
 use crate::failure::Failure;
 use crate::mailbox::Retired;
 use crate::plan::{Plan, protocol_name};
@@ -31,10 +31,12 @@ use crate::prober::{self, Seen};
 use crate::problem::Problem;
 use crate::random;
 use crate::runtime::{self, Appender};
-use crate::service::Service;
+use crate::service::{Parts, Service};
 use crate::sockets::{self, AdminSocket};
+use crate::steering::{Steered, Steering};
+use crate::swap::{guard, watch};
 use crate::worker::Ended;
-use crate::world::{Change, World};
+use crate::world::{Change, Role, World};
 
 /// How often failed connects are looked at, and the access log is written.
 const TICK: Duration = Duration::from_millis(100);
@@ -51,13 +53,12 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
     let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
-    let budget = Budget::divide(&mut plan, descriptors);
+    let budget = Budget::divide(&mut plan, Supply::read(descriptors));
     let plugins = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
     let listening = sockets::listen(&plan).map_err(Failure::input)?;
     let hash_key = [random::secret()?, random::secret()?];
-    let world = World::new(&plan, &listening.addresses, hash_key);
-    let policies =
-        assembly::policies(&plan, &plugins, &world.snapshot()).map_err(Failure::Input)?;
+    let mut world = World::new(&plan, &listening.addresses, hash_key);
+    let seated = assembly::seat(&plan, &plugins, &mut world).map_err(Failure::Input)?;
     let (unix, admin_socket) = AdminSocket::bind(&plan.admin_socket).map_err(Failure::input)?;
     let http = bind_http(&plan).await?;
     let log = Log::open(&plan)?;
@@ -65,10 +66,11 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     let (retired_sender, retired) = unbounded_channel();
     let (ended_sender, ended) = unbounded_channel();
     let (seen_sender, seen) = unbounded_channel();
-    let snapshot = world.snapshot();
+    let (steered_sender, steered) = unbounded_channel();
+    let snapshot = world.publish();
     let outfit = Outfit {
         sockets: listening.sockets,
-        policies,
+        policies: seated.policies,
         engine: plugins.engine(),
         snapshot: Arc::clone(&snapshot),
         budget,
@@ -84,7 +86,20 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         let (listener, address) = (&*listener.name, listener.address);
         tracing::info!(listener, %address, protocol, "accepts");
     }
-    let service = Arc::new(Service::new(plan, plugins, fleet, world, log.dropped));
+    let steering = plugins.engine().map(|_| Steering::start(steered_sender)).transpose()?;
+    let parts = Parts {
+        plan,
+        plugins,
+        seats: seated.seats,
+        steering,
+        fleet,
+        access_log_dropped: log.dropped,
+    };
+    let service = Arc::new(Service::new(parts, world));
+    for (cluster, steerer) in seated.steerers {
+        service.steer((cluster, Role::Live), Some(steerer));
+    }
+    watch::start(&service)?;
     admin::serve_unix(unix, Arc::clone(&service));
     if let Some(http) = http {
         admin::serve_http(http, Arc::clone(&service));
@@ -97,6 +112,7 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         seen,
         ended,
         retired,
+        steered,
         log: log.writer.map(LogWriter::start),
         drain_until: None,
         admin_socket,
@@ -222,6 +238,7 @@ struct Control {
     seen: UnboundedReceiver<Seen>,
     ended: UnboundedReceiver<Ended>,
     retired: UnboundedReceiver<Retired>,
+    steered: UnboundedReceiver<Steered>,
     log: Option<LogTask>,
     workers_left: usize,
     drain_until: Option<Instant>,
@@ -237,6 +254,7 @@ impl Control {
                 Some(seen) = self.seen.recv() => self.on_seen(seen),
                 Some(ended) = self.ended.recv() => self.on_ended(ended)?,
                 Some(retired) = self.retired.recv() => drop(retired),
+                Some(steered) = self.steered.recv() => self.on_steered(steered),
                 signal = self.signals.next() => {
                     if let Some(code) = self.on_signal(signal) {
                         self.leave(code);
@@ -272,10 +290,18 @@ impl Control {
     fn on_tick(&mut self) -> anyhow::Result<()> {
         let changes = self.service.look(World::look_at_connects);
         self.publish(&changes);
+        guard::look_after(&self.service);
         if self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER) {
             return Err(anyhow!("{} worker(s) did not end after the drain", self.workers_left));
         }
         Ok(())
+    }
+
+    fn on_steered(&self, steered: Steered) {
+        let Steered { place, by, of, made } = steered;
+        if self.service.look(|world| world.take(place, by, (of, made))) {
+            self.service.change(|_| {});
+        }
     }
 
     fn publish(&self, changes: &[Change]) {

@@ -1,15 +1,16 @@
 //! All workers, as the control thread sees them.
 
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pointsman_core::listing::EntryId;
-use pointsman_core::{Snapshot, Stats};
+use pointsman_core::{ClusterId, Snapshot, Stats};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::flows::{Answer, Question};
-use crate::mailbox::{Address, Command};
+use crate::mailbox::{Address, Command, PolicyCommand};
 
 /// How long a worker may take to answer. A turn is far below a millisecond; one that takes a second
 /// is stuck, and whoever asks must not wait for it.
@@ -105,6 +106,30 @@ impl Fleet {
     /// It does not answer.
     pub async fn forget(&self, number: usize, id: EntryId) -> Result<Option<bool>, Silent> {
         self.ask(number, |reply| Command::Forget { id, reply }).await
+    }
+
+    /// Says something about a cluster's policy to every worker at once, and waits on this thread
+    /// for what each answers; `None` for one that has ended. Not for the control thread.
+    pub fn tell_each<T>(
+        &self,
+        cluster: ClusterId,
+        mut command: impl FnMut(SyncSender<T>) -> PolicyCommand,
+    ) -> Vec<Result<Option<T>, Silent>> {
+        let tell = |member: &Member| {
+            let (reply, answer) = sync_channel(1);
+            member.address.post(Command::Policy(cluster, command(reply)));
+            answer
+        };
+        let told: Vec<_> = self.members.iter().map(tell).collect();
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let answers = told.into_iter().enumerate().map(|(number, answer)| {
+            match answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(answer) => Ok(Some(answer)),
+                Err(RecvTimeoutError::Disconnected) => Ok(None),
+                Err(RecvTimeoutError::Timeout) => Err(Silent { number }),
+            }
+        });
+        answers.collect()
     }
 
     async fn ask<T>(

@@ -5,11 +5,12 @@
 //! back to the control thread: dropping a world or a plugin takes time that flows would wait for.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel};
+use std::time::Duration;
 
 use pointsman_core::listing::EntryId;
-use pointsman_core::policy::Policy;
-use pointsman_core::{ClusterId, Snapshot, Stats};
+use pointsman_core::policy::{OnSwap, Policy};
+use pointsman_core::{ClusterId, FlowFacts, Snapshot, Stats, Trial};
 use pointsman_ring::Waker;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
@@ -19,13 +20,8 @@ use crate::flows::{Answer, Question};
 pub enum Command {
     /// Act on this world from the next turn on.
     Apply(Arc<Snapshot>),
-    /// Exchange a cluster's policy.
-    SwapPolicy {
-        /// Whose.
-        cluster: ClusterId,
-        /// The new one, ready to decide.
-        policy: Box<dyn Policy>,
-    },
+    /// Something about a cluster's policy.
+    Policy(ClusterId, PolicyCommand),
     /// Tell what you have counted.
     Report(oneshot::Sender<Stats>),
     /// Look for flows and kept decisions.
@@ -46,12 +42,47 @@ pub enum Command {
     Stop,
 }
 
+/// What a worker can be told about a cluster's policy. Whoever asks waits on a thread of his own for
+/// each answer, which is sent without waiting.
+pub enum PolicyCommand {
+    /// Exchange it for one that is ready to decide.
+    Swap {
+        /// The new one.
+        policy: Box<dyn Policy>,
+        /// What becomes of kept decisions.
+        on_swap: OnSwap,
+        /// Where the old one goes.
+        reply: SyncSender<Swapped>,
+    },
+    /// Put another one on trial beside it, or end a trial.
+    SetTrial {
+        /// The one on trial.
+        trial: Option<Trial>,
+        /// Where the one before goes.
+        reply: SyncSender<Option<Trial>>,
+    },
+    /// Tell what it would hand over to its successor.
+    TakeState(SyncSender<Option<Vec<u8>>>),
+    /// Tell which flows it was asked about lately.
+    RecentFlows(SyncSender<Vec<FlowFacts>>),
+}
+
+/// That a worker has exchanged a policy.
+pub struct Swapped {
+    /// The one before.
+    pub old: Box<dyn Policy>,
+    /// How long the worker did nothing else.
+    pub pause: Duration,
+}
+
 /// What a worker no longer needs.
 pub enum Retired {
     /// A world.
     Snapshot(Arc<Snapshot>),
     /// A policy.
     Policy(Box<dyn Policy>),
+    /// A policy that was on trial.
+    Trial(Option<Trial>),
 }
 
 /// The worker's end.
@@ -70,6 +101,15 @@ impl Mailbox {
     /// Takes the next command, if there is one.
     pub fn take(&self) -> Option<Command> {
         self.commands.try_recv().ok()
+    }
+
+    /// Answers with something to be dropped by whoever asked, or else elsewhere.
+    pub fn answer<T>(&self, reply: &SyncSender<T>, answer: T, retired: impl FnOnce(T) -> Retired) {
+        if let Err(TrySendError::Full(unheard) | TrySendError::Disconnected(unheard)) =
+            reply.try_send(answer)
+        {
+            self.retire(retired(unheard));
+        }
     }
 
     /// Sends something back to be dropped elsewhere.

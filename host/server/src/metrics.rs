@@ -12,6 +12,7 @@ use pointsman_core::{
 };
 use pointsman_plugin::{FaultKind, PolicyCounts};
 
+use crate::seat::Outcome;
 use crate::view::View;
 
 /// The content type of the text.
@@ -116,6 +117,20 @@ fn clusters(view: &View, text: &mut Exposition) {
         let ClusterStats { policy_generation, .. } = cluster.stats;
         text.sample(name, &[("cluster", &cluster.name)], policy_generation);
     }
+    let name = "pointsman_swaps_total";
+    text.family(name, "counter", "Attempts to put another module in a policy's place.");
+    for cluster in &view.clusters {
+        for outcome in Outcome::ALL {
+            let labels = [("cluster", &*cluster.name), ("outcome", outcome.label())];
+            text.sample(name, &labels, cluster.seat.outcomes[outcome as usize]);
+        }
+    }
+    let name = "pointsman_swap_pause_seconds_max";
+    text.family(name, "gauge", "The longest that a swap has held up a worker.");
+    for cluster in &view.clusters {
+        let pause = cluster.seat.pause_max.as_secs_f64();
+        text.sample(name, &[("cluster", &cluster.name)], pause);
+    }
 }
 
 fn endpoints(view: &View, text: &mut Exposition) {
@@ -150,6 +165,19 @@ fn plugins(view: &View, text: &mut Exposition) {
         for kind in FaultKind::ALL {
             let labels = [("policy", &*plugin.name), ("kind", kind.label())];
             text.sample(name, &labels, plugin.counts.faults_of(kind));
+        }
+    }
+    let name = "pointsman_plugin_throttled_total";
+    text.family(name, "counter", "Flows left to the fallback because plugins had had their share.");
+    for plugin in &view.plugins {
+        text.sample(name, &[("policy", &plugin.name)], plugin.counts.throttled);
+    }
+    let name = "pointsman_policy_counter_total";
+    text.family(name, "counter", "What plugins count for themselves; those at zero are left out.");
+    for plugin in &view.plugins {
+        for (counter, count) in plugin.counts.own.iter().enumerate().filter(|(_, n)| **n > 0) {
+            let labels = [("policy", &*plugin.name), ("counter", &counter.to_string())];
+            text.sample(name, &labels, count);
         }
     }
     text.family("pointsman_decision_seconds", "histogram", "Time in calls of a plugin.");
@@ -234,6 +262,10 @@ mod tests {
             "decision_seconds",
             "plugin_faults_total",
             "policy_generation",
+            "swaps_total",
+            "swap_pause_seconds_max",
+            "plugin_throttled_total",
+            "policy_counter_total",
             "endpoint_flows_total",
             "endpoint_flows_active",
             "endpoint_up",
@@ -265,6 +297,8 @@ mod tests {
             "pointsman_decisions_total{cluster=\"web\",source=\"native\"} 6",
             "pointsman_endpoint_up{cluster=\"web\",endpoint=\"127.0.0.1:1\"} 1",
             "pointsman_policy_generation{cluster=\"web\"} 1",
+            "pointsman_swaps_total{cluster=\"web\",outcome=\"rolled-back\"} 0",
+            "pointsman_policy_counter_total{policy=\"p2c\",counter=\"3\"} 7",
             "pointsman_flow_table_entries{worker=\"1\"} 4",
             "pointsman_closes_total{listener=\"web\",reason=\"idle-timeout\"} 2",
         ] {

@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::boundary::PoolSizes;
@@ -17,8 +18,10 @@ use pointsman_core::{
 use pointsman_plugin::Profile;
 
 use crate::config::{self, Config, OnSwap};
+use crate::prober::check::Check;
 use crate::problem::Problem;
 
+mod checks;
 mod clusters;
 mod findings;
 mod json;
@@ -40,6 +43,8 @@ pub struct Plan {
     pub drain_timeout: Duration,
     /// Kept decisions per worker.
     pub flow_table_entries: u32,
+    /// How much of each worker's core plugins may take.
+    pub plugin_cpu_percent: u32,
     /// Receive buffers per worker.
     pub pools: PoolSizes,
     /// Buffers for datagrams per worker; 0 if no listener receives any.
@@ -119,7 +124,7 @@ pub struct ClusterPlan {
     /// Who serves, in the file's order.
     pub endpoints: Vec<EndpointPlan>,
     /// How the endpoints are checked, if at all.
-    pub check: Option<CheckPlan>,
+    pub check: Option<Arc<CheckPlan>>,
     /// Whether flows are spread over all endpoints when none is up.
     pub fail_open: bool,
 }
@@ -133,11 +138,17 @@ pub struct EndpointPlan {
     pub weight: u32,
 }
 
-/// How endpoints are checked: by connecting to them.
-#[derive(Debug, Clone, Copy)]
+/// How endpoints are checked.
+#[derive(Debug, Clone)]
 pub struct CheckPlan {
+    /// What a check does.
+    pub check: Check,
+    /// The port that is asked, if it is not the endpoint's own.
+    pub port: Option<u16>,
     /// Between the starts of two checks.
     pub interval: Duration,
+    /// The same while it is not certain whether the endpoint goes up or down.
+    pub fast_interval: Duration,
     /// How long one may take.
     pub timeout: Duration,
     /// How many observations change a verdict.
@@ -204,6 +215,14 @@ pub struct PluginPlan {
     pub fallback: Native,
     /// What becomes of kept decisions when it is swapped.
     pub on_swap: OnSwap,
+    /// Whether its file is watched.
+    pub watch: bool,
+    /// More faults than this soon after a swap undo it.
+    pub rollback_faults: u32,
+    /// How long after a swap that is so.
+    pub rollback_window: Duration,
+    /// How often it is asked, if it is one of weights.
+    pub tick: Duration,
     /// How long one decision may take.
     pub decide_deadline: Duration,
     /// How long configuring may take.
@@ -258,6 +277,7 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
         workers: process.workers,
         drain_timeout: process.drain_timeout,
         flow_table_entries: process.flow_table_entries,
+        plugin_cpu_percent: process.plugin_cpu_percent,
         pools: process.pools,
         datagram_buffers: if receives_datagrams { process.datagram_buffers } else { 0 },
         admin_socket: process.admin_socket,

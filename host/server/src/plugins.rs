@@ -1,37 +1,59 @@
-//! Plugin files to policies: compiled once, configured once per worker.
+//! Plugin files to modules: compiled once, and kept compiled for as long as they may be wanted
+//! again.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use pointsman_core::Candidates;
-use pointsman_core::policy::{LeastFlows, Policy, RoundRobin, TablePolicy};
 use pointsman_plugin::{
-    Engine, EngineLimits, Governor, GuestPolicy, InstanceError, LogLevel, LogLine, Module, Place,
-    PolicyCounts, PolicySettings, PolicyStats, Speaker,
+    Engine, EngineLimits, Governor, InstanceError, LogLevel, LogLine, Module, PolicySettings,
+    Speaker,
 };
 
+use crate::crew::{Berth, Crew};
 use crate::plan::{Native, Plan, PluginId, PluginPlan, PolicyPlan};
 use crate::problem::Problem;
+use crate::steering::SteerError;
 
-/// Places for instances beyond one per policy and worker and its successor: some are being
-/// replaced after a fault.
+/// Places that each policy has in each worker: for the one that decides, for the one that is about
+/// to, and for one on trial.
+const INSTANCES_PER_POLICY: usize = 3;
+/// Places for instances beyond those: some are being replaced after a fault, or tried.
 const INSTANCES_SPARE: usize = 16;
+/// Compiled modules that are kept although nobody uses them.
+const MODULES_KEPT_MAX: usize = 16;
 
-/// All plugins of a plan, compiled.
+/// All plugins of a plan, and what their instances are made with.
 pub struct Plugins {
     /// Absent if there are no plugins: it starts threads and reserves address space.
     engine: Option<Engine>,
+    /// By [`PluginId`].
     loaded: Vec<Loaded>,
+    /// By worker.
+    governors: Vec<Arc<Governor>>,
+    kept: Mutex<VecDeque<Module>>,
+    compiling: Mutex<()>,
 }
 
+/// A policy, and the module that it begins with.
 struct Loaded {
-    key: String,
+    kit: Kit,
     module: Module,
-    settings: Arc<PolicySettings>,
-    fallback: Native,
-    /// By worker.
-    stats: Vec<Arc<PolicyStats>>,
+}
+
+/// What the instances of a policy are given, whichever module they are made of.
+pub struct Kit {
+    /// The policy's key in the configuration.
+    pub key: String,
+    /// Its configuration and its limits.
+    pub settings: Arc<PolicySettings>,
+    /// Who answers when a guest cannot, and whom weights steer.
+    pub fallback: Native,
+    /// How often a guest is asked for weights.
+    pub tick: Duration,
 }
 
 impl Plugins {
@@ -40,23 +62,29 @@ impl Plugins {
     /// # Errors
     /// Whatever is wrong with any of them, each as a problem of its key.
     pub fn compile(plan: &Plan, files: Vec<io::Result<Vec<u8>>>) -> Result<Self, Vec<Problem>> {
+        let mut plugins = Self {
+            engine: None,
+            loaded: Vec::new(),
+            governors: governors(plan, plan.workers),
+            kept: Mutex::default(),
+            compiling: Mutex::default(),
+        };
         if plan.plugins.is_empty() {
-            return Ok(Self { engine: None, loaded: Vec::new() });
+            return Ok(plugins);
         }
-        let engine = Engine::new(limits(plan), Arc::new(write_line))
-            .map_err(|error| vec![Problem::new("policies", error.to_string())])?;
-        let mut loaded = Vec::new();
+        let engine = engine(plan, plan.workers).map_err(|problem| vec![problem])?;
         let mut problems = Vec::new();
         for (plugin, bytes) in plan.plugins.iter().zip(files) {
             match load(&engine, plugin, bytes) {
-                Ok(module) => loaded.push(Loaded::new(plugin, module, plan.workers)),
+                Ok(module) => plugins.loaded.push(Loaded { kit: Kit::new(plugin), module }),
                 Err(problem) => problems.push(problem),
             }
         }
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(Self { engine: Some(engine), loaded })
+        plugins.engine = Some(engine);
+        Ok(plugins)
     }
 
     /// Compiles and configures every plugin once, to see what is wrong with it; `candidates` are
@@ -66,14 +94,17 @@ impl Plugins {
         if plan.plugins.is_empty() {
             return problems;
         }
-        let engine = match Engine::new(limits(plan), Arc::new(write_line)) {
+        let engine = match engine(plan, 1) {
             Ok(engine) => engine,
-            Err(error) => return vec![Problem::new("policies", error.to_string())],
+            Err(problem) => return vec![problem],
         };
+        let governors = governors(plan, 1);
         for (plugin, candidates) in plan.plugins.iter().zip(candidates) {
             let tried = load(&engine, plugin, fs::read(&plugin.file)).and_then(|module| {
-                let loaded = Loaded::new(plugin, module, 1);
-                candidates.as_ref().map(|candidates| loaded.instance(0, candidates)).transpose()
+                let Some(candidates) = candidates else { return Ok(()) };
+                let (kit, states) = (Kit::new(plugin), Vec::new());
+                let berth = Berth { candidates, governors: &governors, states };
+                Crew::of(&module, &kit, berth).map(drop).map_err(|error| kit.problem(&error))
             });
             problems.extend(tried.err());
         }
@@ -85,34 +116,68 @@ impl Plugins {
         self.engine.clone()
     }
 
-    /// Makes one worker's instance of a policy.
+    /// What the instances of a policy are given.
+    pub fn kit(&self, id: PluginId) -> &Kit {
+        &self.loaded[id.0].kit
+    }
+
+    /// What plugins may take of each worker's core.
+    pub fn governors(&self) -> &[Arc<Governor>] {
+        &self.governors
+    }
+
+    /// The module that a policy began with.
+    pub fn first_module(&self, id: PluginId) -> &Module {
+        &self.loaded[id.0].module
+    }
+
+    /// Makes the policies that a cluster begins with.
     ///
     /// # Errors
     /// The plugin fails, or refuses its configuration.
-    pub fn policy(
-        &self,
-        policy: PolicyPlan,
-        worker: usize,
-        candidates: &Arc<Candidates>,
-    ) -> Result<Box<dyn Policy>, Problem> {
+    pub fn crew(&self, policy: PolicyPlan, candidates: &Arc<Candidates>) -> Result<Crew, Problem> {
         match policy {
-            PolicyPlan::Native(native) => Ok(make_native(native)),
-            PolicyPlan::Plugin(id) => Ok(Box::new(self.loaded[id.0].instance(worker, candidates)?)),
+            PolicyPlan::Native(native) => Ok(Crew::native(native, self.governors.len())),
+            PolicyPlan::Plugin(id) => {
+                let Loaded { kit, module } = &self.loaded[id.0];
+                let berth = Berth { candidates, governors: &self.governors, states: Vec::new() };
+                Crew::of(module, kit, berth).map_err(|error| kit.problem(&error))
+            }
         }
     }
 
-    /// What one plugin has counted, over all workers.
-    pub fn counts(&self, id: PluginId) -> PolicyCounts {
-        let mut sum = PolicyCounts::default();
-        for stats in &self.loaded[id.0].stats {
-            sum.add(&stats.snapshot());
+    /// Waits until nobody else compiles: together they could take more memory than there is.
+    pub fn compiling(&self) -> MutexGuard<'_, ()> {
+        self.compiling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The module of this digest, if it is still there.
+    pub fn kept(&self, digest: &str) -> Option<Module> {
+        let is_it = |module: &&Module| module.digest() == digest;
+        if let Some(first) = self.loaded.iter().map(|loaded| &loaded.module).find(is_it) {
+            return Some(first.clone());
         }
-        sum
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = kept.iter().position(|module| module.digest() == digest)?;
+        let module = kept.remove(place)?;
+        kept.push_back(module.clone());
+        Some(module)
+    }
+
+    /// Keeps a module for the next time that it is wanted; the one that was not wanted for longest
+    /// goes.
+    pub fn keep(&self, module: &Module) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|other| other.digest() != module.digest());
+        if kept.len() == MODULES_KEPT_MAX {
+            kept.pop_front();
+        }
+        kept.push_back(module.clone());
     }
 }
 
-impl Loaded {
-    fn new(plan: &PluginPlan, module: Module, workers: usize) -> Self {
+impl Kit {
+    fn new(plan: &PluginPlan) -> Self {
         let settings = PolicySettings {
             decide_deadline: plan.decide_deadline,
             configure_deadline: plan.configure_deadline,
@@ -121,35 +186,32 @@ impl Loaded {
         };
         Self {
             key: plan.key.clone(),
-            module,
             settings: Arc::new(settings),
             fallback: plan.fallback,
-            stats: (0..workers).map(|_| Arc::default()).collect(),
+            tick: plan.tick,
         }
     }
 
-    fn instance(&self, worker: usize, among: &Arc<Candidates>) -> Result<GuestPolicy, Problem> {
-        let settings = Arc::clone(&self.settings);
-        let place = Place {
-            stats: Arc::clone(&self.stats[worker]),
-            governor: Arc::new(Governor::new(100)),
-            fallback: make_native(self.fallback),
-            state: None,
-        };
-        GuestPolicy::new(&self.module, settings, place, among).map_err(|error| {
-            let key = if matches!(error, InstanceError::Config(_)) { "config" } else { "plugin" };
-            Problem::new(format!("{}.{key}", self.key), error.to_string())
-        })
+    fn problem(&self, error: &SteerError) -> Problem {
+        let is_config = matches!(error, SteerError::Instance(InstanceError::Config(_)));
+        let key = if is_config { "config" } else { "plugin" };
+        Problem::new(format!("{}.{key}", self.key), error.to_string())
     }
 }
 
-fn limits(plan: &Plan) -> EngineLimits {
+fn governors(plan: &Plan, workers: usize) -> Vec<Arc<Governor>> {
+    (0..workers).map(|_| Arc::new(Governor::new(plan.plugin_cpu_percent))).collect()
+}
+
+fn engine(plan: &Plan, workers: usize) -> Result<Engine, Problem> {
     let users = plan.clusters.iter().filter(|c| matches!(c.policy, PolicyPlan::Plugin(_))).count();
-    let instances = users.max(1) * plan.workers * 2 + INSTANCES_SPARE;
-    EngineLimits {
+    let instances = users.max(1) * workers * INSTANCES_PER_POLICY + INSTANCES_SPARE;
+    let limits = EngineLimits {
         instances_max: u32::try_from(instances).unwrap_or(u32::MAX),
         ..EngineLimits::default()
-    }
+    };
+    Engine::new(limits, Arc::new(write_line))
+        .map_err(|error| Problem::new("policies", error.to_string()))
 }
 
 fn load(engine: &Engine, plan: &PluginPlan, bytes: io::Result<Vec<u8>>) -> Result<Module, Problem> {
@@ -162,14 +224,6 @@ fn load(engine: &Engine, plan: &PluginPlan, bytes: io::Result<Vec<u8>>) -> Resul
     engine
         .load(&bytes)
         .map_err(|error| Problem::new(&key, format!("\"{file}\" is refused: {error}")))
-}
-
-fn make_native(native: Native) -> Box<dyn Policy> {
-    match native {
-        Native::RoundRobin => Box::new(RoundRobin::new()),
-        Native::LeastFlows => Box::new(LeastFlows::new()),
-        Native::Maglev => Box::new(TablePolicy::new()),
-    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the engine's sink takes lines by value")]

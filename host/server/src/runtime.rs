@@ -9,7 +9,9 @@ use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::thread;
 
+use tokio::sync::oneshot;
 use tokio_uring::fs::File;
 
 use crate::plan::LogTarget;
@@ -27,6 +29,20 @@ pub fn start<F: Future>(future: F) -> F::Output {
 /// Runs a future beside the others of this thread.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
     tokio_uring::spawn(future);
+}
+
+/// Does what takes long on a thread of its own, which goes on even if nobody waits for it any more.
+///
+/// # Errors
+/// The system refuses the thread, or it has panicked.
+pub async fn aside<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let (done, is_done) = oneshot::channel();
+    let body = move || drop(done.send(work()));
+    thread::Builder::new().name(name.to_owned()).spawn(body)?;
+    is_done.await.map_err(|_| io::Error::other("it panicked, please report it"))
 }
 
 /// Reads a whole file.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::Duration;
 
 use pointsman_core::boundary::Side;
 use pointsman_core::policy::Source;
@@ -10,6 +11,7 @@ use pointsman_plugin::FaultKind;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{ClusterPlan, ListenerPlan, Plan, PolicyPlan, protocol_name};
+use crate::swap::short;
 use crate::table::Table;
 use crate::view::{ClusterView, ListenerView, PluginView, View};
 
@@ -92,6 +94,12 @@ pub struct Cluster {
     pub policy: String,
     /// `plugin` or `native`.
     pub kind: String,
+    /// `chooser`, `table` or `weights`, if it is a plugin.
+    #[serde(default)]
+    pub shape: Option<String>,
+    /// The SHA-256 of the file that decides, if it is a plugin.
+    #[serde(default)]
+    pub digest: Option<String>,
     /// Which of its policies is deciding, from 1.
     pub policy_generation: u64,
     /// Decisions by who made them.
@@ -134,6 +142,15 @@ pub struct Policy {
     pub deferred: u64,
     /// Time in its calls.
     pub decision_ns: u64,
+    /// What half of its decisions take at most.
+    #[serde(default)]
+    pub p50_ns: Option<u64>,
+    /// What 99 of 100 take at most.
+    #[serde(default)]
+    pub p99_ns: Option<u64>,
+    /// Flows on which it was not asked for want of CPU.
+    #[serde(default)]
+    pub throttled: u64,
     /// Failed calls by kind.
     pub faults: Counts,
 }
@@ -246,17 +263,35 @@ impl Status {
     }
 
     fn decisions_table(&self) -> String {
-        let heads = ["CLUSTER", "POLICY", "KIND", "GENERATION", "DECISIONS", "FAULTS"];
+        let heads = [
+            "CLUSTER",
+            "POLICY",
+            "KIND",
+            "DIGEST",
+            "GENERATION",
+            "DECISIONS",
+            "P50 NS",
+            "P99 NS",
+            "FAULTS",
+            "THROTTLED",
+        ];
         let mut table = Table::new(&heads);
         for cluster in &self.clusters {
             let plugin = self.policies.iter().find(|policy| policy.name == cluster.policy);
+            let of = |of: &dyn Fn(&Policy) -> Option<String>| {
+                plugin.and_then(of).unwrap_or_else(|| "-".to_owned())
+            };
             table.row([
                 cluster.name.clone(),
                 cluster.policy.clone(),
-                cluster.kind.clone(),
+                cluster.shape.as_ref().unwrap_or(&cluster.kind).clone(),
+                cluster.digest.as_deref().map_or("-", short).to_owned(),
                 cluster.policy_generation.to_string(),
                 shown(&cluster.decisions),
-                plugin.map_or_else(|| "-".to_owned(), |policy| shown(&policy.faults)),
+                of(&|policy| Some(policy.p50_ns?.to_string())),
+                of(&|policy| Some(policy.p99_ns?.to_string())),
+                of(&|policy| Some(shown(&policy.faults))),
+                of(&|policy| Some(policy.throttled.to_string())),
             ]);
         }
         table.to_string()
@@ -300,6 +335,8 @@ impl Cluster {
             name: view.name.clone(),
             policy: plan.policy_name.clone(),
             kind: kind.to_owned(),
+            shape: view.seat.shape.map(|shape| shape.to_string()),
+            digest: view.seat.digest.clone(),
             policy_generation: view.stats.policy_generation,
             decisions: counts(Source::ALL.map(Source::label), &view.stats.decisions_total),
             endpoints: view.endpoints.iter().map(Endpoint::new).collect(),
@@ -331,9 +368,16 @@ impl Policy {
             calls: view.counts.calls(),
             deferred: view.counts.deferred,
             decision_ns: view.counts.decision_nanos,
+            p50_ns: view.counts.p50().map(nanos),
+            p99_ns: view.counts.p99().map(nanos),
+            throttled: view.counts.throttled,
             faults: counts(FaultKind::ALL.map(FaultKind::label), &view.counts.faults),
         }
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn counts<const N: usize>(names: [&str; N], of: &[u64]) -> Counts {

@@ -4,10 +4,13 @@
 //! thing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pointsman_core::policy::Source;
 use pointsman_core::{ClusterStats, EndpointState, ListenerStats, Snapshot, Stats};
-use pointsman_plugin::PolicyCounts;
+use pointsman_plugin::{Module, PolicyCounts, Shape};
+
+use crate::seat::{Outcome, Seat};
 
 /// Everything there is to see.
 #[derive(Debug)]
@@ -46,6 +49,46 @@ pub struct ClusterView {
     pub stats: ClusterStats,
     /// As of the last published world.
     pub endpoints: Vec<EndpointState>,
+    /// Who decides.
+    pub seat: SeatView,
+}
+
+/// Who decides for a cluster, and what came of attempts to change that.
+#[derive(Debug, Default)]
+pub struct SeatView {
+    /// The shape of its module, if it has one.
+    pub shape: Option<Shape>,
+    /// The digest of its module.
+    pub digest: Option<String>,
+    /// Attempts, by [`Outcome`].
+    pub outcomes: [u64; Outcome::ALL.len()],
+    /// The longest that a swap has held up a worker.
+    pub pause_max: Duration,
+}
+
+impl SeatView {
+    /// Looks at a seat.
+    pub fn new(seat: &Seat) -> Self {
+        let sitting = seat.sitting();
+        let module = sitting.live.module.as_ref();
+        Self {
+            shape: module.map(Module::shape),
+            digest: module.map(|module| module.digest().to_owned()),
+            outcomes: sitting.outcomes,
+            pause_max: sitting.pause_max,
+        }
+    }
+}
+
+/// What is not counted by workers.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    /// The policies that are plugins.
+    pub plugins: Vec<PluginView>,
+    /// By `ClusterId`.
+    pub seats: Vec<SeatView>,
+    /// Ended flows that the access log had no room for.
+    pub access_log_dropped: u64,
 }
 
 /// A plugin's counts.
@@ -59,12 +102,9 @@ pub struct PluginView {
 
 impl View {
     /// Sums what the workers have counted.
-    pub fn new(
-        snapshot: Arc<Snapshot>,
-        workers: &[Stats],
-        plugins: Vec<PluginView>,
-        access_log_dropped: u64,
-    ) -> Self {
+    pub fn new(snapshot: Arc<Snapshot>, workers: &[Stats], gathered: Gathered) -> Self {
+        let Gathered { plugins, seats, access_log_dropped } = gathered;
+        let mut seats = seats.into_iter();
         let listeners = snapshot.listeners.iter().enumerate().map(|(place, listener)| {
             let mut stats = ListenerStats::default();
             workers.iter().for_each(|worker| add_listener(&mut stats, &worker.listeners[place]));
@@ -78,6 +118,7 @@ impl View {
                 name: cluster.name.to_string(),
                 stats,
                 endpoints: cluster.endpoints.to_vec(),
+                seat: seats.next().unwrap_or_default(),
             }
         });
         Self {
@@ -165,8 +206,11 @@ endpoints = [{ address = "127.0.0.1:1" }]
     pub(crate) fn view() -> View {
         let plan = plan();
         let world = World::new(&plan, &[plan.listeners[0].address], [0; 2]);
-        let plugin = PluginView { name: "p2c".to_owned(), counts: PolicyCounts::default() };
-        View::new(world.snapshot(), &[worker(1), worker(2)], vec![plugin], 0)
+        let mut counts = PolicyCounts::default();
+        counts.own[3] = 7;
+        let plugin = PluginView { name: "p2c".to_owned(), counts };
+        let gathered = Gathered { plugins: vec![plugin], ..Gathered::default() };
+        View::new(world.snapshot(), &[worker(1), worker(2)], gathered)
     }
 
     #[test]

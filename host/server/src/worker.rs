@@ -17,15 +17,15 @@ use std::sync::Arc;
 use std::thread;
 
 use pointsman_core::boundary::{Completion, ListenerId, Ops};
-use pointsman_core::policy::{OnSwap, Policy};
-use pointsman_core::{Balancer, BalancerConfig, Instant, Protocol, Snapshot, Stats};
+use pointsman_core::policy::Policy;
+use pointsman_core::{Balancer, BalancerConfig, ClusterId, Instant, Protocol, Snapshot, Stats};
 use pointsman_plugin::Engine;
 use pointsman_ring::{Clock, Ring, RingConfig, Waker, prefer_large_pages};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::access_log::LogSender;
 use crate::cores::Core;
-use crate::mailbox::{Command, Mailbox, Retired};
+use crate::mailbox::{Command, Mailbox, PolicyCommand, Retired, Swapped};
 
 /// Completions per turn: enough to share a system call among many, few enough that a turn stays
 /// well below a millisecond and the mailbox is looked at often.
@@ -191,10 +191,7 @@ impl Worker {
                     let old = self.balancer.apply(now, snapshot, &mut self.ops);
                     self.mailbox.retire(Retired::Snapshot(old));
                 }
-                Command::SwapPolicy { cluster, policy } => {
-                    let old = self.balancer.swap_policy(cluster, policy, OnSwap::Keep);
-                    self.mailbox.retire(Retired::Policy(old));
-                }
+                Command::Policy(cluster, command) => self.on_policy_command(cluster, command),
                 Command::Report(reply) => {
                     // Nobody listens any more if the answer took too long.
                     let _ = reply.send(self.balancer.stats().clone());
@@ -208,6 +205,28 @@ impl Worker {
                     return self.take_the_rest_soon();
                 }
                 Command::Stop => self.told_to_stop = true,
+            }
+        }
+    }
+
+    fn on_policy_command(&mut self, cluster: ClusterId, command: PolicyCommand) {
+        match command {
+            PolicyCommand::Swap { policy, on_swap, reply } => {
+                let begun = self.clock.now();
+                let old = self.balancer.swap_policy(cluster, policy, on_swap);
+                let swapped = Swapped { old, pause: self.clock.now().since(begun) };
+                self.mailbox.answer(&reply, swapped, |swapped| Retired::Policy(swapped.old));
+            }
+            PolicyCommand::SetTrial { trial, reply } => {
+                let old = self.balancer.set_trial(cluster, trial);
+                self.mailbox.answer(&reply, old, Retired::Trial);
+            }
+            // Nobody waits for these answers any longer if they took too long.
+            PolicyCommand::TakeState(reply) => {
+                let _ = reply.try_send(self.balancer.policy_state(cluster));
+            }
+            PolicyCommand::RecentFlows(reply) => {
+                let _ = reply.try_send(self.balancer.recent_flows(cluster).to_vec());
             }
         }
     }

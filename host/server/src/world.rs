@@ -8,13 +8,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pointsman_core::health::{Health, Observation, Transition};
-use pointsman_core::policy::{Table, maglev};
 use pointsman_core::{
     Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Instant,
     Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts,
 };
 
 use crate::plan::{ClusterPlan, ListenerPlan, Plan};
+
+mod sight;
+
+pub use sight::{Author, Made, Needs, Outlook};
+
+use sight::Sight;
 
 /// Everything that can change while the balancer runs.
 #[derive(Debug)]
@@ -38,9 +43,13 @@ struct ListenerState {
 struct ClusterState {
     name: Box<str>,
     fail_open: bool,
-    uses_table: bool,
     endpoints: Vec<Watched>,
-    candidates: Arc<Candidates>,
+    /// Those that may be given a new flow, as they are configured.
+    base: Arc<Candidates>,
+    /// As the policy sees them that decides.
+    live: Sight,
+    /// As the policy sees them that is tried beside it.
+    trial: Option<Sight>,
     /// Whether the candidates are endpoints that are down, for want of better ones.
     is_failing_open: bool,
 }
@@ -56,6 +65,15 @@ struct Watched {
     failures_seen: u64,
     /// Failed connects in a row that were held against it before it last came up.
     failures_forgiven: u32,
+}
+
+/// Which of a cluster's two policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The one that decides.
+    Live,
+    /// The one that is tried beside it.
+    Trial,
 }
 
 /// An endpoint that came up or went down.
@@ -125,13 +143,79 @@ impl World {
         self.drain_until.is_some()
     }
 
+    /// The endpoints of a cluster that may be given a new flow, as they are configured.
+    pub fn base(&self, cluster: ClusterId) -> Arc<Candidates> {
+        Arc::clone(&self.clusters[cluster.index()].base)
+    }
+
+    /// Whether a cluster's policy has a guest that makes tables or weights.
+    pub fn asks_a_guest(&self, cluster: ClusterId) -> bool {
+        let cluster = &self.clusters[cluster.index()];
+        let of_trial = cluster.trial.as_ref().is_some_and(|sight| sight.needs.a_guest());
+        cluster.live.needs.a_guest() || of_trial
+    }
+
+    /// From the next world on a policy sees what it needs. What was made for another list of
+    /// endpoints is of no use any more.
+    pub fn show(&mut self, (cluster, role): (ClusterId, Role), outlook: Outlook) {
+        let generation = self.next_generation();
+        let cluster = &mut self.clusters[cluster.index()];
+        let sight = Sight::new(outlook, &cluster.base, generation);
+        match role {
+            Role::Live => cluster.live = sight,
+            Role::Trial => cluster.trial = Some(sight),
+        }
+    }
+
+    /// Whether a policy would see what is there already, so that there is no need of another world.
+    pub fn shows(&self, (cluster, role): (ClusterId, Role), outlook: &Outlook) -> bool {
+        let cluster = &self.clusters[cluster.index()];
+        let sight = match role {
+            Role::Live => Some(&cluster.live),
+            Role::Trial => cluster.trial.as_ref(),
+        };
+        let is_same = |sight: &Sight| sight.needs == outlook.needs && sight.author.is_none();
+        outlook.author.is_none() && sight.is_some_and(is_same)
+    }
+
+    /// From the next world on nothing is shown to a policy on trial.
+    pub fn hide(&mut self, cluster: ClusterId) {
+        self.clusters[cluster.index()].trial = None;
+    }
+
+    /// Takes what a guest has made. Tells whether it is of any use: the guest may have been replaced
+    /// meanwhile, or the endpoints.
+    pub fn take(
+        &mut self,
+        to: (ClusterId, Role),
+        by: Author,
+        (of, made): (Generation, Made),
+    ) -> bool {
+        let (cluster, role) = (&self.clusters[to.0.index()], to.1);
+        let sight = match role {
+            Role::Live => Some(&cluster.live),
+            Role::Trial => cluster.trial.as_ref(),
+        };
+        let sight = sight.filter(|sight| sight.author == Some(by));
+        let Some(needs) = sight.map(|sight| sight.needs) else { return false };
+        if of != cluster.base.generation {
+            return false;
+        }
+        self.show(to, Outlook { needs, author: Some(by), made: Some((of, made)) });
+        true
+    }
+
     /// Copies the world as it is, for the workers.
     pub fn publish(&mut self) -> Arc<Snapshot> {
-        self.generation.0 += 1;
+        self.generation = self.next_generation();
         for cluster in &mut self.clusters {
             cluster.choose_candidates(self.generation);
         }
         self.snapshot()
+    }
+
+    fn next_generation(&self) -> Generation {
+        Generation(self.generation.0 + 1)
     }
 
     /// The world as it was last published, or at the start.
@@ -195,18 +279,21 @@ impl ClusterState {
                     weight: endpoint.weight,
                     load: Arc::new(Load::default()),
                 },
-                health: plan.check.map(|check| Health::new(check.thresholds)),
+                health: plan.check.as_ref().map(|check| Health::new(check.thresholds)),
                 draining: false,
                 failures_seen: 0,
                 failures_forgiven: 0,
             })
             .collect();
         let all = endpoints.iter().map(|watched| watched.endpoint.clone()).collect();
+        let base = Arc::new(Candidates { generation: Generation(1), endpoints: all, table: None });
+        let needs = if uses_table { Needs::Maglev } else { Needs::Nothing };
         Self {
             name: plan.name.as_str().into(),
             fail_open: plan.fail_open,
-            uses_table,
-            candidates: Arc::new(candidates(Generation(1), all, uses_table)),
+            live: Sight::new(Outlook::plain(needs), &base, base.generation),
+            trial: None,
+            base,
             endpoints,
             is_failing_open: false,
         }
@@ -216,8 +303,8 @@ impl ClusterState {
         Cluster {
             name: self.name.clone(),
             endpoints: self.endpoints.iter().map(Watched::state).collect(),
-            candidates: Arc::clone(&self.candidates),
-            trial: None,
+            candidates: Arc::clone(&self.live.candidates),
+            trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
         }
     }
 
@@ -230,9 +317,12 @@ impl ClusterState {
             chosen = self.endpoints.iter().filter(|watched| !watched.draining).collect();
         }
         let ids = chosen.iter().map(|watched| watched.endpoint.id);
-        if !ids.eq(self.candidates.endpoints.iter().map(|endpoint| endpoint.id)) {
+        if !ids.eq(self.base.endpoints.iter().map(|endpoint| endpoint.id)) {
             let endpoints = chosen.iter().map(|watched| watched.endpoint.clone()).collect();
-            self.candidates = Arc::new(candidates(generation, endpoints, self.uses_table));
+            self.base = Arc::new(Candidates { generation, endpoints, table: None });
+            for sight in [Some(&mut self.live), self.trial.as_mut()].into_iter().flatten() {
+                sight.follow(&self.base, generation);
+            }
         }
         self.tell(nobody_serves);
     }
@@ -251,18 +341,6 @@ impl ClusterState {
             _ => {}
         }
     }
-}
-
-fn candidates(generation: Generation, endpoints: Box<[Endpoint]>, uses_table: bool) -> Candidates {
-    let table = uses_table.then(|| table(&endpoints)).flatten();
-    Candidates { generation, endpoints, table }
-}
-
-fn table(endpoints: &[Endpoint]) -> Option<Table> {
-    let keys: Vec<_> = endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
-    let weights = endpoints.iter().map(|endpoint| endpoint.weight);
-    let weighted: Vec<_> = keys.iter().map(String::as_str).zip(weights).collect();
-    maglev::build(&weighted, maglev::DEFAULT_SIZE)
 }
 
 impl Watched {

@@ -170,9 +170,9 @@ fn a_plugin_for_another_version_of_the_interface_is_refused_by_name() {
     let path = folder.path().join("other.wasm");
     let mut bytes = fs::read(plugins().join("p2c.wasm")).expect("the plugin");
     // The version stands in the names of imports and exports; the lengths stay.
-    let (ours, other) = (b"pointsman:policy/types@0.1.0", b"pointsman:policy/types@0.9.0");
+    let (ours, other) = (b"pointsman:policy/types@0.1.1", b"pointsman:policy/types@0.9.1");
     let mut changed = 0;
-    for (ours, other) in [(&ours[..], &other[..]), (b"policy/host@0.1.0", b"policy/host@0.9.0")] {
+    for (ours, other) in [(&ours[..], &other[..]), (b"policy/host@0.1.1", b"policy/host@0.9.1")] {
         let mut at = 0;
         while let Some(found) = bytes[at..].windows(ours.len()).position(|window| window == ours) {
             bytes[at + found..at + found + ours.len()].copy_from_slice(other);
@@ -185,7 +185,7 @@ fn a_plugin_for_another_version_of_the_interface_is_refused_by_name() {
     let text = WITH_PLUGIN
         .replace("PLUGIN", path.to_str().expect("text"))
         .replace("CONFIG", "{ choices = 2 }");
-    assert_refused(&check(&text), &[&["policies[0].plugin", "0.9.0", "0.1.0"]]);
+    assert_refused(&check(&text), &[&["policies[0].plugin", "0.9.1", "0.1.1"]]);
 }
 
 #[test]

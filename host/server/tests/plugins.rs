@@ -173,3 +173,29 @@ fn a_file_that_is_no_whole_plugin_is_refused_in_one_line() {
         }
     }
 }
+
+#[test]
+fn plugins_that_take_more_than_their_share_of_a_core_are_not_asked() {
+    let endpoint = Endpoint::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let plugin = folder.path().join("slow.wasm");
+    // Some milliseconds of nothing.
+    let body = "(local $turns i32)
+      (loop $more
+        (local.set $turns (i32.add (local.get $turns) (i32.const 1)))
+        (br_if $more (i32.lt_u (local.get $turns) (i32.const 10000000))))
+      (call $forward (i32.const 0))";
+    fs::write(&plugin, Guest::deciding(body).component()).expect("the plugin is written");
+    let top = "workers = 1\nplugin_cpu_percent = 1";
+    let text = config_with_policy(top, "", "slow", &[endpoint.address]);
+    let patient = "decide_deadline_ms = 5000";
+    let balancer = Balancer::start(&format!("{text}{}", policy("slow", &plugin, patient)));
+    let web = balancer.address("web");
+    let throttled = || balancer.metric("pointsman_plugin_throttled_total{policy=\"slow\"}");
+    eventually("it has had its share", || {
+        assert_eq!(ask_once(web).expect("an answer"), endpoint.address);
+        throttled() > 10.0
+    });
+    assert!(balancer.decisions("web", "plugin") > 0.0, "a burst is allowed");
+    assert_eq!(balancer.decisions("web", "fallback"), throttled());
+}

@@ -16,6 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
 use crate::Load;
+use crate::network::{Network, Place};
 use crate::plans::Traffic;
 use crate::proxies::Proxy;
 use crate::reflector::{Reflector, prepare};
@@ -36,28 +37,54 @@ const MAX_LOST: f64 = 0.001;
 /// Flows that are opened at once; more could overflow the queue of a balancer that starts cold.
 const OPENED_AT_ONCE: usize = 32;
 
+/// How often they are tried: a machine that is busy with other things may hold everybody up.
+const OPENING_TRIES: u32 = 5;
+
 /// What epoll calls the endpoint. Flows have their index.
 const REFLECTOR: u64 = u64::MAX;
+
+/// What lies between the balancer and the others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Across {
+    Loopback,
+    Links,
+}
+
+impl Across {
+    pub(crate) fn network(self) -> Result<Network> {
+        match self {
+            Self::Loopback => Ok(Network::loopback()),
+            Self::Links => Network::linked(CORE),
+        }
+    }
+}
 
 /// One kind of load.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) unit: &'static str,
+    pub(crate) across: Across,
     flows: usize,
     kind: Kind,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 4] = [
-        Self { name: "udp-64", unit: "round trip", flows: 64, kind: Kind::RoundTrip },
-        Self { name: "udp-1000", unit: "round trip", flows: 1_000, kind: Kind::RoundTrip },
+    pub(crate) const ALL: [Self; 6] = [
+        Self { name: "udp-64", ..Self::round_trips(64) },
+        Self { name: "udp-1000", ..Self::round_trips(1_000) },
         // So few that their trains fit in the receive queue of a listener that takes them singly.
-        Self { name: "udp-train", unit: "MiB", flows: 4, kind: Kind::Upload },
-        Self { name: "udp-train-down", unit: "MiB", flows: 4, kind: Kind::Download },
+        Self { name: "udp-train", unit: "MiB", kind: Kind::Upload, ..Self::round_trips(4) },
+        Self { name: "udp-train-down", unit: "MiB", kind: Kind::Download, ..Self::round_trips(4) },
+        Self { name: "udp-links-64", across: Across::Links, ..Self::round_trips(64) },
+        Self { name: "udp-links-1000", across: Across::Links, ..Self::round_trips(1_000) },
     ];
 
+    /// As many flows as the storm of swaps has.
+    pub(crate) const THOUSAND: Self = Self::round_trips(1_000);
+
     const fn round_trips(flows: usize) -> Self {
-        Self { name: "", unit: "", flows, kind: Kind::RoundTrip }
+        let (unit, across, kind) = ("round trip", Across::Loopback, Kind::RoundTrip);
+        Self { name: "", unit, across, flows, kind }
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -121,24 +148,34 @@ impl Clients {
     /// Opens all flows, and sees one exchange through in each.
     pub(crate) fn open(
         scenario: &Scenario,
-        balancer: SocketAddr,
+        (place, balancer): (&Place, SocketAddr),
         reflector: &mut Reflector,
     ) -> Result<Self> {
-        let mut clients = Self::connect(scenario, balancer, reflector)?;
+        let mut clients = Self::connect(scenario, (place, balancer), reflector)?;
         for begin in (0..scenario.flows).step_by(OPENED_AT_ONCE) {
             let flows = begin..scenario.flows.min(begin + OPENED_AT_ONCE);
-            let lost = clients.exchange(flows, reflector, Duration::ZERO)?.lost;
+            let mut lost = 0;
+            for _ in 0..OPENING_TRIES {
+                lost = clients.exchange(flows.clone(), reflector, Duration::ZERO)?.lost;
+                if lost == 0 {
+                    break;
+                }
+            }
             ensure!(lost == 0, "{lost} flows got no answer after {begin} that did");
         }
         Ok(clients)
     }
 
-    fn connect(scenario: &Scenario, balancer: SocketAddr, reflector: &Reflector) -> Result<Self> {
+    fn connect(
+        scenario: &Scenario,
+        (place, balancer): (&Place, SocketAddr),
+        reflector: &Reflector,
+    ) -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(reflector, EpollEvent::new(EpollFlags::EPOLLIN, REFLECTOR))?;
         let mut flows = Vec::with_capacity(scenario.flows);
         for index in 0..scenario.flows {
-            let flow = Flow::connect(balancer)?;
+            let flow = place.enter(|| Flow::connect(place, balancer))??;
             epoll.add(&flow.socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
             flows.push(flow);
         }
@@ -163,6 +200,14 @@ impl Clients {
             bail!("{lost} of {all} exchanges were lost; a larger net.core.rmem_max may help");
         }
         Ok(Load { units: complete as f64 * self.units_per_exchange, errors: 0, lost })
+    }
+
+    /// One exchange in each flow, then a pause: flows that are there and take little of the machine.
+    pub(crate) fn trickle(&mut self, reflector: &mut Reflector, pause: Duration) -> Result<Load> {
+        let all = 0..self.flows.len();
+        let Progress { complete, lost, .. } = self.exchange(all, reflector, Duration::ZERO)?;
+        std::thread::sleep(pause);
+        Ok(Load { units: complete as f64, errors: 0, lost })
     }
 
     /// Exchanges in these flows for a time, at least one in each. Ends when the last has ended.
@@ -263,8 +308,8 @@ impl Progress {
 }
 
 impl Flow {
-    fn connect(balancer: SocketAddr) -> Result<Self> {
-        let socket = UdpSocket::bind("127.0.0.1:0")?;
+    fn connect(place: &Place, balancer: SocketAddr) -> Result<Self> {
+        let socket = UdpSocket::bind((place.address, 0))?;
         socket.connect(balancer)?;
         socket.set_nonblocking(true)?;
         prepare(&socket)?;
@@ -273,8 +318,9 @@ impl Flow {
 }
 
 /// Waits until a balancer that has been started answers.
-pub(crate) fn await_ready(proxy: &Proxy, reflector: &mut Reflector) -> Result<()> {
-    let mut clients = Clients::connect(&Scenario::round_trips(1), proxy.address, reflector)?;
+pub(crate) fn await_ready(proxy: &Proxy, place: &Place, reflector: &mut Reflector) -> Result<()> {
+    let way = (place, proxy.address);
+    let mut clients = Clients::connect(&Scenario::round_trips(1), way, reflector)?;
     for _ in 0..50 {
         if clients.exchange(0..1, reflector, Duration::ZERO)?.complete > 0 {
             return Ok(());
@@ -285,9 +331,14 @@ pub(crate) fn await_ready(proxy: &Proxy, reflector: &mut Reflector) -> Result<()
 
 /// Opens many flows, sees one round trip through in each, leaves them idle, and tells what each of
 /// them costs the balancer beside what it held before.
-pub(crate) fn idle_memory(proxy: &Proxy, reflector: &mut Reflector, flows: usize) -> Result<f64> {
+pub(crate) fn idle_memory(
+    proxy: &Proxy,
+    place: &Place,
+    reflector: &mut Reflector,
+    flows: usize,
+) -> Result<f64> {
     let before = proxy.memory_bytes()?;
-    let _open = Clients::open(&Scenario::round_trips(flows), proxy.address, reflector)?;
+    let _open = Clients::open(&Scenario::round_trips(flows), (place, proxy.address), reflector)?;
     let after = proxy.memory_bytes()?;
     Ok(after.saturating_sub(before) as f64 / flows as f64)
 }
@@ -310,10 +361,12 @@ mod tests {
 
     #[test]
     fn every_scenario_is_answered_without_a_balancer_in_between() {
-        let mut reflector = Reflector::start().unwrap();
+        let Network { clients: place, endpoint, .. } = Network::loopback();
+        let mut reflector = Reflector::start(&endpoint).unwrap();
         let balancer = reflector.address();
         for scenario in &Scenario::ALL {
-            let mut clients = Clients::open(scenario, balancer, &mut reflector).unwrap();
+            let way = (&place, balancer);
+            let mut clients = Clients::open(scenario, way, &mut reflector).unwrap();
             let load = clients.run(&mut reflector, Duration::from_millis(10)).unwrap();
             assert!(load.units > 0.0, "{}", scenario.name);
         }
@@ -321,11 +374,12 @@ mod tests {
 
     #[test]
     fn a_balancer_that_swallows_everything_fails_the_comparison() {
-        let mut reflector = Reflector::start().unwrap();
+        let Network { clients: place, endpoint, .. } = Network::loopback();
+        let mut reflector = Reflector::start(&endpoint).unwrap();
         let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
         let scenario = Scenario::round_trips(1);
         let balancer = silent.local_addr().unwrap();
-        let mut clients = Clients::connect(&scenario, balancer, &reflector).unwrap();
+        let mut clients = Clients::connect(&scenario, (&place, balancer), &reflector).unwrap();
         assert!(clients.run(&mut reflector, Duration::ZERO).is_err());
     }
 }

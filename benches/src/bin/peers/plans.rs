@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::network::Place;
+
 /// What is sent through the balancers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Traffic {
@@ -31,20 +33,46 @@ pub(crate) struct Plan {
     pub(crate) command: Vec<String>,
 }
 
-/// Plans for Pointsman, then for its peers. `folder` takes their files, for this traffic only.
-pub(crate) fn all(folder: &Path, endpoint: SocketAddr, traffic: Traffic) -> Result<Vec<Plan>> {
-    fs::create_dir_all(folder)?;
-    let mut plans = vec![pointsman(folder, endpoint, traffic)?, nginx(folder, endpoint, traffic)?];
-    match traffic {
-        Traffic::Connections => plans.push(haproxy(folder, endpoint)?),
-        Traffic::Datagrams | Traffic::Trains => plans.extend(envoy(folder, endpoint, traffic)?),
+/// What the balancers are to do, and where.
+pub(crate) struct Setting<'a> {
+    /// Takes their files.
+    pub(crate) folder: PathBuf,
+    pub(crate) endpoint: SocketAddr,
+    pub(crate) traffic: Traffic,
+    pub(crate) place: &'a Place,
+}
+
+impl Setting<'_> {
+    /// An address at which nobody listens there.
+    fn free_address(&self) -> Result<SocketAddr> {
+        free_address(self.place, self.traffic)
+    }
+}
+
+/// An address at which nobody listens in a place.
+pub(crate) fn free_address(place: &Place, traffic: Traffic) -> Result<SocketAddr> {
+    let wanted = (place.address, 0);
+    let address = place.enter(|| match traffic {
+        Traffic::Connections => TcpListener::bind(wanted)?.local_addr(),
+        Traffic::Datagrams | Traffic::Trains => UdpSocket::bind(wanted)?.local_addr(),
+    })?;
+    Ok(address?)
+}
+
+/// Plans for Pointsman, then for its peers.
+pub(crate) fn all(setting: &Setting<'_>) -> Result<Vec<Plan>> {
+    fs::create_dir_all(&setting.folder)?;
+    let mut plans = vec![pointsman(setting)?, nginx(setting)?];
+    match setting.traffic {
+        Traffic::Connections => plans.push(haproxy(setting)?),
+        Traffic::Datagrams | Traffic::Trains => plans.extend(envoy(setting)?),
     }
     Ok(plans)
 }
 
-fn pointsman(folder: &Path, endpoint: SocketAddr, traffic: Traffic) -> Result<Plan> {
-    let address = free_address(traffic)?;
-    let binary = std::env::current_exe()?.with_file_name("pointsman");
+fn pointsman(setting: &Setting<'_>) -> Result<Plan> {
+    let Setting { folder, endpoint, traffic, .. } = setting;
+    let address = setting.free_address()?;
     let (config, socket) = (folder.join("pointsman.toml"), folder.join("admin.sock"));
     fs::write(
         &config,
@@ -70,15 +98,21 @@ plugin = "p2c.wasm"
             protocol = traffic.protocol(),
         ),
     )?;
-    let plugins = target().join("plugins");
-    let words = [binary.as_path(), Path::new("run"), Path::new("--config"), &config];
-    let words = words.into_iter().chain([Path::new("--plugins"), &plugins]);
-    let command = words.map(|word| word.display().to_string()).collect();
-    Ok(Plan { name: "pointsman", address, command })
+    Ok(Plan { name: "pointsman", address, command: run_pointsman(&config)? })
 }
 
-fn nginx(folder: &Path, endpoint: SocketAddr, traffic: Traffic) -> Result<Plan> {
-    let address = free_address(traffic)?;
+/// What starts ours with this configuration.
+pub(crate) fn run_pointsman(config: &Path) -> Result<Vec<String>> {
+    let binary = std::env::current_exe()?.with_file_name("pointsman");
+    let plugins = target().join("plugins");
+    let words = [binary.as_path(), Path::new("run"), Path::new("--config"), config];
+    let words = words.into_iter().chain([Path::new("--plugins"), &plugins]);
+    Ok(words.map(|word| word.display().to_string()).collect())
+}
+
+fn nginx(setting: &Setting<'_>) -> Result<Plan> {
+    let Setting { folder, endpoint, traffic, .. } = setting;
+    let address = setting.free_address()?;
     let config = folder.join("nginx-stream.conf");
     let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
     let load =
@@ -109,8 +143,9 @@ stream {{
     Ok(Plan { name: "nginx", address, command: words(&["nginx", "-c"], &config) })
 }
 
-fn haproxy(folder: &Path, endpoint: SocketAddr) -> Result<Plan> {
-    let address = free_address(Traffic::Connections)?;
+fn haproxy(setting: &Setting<'_>) -> Result<Plan> {
+    let Setting { folder, endpoint, .. } = setting;
+    let address = setting.free_address()?;
     let config = folder.join("haproxy.cfg");
     fs::write(
         &config,
@@ -136,15 +171,16 @@ backend peers
 }
 
 /// Envoy, unless it could not be installed.
-fn envoy(folder: &Path, endpoint: SocketAddr, traffic: Traffic) -> Result<Option<Plan>> {
+fn envoy(setting: &Setting<'_>) -> Result<Option<Plan>> {
+    let Setting { folder, endpoint, traffic, .. } = setting;
     let binary = target().join("peers/envoy/_bin/envoy");
     if !binary.exists() {
         eprintln!("envoy is not installed and left out; cargo xtask setup --peers tells why");
         return Ok(None);
     }
-    let address = free_address(traffic)?;
+    let address = setting.free_address()?;
     let config = folder.join("envoy.yaml");
-    let EnvoyOffload { gro, writer, upstream } = EnvoyOffload::of(traffic);
+    let EnvoyOffload { gro, writer, upstream } = EnvoyOffload::of(*traffic);
     fs::write(
         &config,
         format!(
@@ -221,20 +257,12 @@ impl EnvoyOffload {
     }
 }
 
-fn words(words: &[&str], config: &Path) -> Vec<String> {
+pub(crate) fn words(words: &[&str], config: &Path) -> Vec<String> {
     let config = config.display().to_string();
     words.iter().map(ToString::to_string).chain([config]).collect()
 }
 
 /// Where `cargo xtask` leaves plugins and peers, whatever cargo's own target folder is.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")
-}
-
-/// A loopback address that nobody listens at.
-pub(crate) fn free_address(traffic: Traffic) -> Result<SocketAddr> {
-    Ok(match traffic {
-        Traffic::Connections => TcpListener::bind("127.0.0.1:0")?.local_addr()?,
-        Traffic::Datagrams | Traffic::Trains => UdpSocket::bind("127.0.0.1:0")?.local_addr()?,
-    })
 }

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::socket::sockopt::{RcvBuf, UdpGroSegment, UdpGsoSegment};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt};
 
+use crate::network::Place;
 use crate::wire::{HEAD, Kind, LARGEST, SEGMENT, TRAIN};
 
 /// Datagrams or trains that are taken and answered in one system call.
@@ -45,8 +46,8 @@ struct Datagram {
 }
 
 impl Reflector {
-    pub(crate) fn start() -> Result<Self> {
-        let socket = UdpSocket::bind("127.0.0.1:0")?;
+    pub(crate) fn start(place: &Place) -> Result<Self> {
+        let socket = place.enter(|| UdpSocket::bind((place.address, 0)))??;
         prepare(&socket)?;
         let address = socket.local_addr()?;
         let buffers = (0..BATCH).map(|_| vec![0; LARGEST]).collect();

@@ -6,6 +6,7 @@
 
 use alloc::vec::Vec;
 
+use super::lane::Lane;
 use crate::boundary::ListenerId;
 use crate::snapshot::{Cluster, Endpoint, EndpointId, Snapshot};
 
@@ -18,6 +19,8 @@ pub(super) struct Binding {
     pub(super) flows: u32,
     /// The most at a time since the ports were last looked after.
     pub(super) flows_peak: u32,
+    /// Its free ports.
+    pub(super) lane: Lane,
     /// Whether its flows may stay: it is up, or flows may be given to it for want of better.
     pub(super) serves: bool,
 }
@@ -42,8 +45,9 @@ impl Bindings {
         self.get(number).expect("a binding outlives its flows")
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Binding> {
-        self.slots.iter().flatten()
+    /// All, with their numbers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Binding)> {
+        (0..).zip(&self.slots).filter_map(|(number, slot)| Some((number, slot.as_ref()?)))
     }
 
     /// The listener's binding to this endpoint, which comes into being when it is first used.
@@ -60,13 +64,20 @@ impl Bindings {
     }
 
     fn add(&mut self, listener: ListenerId, endpoint: Endpoint) -> u32 {
-        let binding = Binding { listener, endpoint, flows: 0, flows_peak: 0, serves: true };
+        let lane = Lane::default();
+        let binding = Binding { listener, endpoint, flows: 0, flows_peak: 0, lane, serves: true };
         let place = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
         self.slots[place] = Some(binding);
         place as u32
+    }
+
+    /// The free ports of a binding.
+    pub(super) fn lane(&mut self, number: u32) -> &mut Lane {
+        let binding = self.slots.get_mut(number as usize).and_then(Option::as_mut);
+        &mut binding.expect("a binding outlives its flows").lane
     }
 
     /// A flow was bound.
@@ -107,7 +118,7 @@ impl Bindings {
         }
         let slots = &self.slots;
         self.numbers.retain(|&(_, _, number)| slots[number as usize].is_some());
-        self.iter().any(|binding| !binding.serves && binding.flows > 0)
+        self.iter().any(|(_, binding)| !binding.serves && binding.flows > 0)
     }
 }
 

@@ -2,22 +2,20 @@
 //!
 //! A port serves one flow per endpoint, since a reply says only which port it came to and who sent
 //! it. So a pool is as large as the busiest endpoint has flows, not as there are flows; it is kept
-//! at twice that, and then a port taken at random is free at the first or second try. The kernel
-//! chooses each port's number, at random.
+//! at twice that, so that a port rests before it serves the same endpoint again: which ports are free
+//! for an endpoint, and for how long, its [`Lane`] knows. The kernel chooses each port's number, at
+//! random.
 
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use super::flow::NONE;
-use crate::allocation::Random;
+use super::lane::{Lane, Opened};
 use crate::boundary::{ListenerId, Op, Ops, PortId, PortKind};
 use crate::snapshot::{DatagramSettings, Listener, Snapshot};
 
-/// Ports tried before a flow is refused, scattered over the pool, and then in turn.
+/// Ports that are found taken before a flow is refused.
 const TRIES: usize = 512;
-/// Ports that a pool has, however few flows there are: the fewer, the sooner a flow's late reply
-/// meets another flow on its port.
-const KEPT: u32 = 32;
 /// Ports closed at a time, and ports looked at for that.
 const CLOSED_AT_ONCE: usize = 32;
 const TRIM_LOOKS: usize = 4 * CLOSED_AT_ONCE;
@@ -26,8 +24,8 @@ const TRIM_LOOKS: usize = 4 * CLOSED_AT_ONCE;
 #[derive(Debug, Clone, Copy)]
 struct Port {
     listener: ListenerId,
-    /// Its place in its pool, if it is in one.
-    place: u32,
+    /// Counts what has been opened: a number that is used again is another port.
+    opening: u64,
     /// Flows that go through it.
     flows: u32,
     /// The flow that it was opened for, if it is connected.
@@ -52,6 +50,7 @@ enum State {
 /// The shared ports of one listener and address family.
 #[derive(Debug)]
 struct Pool {
+    /// As they were opened.
     ports: Vec<PortId>,
     stateless: Option<PortId>,
 }
@@ -70,6 +69,8 @@ pub(super) struct Ports {
     total: u32,
     /// Ports that could not be opened and have flows yet.
     failed: u32,
+    /// Ports that have ever been opened.
+    openings: u64,
 }
 
 /// A flow that wants a port.
@@ -78,7 +79,6 @@ pub(super) struct Wish {
     pub(super) endpoint: SocketAddr,
     /// Flows that the endpoint has already.
     pub(super) flows: u32,
-    pub(super) random: u64,
     pub(super) settings: DatagramSettings,
 }
 
@@ -100,6 +100,7 @@ impl Ports {
             possible: alloc::vec![u32::MAX; snapshot.listeners.len()],
             failed: 0,
             total: 0,
+            openings: 0,
         }
     }
 
@@ -108,37 +109,42 @@ impl Ports {
         self.total
     }
 
-    /// A shared port on which `is_taken` finds no flow of this endpoint, or one of the flow's own
-    /// where each has its own. `None` if all that may be opened are taken.
+    /// The shared port that is free longest for an endpoint whose free ones are in `lane`, or one of
+    /// the flow's own where each has its own. `None` if all that may be opened are taken.
+    ///
+    /// An endpoint that was removed and came back finds its address taken by flows of before, which
+    /// `is_taken` tells.
     pub(super) fn take(
         &mut self,
         wish: &Wish,
+        lane: &mut Lane,
         is_taken: impl Fn(PortId) -> bool,
         ops: &mut Ops,
     ) -> Option<PortId> {
         if wish.settings.port_per_flow {
             return self.open(wish, State::Owned, ops);
         }
+        for _ in 0..TRIES {
+            let Some(opened) = self.next_unknown(wish, lane) else { break };
+            if !is_taken(opened.port) {
+                return Some(opened.port);
+            }
+            lane.put(opened, |it| self.is_open(it));
+        }
         let pool = &self.pools[wish.listener.index()][family(wish.endpoint)].ports;
-        if (pool.len() as u64) < wanted(wish.flows.saturating_add(1))
-            && let Some(port) = self.open(wish, State::Shared, ops)
+        if (pool.len() as u64) < wanted(wish.flows.saturating_add(1), &wish.settings)
+            && let Some(port) = self.open_shared(wish, lane, ops)
         {
             return Some(port);
         }
-        let pool = &self.pools[wish.listener.index()][family(wish.endpoint)].ports;
-        let len = pool.len();
-        // Without a look: nobody should be able to make the worker look in vain.
-        if wish.flows as usize >= len {
-            return None;
+        for _ in 0..TRIES.min(lane.len()) {
+            let Some(opened) = lane.take(|it| self.is_open(it)) else { break };
+            if !is_taken(opened.port) {
+                return Some(opened.port);
+            }
+            lane.put(opened, |it| self.is_open(it));
         }
-        // Scattered, since the oldest ports lie together, and are the fullest.
-        let mut random = Random::new(wish.random);
-        let scattered = (0..TRIES).map(|_| random.next() as usize);
-        let steps = (wish.random as usize % len..).take(TRIES.min(len));
-        let places = scattered.chain(steps).map(|place| place % len);
-        let mut found = places.filter_map(|place| pool.get(place).copied());
-        // An endpoint that was removed and came back finds its address taken by flows of before.
-        found.find(|port| !is_taken(*port)).or_else(|| self.open(wish, State::Shared, ops))
+        self.open_shared(wish, lane, ops)
     }
 
     /// The port for datagrams that have no flow.
@@ -154,13 +160,18 @@ impl Ports {
         port.owner = flow;
     }
 
-    /// A flow has left it. One that was opened for this flow alone is closed.
-    pub(super) fn on_unbound(&mut self, port: PortId, ops: &mut Ops) {
-        let Port { flows, state, .. } = &mut self.ports[port.index()];
+    /// A flow has left it. One that was opened for this flow alone is closed; another is free for
+    /// the endpoint whose `lane` this is.
+    pub(super) fn on_unbound(&mut self, port: PortId, lane: &mut Lane, ops: &mut Ops) {
+        let Port { flows, state, opening, .. } = &mut self.ports[port.index()];
         *flows -= 1;
         match (*flows, *state) {
             (0, State::Owned) => self.close(port, ops),
             (0, State::Failed) => self.release(port),
+            (_, State::Shared) => {
+                let opened = Opened { port, opening: *opening };
+                lane.put(opened, |it| self.is_open(it));
+            }
             _ => {}
         }
     }
@@ -178,7 +189,7 @@ impl Ports {
 
     /// Whether flows may share it.
     pub(super) fn is_shared(&self, port: PortId) -> bool {
-        self.ports[port.index()].state == State::Shared
+        self.ports.get(port.index()).is_some_and(|port| port.state == State::Shared)
     }
 
     /// Whether it could not be opened.
@@ -208,9 +219,14 @@ impl Ports {
 
     /// Closes some ports that have no flow, if there are far more than `peak` flows of one endpoint
     /// call for. Tells whether it closed as many as it may at a time.
-    pub(super) fn trim(&mut self, listener: ListenerId, peak: u32, ops: &mut Ops) -> bool {
+    pub(super) fn trim(
+        &mut self,
+        listener: ListenerId,
+        (peak, settings): (u32, &DatagramSettings),
+        ops: &mut Ops,
+    ) -> bool {
         self.possible[listener.index()] = u32::MAX;
-        let wanted = wanted(peak) as usize;
+        let wanted = wanted(peak, settings) as usize;
         let mut left = CLOSED_AT_ONCE;
         for family in 0..2 {
             let end = self.pools[listener.index()][family].ports.len();
@@ -232,11 +248,58 @@ impl Ports {
         assert_eq!(used().count() as u32, self.total);
         assert_eq!(used().map(|port| port.flows).sum::<u32>(), bound, "a flow has one port");
         for pool in self.pools.iter().flatten() {
-            for (place, port) in pool.ports.iter().enumerate() {
-                assert_eq!(self.ports[port.index()].place as usize, place);
-                assert_eq!(self.ports[port.index()].state, State::Shared);
-            }
+            let entries = || pool.ports.iter().map(|port| &self.ports[port.index()]);
+            assert!(entries().is_sorted_by(|one, next| one.opening < next.opening));
+            assert!(entries().all(|port| port.state == State::Shared));
         }
+    }
+
+    /// Asserts that an endpoint with `flows` on shared ports finds every other port, and each once.
+    pub(super) fn check_lane(
+        &self,
+        lane: &Lane,
+        (listener, endpoint): (ListenerId, SocketAddr),
+        flows: u32,
+    ) {
+        let pool = &self.pools[listener.index()][family(endpoint)].ports;
+        let unknown = pool.len() - self.known(pool, lane);
+        let free = lane.check_invariants(|it| self.is_open(it));
+        assert_eq!(unknown + free + flows as usize, pool.len(), "a port is free or taken");
+    }
+
+    /// The next port that others of the pool's endpoints have opened.
+    fn next_unknown(&self, wish: &Wish, lane: &mut Lane) -> Option<Opened> {
+        if lane.knows_all(self.openings) {
+            return None;
+        }
+        let pool = &self.pools[wish.listener.index()][family(wish.endpoint)].ports;
+        let Some(port) = pool.get(self.known(pool, lane)).copied() else {
+            lane.learn(self.openings);
+            return None;
+        };
+        let opening = self.ports[port.index()].opening;
+        lane.learn(opening + 1);
+        Some(Opened { port, opening })
+    }
+
+    /// How many of a pool's ports are known to a lane: the first ones.
+    fn known(&self, pool: &[PortId], lane: &Lane) -> usize {
+        pool.partition_point(|port| lane.knows(self.ports[port.index()].opening))
+    }
+
+    fn is_open(&self, Opened { port, opening }: Opened) -> bool {
+        let entry = &self.ports[port.index()];
+        entry.state == State::Shared && entry.opening == opening
+    }
+
+    /// Opens a port for a flow of an endpoint that knows all others.
+    fn open_shared(&mut self, wish: &Wish, lane: &mut Lane, ops: &mut Ops) -> Option<PortId> {
+        if !lane.knows_all(self.openings) {
+            return None;
+        }
+        let port = self.open(wish, State::Shared, ops)?;
+        lane.learn(self.openings);
+        Some(port)
     }
 
     fn open(&mut self, wish: &Wish, state: State, ops: &mut Ops) -> Option<PortId> {
@@ -248,16 +311,14 @@ impl Ports {
         self.total += 1;
         let port = self.free.pop().unwrap_or(PortId(self.ports.len() as u32));
         let pool = &mut self.pools[wish.listener.index()][family(wish.endpoint)];
-        let mut place = NONE;
         match state {
-            State::Shared => {
-                place = pool.ports.len() as u32;
-                pool.ports.push(port);
-            }
+            State::Shared => pool.ports.push(port),
             State::Stateless => pool.stateless = Some(port),
             _ => {}
         }
-        let entry = Port { listener: wish.listener, place, flows: 0, owner: NONE, state };
+        let opening = self.openings;
+        self.openings += 1;
+        let entry = Port { listener: wish.listener, opening, flows: 0, owner: NONE, state };
         match self.ports.get_mut(port.index()) {
             Some(slot) => *slot = entry,
             None => self.ports.push(entry),
@@ -279,16 +340,16 @@ impl Ports {
 
     /// Nobody is given it any more.
     fn take_out(&mut self, port: PortId) {
-        let Port { listener, place, .. } = self.ports[port.index()];
+        let Port { listener, opening, .. } = self.ports[port.index()];
+        let ports = &self.ports;
         for pool in &mut self.pools[listener.index()] {
             if pool.stateless == Some(port) {
                 pool.stateless = None;
             }
-            if pool.ports.get(place as usize) == Some(&port) {
-                pool.ports.swap_remove(place as usize);
-                if let Some(moved) = pool.ports.get(place as usize) {
-                    self.ports[moved.index()].place = place;
-                }
+            let earlier = |other: &PortId| ports[other.index()].opening < opening;
+            let place = pool.ports.partition_point(earlier);
+            if pool.ports.get(place) == Some(&port) {
+                pool.ports.remove(place);
             }
         }
     }
@@ -304,8 +365,8 @@ impl Ports {
 }
 
 /// How many ports a pool should have for so many flows of one endpoint.
-fn wanted(flows: u32) -> u64 {
-    (2 * u64::from(flows)).max(KEPT.into())
+fn wanted(flows: u32, settings: &DatagramSettings) -> u64 {
+    (2 * u64::from(flows)).max(settings.ports_min.into())
 }
 
 const fn family(address: SocketAddr) -> usize {
@@ -318,109 +379,194 @@ mod tests {
     use crate::testing::snapshot;
     use std::collections::BTreeSet;
 
-    fn wish(flows: u32, ports_max: u32) -> Wish {
-        let settings = DatagramSettings { ports_max, ..DatagramSettings::DEFAULT };
-        Wish {
-            listener: ListenerId(0),
-            endpoint: "10.0.0.1:53".parse().unwrap(),
-            flows,
-            random: 0x0123_4567_89ab_cdef,
-            settings,
-        }
+    const KEPT: u32 = DatagramSettings::DEFAULT.ports_min;
+
+    /// The ports of one listener, and one of its endpoints.
+    struct Rig {
+        ports: Ports,
+        ops: Ops,
+        ports_max: u32,
+        lane: Lane,
+        taken: BTreeSet<PortId>,
     }
 
-    /// Takes ports for `count` flows of one endpoint.
-    fn fill(ports: &mut Ports, count: u32, ports_max: u32, ops: &mut Ops) -> BTreeSet<PortId> {
-        let mut taken = BTreeSet::new();
-        for flow in 0..count {
-            let is_taken = |port| taken.contains(&port);
-            let Some(port) = ports.take(&wish(flow, ports_max), is_taken, ops) else { break };
-            ports.on_bound(port, flow);
-            assert!(taken.insert(port), "one port serves an endpoint once");
+    impl Rig {
+        fn new(ports_max: u32) -> Self {
+            let (ports, ops) = (Ports::new(&snapshot(ports_max)), Ops::with_capacity(2_000));
+            Self { ports, ops, ports_max, lane: Lane::default(), taken: BTreeSet::new() }
         }
-        taken
+
+        fn wish(&self) -> Wish {
+            let settings =
+                DatagramSettings { ports_max: self.ports_max, ..DatagramSettings::DEFAULT };
+            let (endpoint, flows) = ("10.0.0.1:53".parse().unwrap(), self.taken.len() as u32);
+            Wish { listener: ListenerId(0), endpoint, flows, settings }
+        }
+
+        /// Takes a port for a flow of the endpoint.
+        fn take(&mut self) -> Option<PortId> {
+            let wish = self.wish();
+            let port = self.ports.take(&wish, &mut self.lane, |_| false, &mut self.ops)?;
+            assert!(self.taken.insert(port), "one port serves an endpoint once");
+            self.ports.on_bound(port, 0);
+            self.check();
+            Some(port)
+        }
+
+        /// Takes ports for as many flows, or all that there are.
+        fn fill(&mut self, count: u32) -> Vec<PortId> {
+            (0..count).map_while(|_| self.take()).collect()
+        }
+
+        fn leave(&mut self, port: PortId) {
+            assert!(self.taken.remove(&port));
+            self.ports.on_unbound(port, &mut self.lane, &mut self.ops);
+            self.check();
+        }
+
+        /// Another endpoint of the same listener.
+        fn turn_to_another_endpoint(&mut self) {
+            self.lane = Lane::default();
+            self.taken.clear();
+        }
+
+        /// Closes what may be closed.
+        fn trim(&mut self, peak: u32) -> Vec<PortId> {
+            self.ops.drain().for_each(drop);
+            let settings = self.wish().settings;
+            while self.ports.trim(ListenerId(0), (peak, &settings), &mut self.ops) {}
+            let closed: Vec<_> = self
+                .ops
+                .drain()
+                .map(|op| match op {
+                    Op::ClosePort { port } => port,
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            closed.iter().for_each(|port| self.ports.on_closed(*port));
+            self.check();
+            closed
+        }
+
+        fn check(&self) {
+            let wish = self.wish();
+            self.ports.check_lane(&self.lane, (wish.listener, wish.endpoint), wish.flows);
+        }
     }
 
     #[test]
     fn a_pool_grows_with_the_flows_of_one_endpoint_up_to_its_bound() {
-        let (mut ports, mut ops) = (Ports::new(&snapshot(100)), Ops::with_capacity(1_000));
-        assert_eq!(fill(&mut ports, 40, 100, &mut ops).len(), 40);
-        assert_eq!(ports.len(), 40, "each flow so far has opened its own");
-        let (mut ports, mut ops) = (Ports::new(&snapshot(100)), Ops::with_capacity(1_000));
-        assert_eq!(fill(&mut ports, 200, 100, &mut ops).len(), 100, "every port is found");
+        let mut rig = Rig::new(100);
+        assert_eq!(rig.fill(40).len(), 40);
+        assert_eq!(rig.ports.len(), 40, "each flow so far has opened its own");
+        assert_eq!(rig.fill(200).len(), 60, "every port is found");
     }
 
     #[test]
     fn a_flood_beyond_all_ports_is_refused_without_a_look_at_any() {
-        let (mut ports, mut ops) = (Ports::new(&snapshot(100)), Ops::with_capacity(1_000));
-        fill(&mut ports, 100, 100, &mut ops);
+        let mut rig = Rig::new(100);
+        rig.fill(100);
+        let wish = rig.wish();
         let look = |_| panic!("each look is a look-up");
-        assert_eq!(ports.take(&wish(100, 100), look, &mut ops), None);
+        assert_eq!(rig.ports.take(&wish, &mut rig.lane, look, &mut rig.ops), None);
     }
 
     #[test]
-    fn free_ports_are_found_whatever_the_random_number() {
-        let (mut ports, mut ops) = (Ports::new(&snapshot(1_024)), Ops::with_capacity(1_024));
-        let taken: BTreeSet<_> =
-            fill(&mut ports, 1_024, 1_024, &mut ops).into_iter().take(973).collect();
-        for random in [0, 5, 1_023, 0x400_0000_0005, 0x8000_0000_0000_0000, u64::MAX] {
-            let wish = Wish { random, ..wish(973, 1_024) };
-            let port = ports.take(&wish, |port| taken.contains(&port), &mut ops);
-            assert!(port.is_some_and(|port| !taken.contains(&port)), "{random:#x}");
+    fn the_port_that_was_left_last_is_used_again_last() {
+        let mut rig = Rig::new(64);
+        let first = rig.fill(64);
+        let order = [5, 40, 3, 63, 0];
+        order.iter().for_each(|place| rig.leave(first[*place]));
+        assert_eq!(rig.fill(64), order.map(|place| first[place]));
+    }
+
+    #[test]
+    fn a_late_reply_meets_no_flow_before_a_pool_s_worth_of_flows_has_come() {
+        let mut rig = Rig::new(100);
+        let port = rig.take().unwrap();
+        rig.leave(port);
+        for _ in 1..KEPT {
+            let other = rig.take().unwrap();
+            assert_ne!(other, port);
+            rig.leave(other);
         }
+        assert_eq!(rig.take(), Some(port));
     }
 
     #[test]
     fn another_endpoint_uses_the_same_ports() {
-        let (mut ports, mut ops) = (Ports::new(&snapshot(100)), Ops::with_capacity(1_000));
-        let first = fill(&mut ports, 100, 100, &mut ops);
-        let second = fill(&mut ports, 50, 100, &mut ops);
-        assert!(second.is_subset(&first));
+        let mut rig = Rig::new(100);
+        let first = rig.fill(100);
+        rig.turn_to_another_endpoint();
+        assert!(rig.fill(50).iter().all(|port| first.contains(port)));
+        assert_eq!(rig.ports.len(), 100);
+    }
+
+    #[test]
+    fn a_port_that_flows_of_before_have_is_passed_over() {
+        let mut rig = Rig::new(100);
+        let before = rig.fill(100);
+        rig.turn_to_another_endpoint();
+        let wish = rig.wish();
+        let is_taken = |port| before[..99].contains(&port);
+        let port = rig.ports.take(&wish, &mut rig.lane, is_taken, &mut rig.ops);
+        assert_eq!(port, Some(before[99]));
+        let port = rig.ports.take(&wish, &mut rig.lane, |_| true, &mut rig.ops);
+        assert_eq!(port, None);
     }
 
     #[test]
     fn ports_that_few_flows_need_are_closed_and_used_again() {
-        let (mut ports, mut ops) = (Ports::new(&snapshot(100)), Ops::with_capacity(1_000));
-        for port in fill(&mut ports, 100, 100, &mut ops) {
-            ports.on_unbound(port, &mut ops);
+        let mut rig = Rig::new(100);
+        rig.fill(100).into_iter().for_each(|port| rig.leave(port));
+        assert_eq!(rig.trim(1).len(), 100 - KEPT as usize);
+        assert_eq!(rig.ports.len(), KEPT);
+        assert_eq!(rig.fill(100).len(), 100);
+    }
+
+    #[test]
+    fn a_lane_does_not_grow_with_the_ports_that_come_and_go() {
+        let mut rig = Rig::new(100);
+        for _ in 0..50 {
+            rig.fill(100).into_iter().for_each(|port| rig.leave(port));
+            rig.trim(1);
         }
-        ops.drain().for_each(drop);
-        while ports.trim(ListenerId(0), 1, &mut ops) {}
-        let closed: Vec<_> = ops
-            .drain()
-            .map(|op| match op {
-                Op::ClosePort { port } => port,
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        assert_eq!(closed.len(), 100 - KEPT as usize);
-        closed.iter().for_each(|port| ports.on_closed(*port));
-        assert_eq!(ports.len(), KEPT);
-        assert_eq!(fill(&mut ports, 100, 100, &mut ops).len(), 100);
+        assert!(rig.lane.len() <= 128, "{}", rig.lane.len());
+    }
+
+    #[test]
+    fn a_port_in_use_is_not_closed() {
+        let mut rig = Rig::new(100);
+        let all = rig.fill(100);
+        let (used, left) = all.split_at(10);
+        left.iter().for_each(|port| rig.leave(*port));
+        let closed = rig.trim(1);
+        assert!(!closed.is_empty() && used.iter().all(|port| !closed.contains(port)));
     }
 
     #[test]
     fn a_port_that_failed_is_free_when_its_flows_have_left() {
-        let (mut ports, mut ops) = (Ports::new(&snapshot(1)), Ops::with_capacity(1_000));
-        let port = ports.take(&wish(0, 1), |_| false, &mut ops).unwrap();
-        ports.on_bound(port, 7);
-        assert!(ports.on_failed(port) && ports.has_failed(port));
-        assert!(ports.take(&wish(0, 1), |_| false, &mut ops).is_none());
-        ports.on_unbound(port, &mut ops);
-        assert_eq!(ports.take(&wish(0, 1), |_| false, &mut ops), Some(port));
+        let mut rig = Rig::new(1);
+        let port = rig.take().unwrap();
+        assert!(rig.ports.on_failed(port) && rig.ports.has_failed(port));
+        let wish = rig.wish();
+        assert_eq!(rig.ports.take(&wish, &mut rig.lane, |_| false, &mut rig.ops), None);
+        rig.taken.clear();
+        rig.ports.on_unbound(port, &mut rig.lane, &mut rig.ops);
+        assert_eq!(rig.take(), Some(port));
     }
 
     #[test]
     fn a_flow_s_own_port_ends_with_it() {
-        let (mut ports, mut ops) = (Ports::new(&snapshot(2)), Ops::with_capacity(1_000));
-        let mut own = wish(0, 2);
+        let mut rig = Rig::new(2);
+        let mut own = rig.wish();
         own.settings.port_per_flow = true;
-        let port = ports.take(&own, |_| false, &mut ops).unwrap();
-        ports.on_bound(port, 7);
-        assert_eq!(ports.owner(port), Some(7));
-        ports.on_unbound(port, &mut ops);
-        let last = ops.drain().next_back();
+        let port = rig.ports.take(&own, &mut rig.lane, |_| false, &mut rig.ops).unwrap();
+        rig.ports.on_bound(port, 7);
+        assert_eq!(rig.ports.owner(port), Some(7));
+        rig.ports.on_unbound(port, &mut rig.lane, &mut rig.ops);
+        let last = rig.ops.drain().next_back();
         assert_eq!(last, Some(Op::ClosePort { port }));
-        assert_eq!(ports.owner(port), None);
+        assert_eq!(rig.ports.owner(port), None);
     }
 }

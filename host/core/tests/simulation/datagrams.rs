@@ -21,7 +21,7 @@ use pointsman_core::{
 use crate::rng::Rng;
 use crate::workload::{candidates, copy, reached};
 use kept::{KeptKey, Shelf};
-use model::{Model, Scene, Seen, Worker};
+use model::{Model, Rests, Scene, Seen, Worker};
 use net::{Cargo, Faults, Net};
 use setup::{CallLog, Kind, Taste};
 
@@ -243,7 +243,8 @@ impl Run {
             was_throttled: throttled(balancer) > before.2,
         };
         // Looking at everything is the most costly part: only where something is to be learned.
-        if self.keyed || decisions(balancer) > before.1 || !seen.records.is_empty() {
+        let learns = decisions(balancer) > before.1 || !seen.records.is_empty();
+        if self.keyed || learns || self.model.has_twins(worker) {
             seen.shown = survey(balancer, self.now, 10_000);
         }
         let ops = std::mem::take(&mut seen.ops);
@@ -356,9 +357,11 @@ impl Run {
         let cluster = self.rng.below(self.model.kinds.len() as u64) as usize;
         let kind = Kind::pick(&mut self.rng);
         self.model.kinds[cluster] = kind;
+        let on_swap = self.rng.pick(&[OnSwap::Keep, OnSwap::Revalidate, OnSwap::Flush]);
+        self.model.shelf.on_swap(cluster as u16, on_swap);
         for (balancer, _) in &mut self.workers {
             let policy = kind.policy(&self.calls, &self.taste);
-            drop(balancer.swap_policy(ClusterId(cluster as u16), policy, OnSwap::Keep));
+            drop(balancer.swap_policy(ClusterId(cluster as u16), policy, on_swap));
         }
     }
 
@@ -377,9 +380,9 @@ impl Run {
         for (place, (balancer, _)) in self.workers.iter().enumerate() {
             let worker = &self.model.workers[place];
             assert!(worker.flows.is_empty(), "flows that nobody uses end: {:?}", worker.flows);
-            let per_listener = 2 * (32 + 1);
-            let most = per_listener * self.snapshot.listeners.len();
-            assert!(balancer.stats().ports_open as usize <= most, "ports that nobody uses stay");
+            let listeners = self.snapshot.listeners.iter();
+            let most: u32 = listeners.map(|it| 2 * (it.datagrams.ports_min + 1)).sum();
+            assert!(balancer.stats().ports_open <= most, "ports that nobody uses stay");
         }
     }
 
@@ -535,6 +538,7 @@ fn model(
         decisions: vec![[0; 5]; listeners],
         stopped: vec![false; listeners],
         short_of_ports: vec![false; listeners],
+        rests: Rests::default(),
     };
     let limits = snapshot.listeners.iter();
     Model {

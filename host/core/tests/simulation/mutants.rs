@@ -109,7 +109,7 @@ const MUTANTS: &[Mutant] = &[
         breaks: "timeouts: progress does not put them off",
         file: "session.rs",
         original: "        self.progressed = now;\n    }\n\n    /// Bytes have",
-        mutated: "        let _ = now;\n    }\n\n    /// Passes on",
+        mutated: "        let _ = now;\n    }\n\n    /// Bytes have",
     },
     Mutant {
         breaks: "throttle: credit is granted before its time",
@@ -182,6 +182,24 @@ const MUTANTS: &[Mutant] = &[
         file: "datagram/ports.rs",
         original: "left > 0 && self.ports[port.index()].flows == 0 {",
         mutated: "left > 0 {",
+    },
+    Mutant {
+        breaks: "datagrams: the port that was left last is used again first",
+        file: "datagram/lane.rs",
+        original: "while let Some(opened) = self.left.pop_front() {",
+        mutated: "while let Some(opened) = self.left.pop_back() {",
+    },
+    Mutant {
+        breaks: "datagrams: a port that was closed is free",
+        file: "datagram/ports.rs",
+        original: "entry.state == State::Shared && entry.opening == opening",
+        mutated: "entry.opening == opening",
+    },
+    Mutant {
+        breaks: "datagrams: an endpoint does not see the ports that others have opened",
+        file: "datagram/ports.rs",
+        original: "        if lane.knows_all(self.openings) {",
+        mutated: "        lane.learn(self.openings);\n        if lane.knows_all(self.openings) {",
     },
     Mutant {
         breaks: "datagrams: a flow's own port stays open",
@@ -258,7 +276,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: ports that nobody uses are never closed",
         file: "datagram.rs",
-        original: "again |= self.ports.trim(id, peak, turn.ops);",
+        original: "again |= self.ports.trim(id, (peak, &listener.datagrams), turn.ops);",
         mutated: "again |= peak > 1_000_000;",
     },
     Mutant {
@@ -308,6 +326,42 @@ const MUTANTS: &[Mutant] = &[
         file: "datagram/survey.rs",
         original: "is_some_and(|flow| u32::from(flow.stamp) == stamp)",
         mutated: "is_some_and(|flow| u32::from(flow.stamp) >= stamp)",
+    },
+    Mutant {
+        breaks: "swap: flushed decisions hold",
+        file: "affinity.rs",
+        original: "Some(floor) if generation < floor.flushed => Worth::Nothing,",
+        mutated: "Some(floor) if generation == floor.flushed.max(u32::MAX) => Worth::Nothing,",
+    },
+    Mutant {
+        breaks: "swap: the new policy is not asked about decisions of the old",
+        file: "allocation.rs",
+        original: "        if is_stale {\n",
+        mutated: "        if is_stale && request.now == Instant::ZERO {\n",
+    },
+    Mutant {
+        breaks: "swap: a flow that is asked about anew is moved",
+        file: "allocation.rs",
+        original: "with.or_else(|| cluster.candidates.get(index))",
+        mutated: "cluster.candidates.get(index).or(with)",
+    },
+    Mutant {
+        breaks: "trial: a shadow decides",
+        file: "trial.rs",
+        original: "if slots == 0 || slot_of(flow) >= slots {",
+        mutated: "if slots != 0 && slot_of(flow) >= slots {",
+    },
+    Mutant {
+        breaks: "trial: both policies are asked about a canary's flow",
+        file: "allocation.rs",
+        original: "            return decided;\n",
+        mutated: "            let _ = decided;\n",
+    },
+    Mutant {
+        breaks: "signals: a connection that came about is still being made",
+        file: "session.rs",
+        original: "            && was_connecting\n",
+        mutated: "            && was_connecting\n            && state != State::Established\n",
     },
 ];
 

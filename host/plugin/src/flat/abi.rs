@@ -150,7 +150,7 @@ pub(super) struct View<'a> {
     pub(super) bytes_max: usize,
 }
 
-impl<'a> View<'a> {
+impl View<'_> {
     pub(super) fn decision(&self, at: u32) -> Answer<Decision> {
         let record: &[u8; 36] = self.record(at)?;
         Ok(Decision {
@@ -164,41 +164,6 @@ impl<'a> View<'a> {
             idle_timeout_ms: word(record, 28),
             tag: word(record, 32),
         })
-    }
-
-    /// A result whose failure is a text; `read` reads its success.
-    pub(super) fn result<T>(
-        &self,
-        at: u32,
-        read: impl FnOnce(&Self, u32) -> Answer<T>,
-    ) -> Answer<Result<T, String>> {
-        let record: &[u8; 12] = self.record(at)?;
-        match record[0] {
-            0 => read(self, at + 4).map(Ok),
-            1 => self.string(at + 4).map(Err),
-            case => Err(no_case(case, "result")),
-        }
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "it is one of several ways to read")]
-    pub(super) fn nothing(&self, _at: u32) -> Answer<()> {
-        Ok(())
-    }
-
-    pub(super) fn string(&self, at: u32) -> Answer<String> {
-        let record: &[u8; 8] = self.record(at)?;
-        self.text(word(record, 0), word(record, 4)).map(str::to_owned)
-    }
-
-    pub(super) fn bytes(&self, at: u32) -> Answer<Vec<u8>> {
-        let record: &[u8; 8] = self.record(at)?;
-        self.list(word(record, 0), word(record, 4), 1).map(<[u8]>::to_vec)
-    }
-
-    pub(super) fn numbers(&self, at: u32) -> Answer<Vec<u32>> {
-        let record: &[u8; 8] = self.record(at)?;
-        let bytes = self.list(word(record, 0), word(record, 4), 4)?;
-        Ok(bytes.chunks_exact(4).map(|it| word(it, 0)).collect())
     }
 
     pub(super) fn text(&self, at: u32, length: u32) -> Answer<&str> {
@@ -220,6 +185,41 @@ impl<'a> View<'a> {
         let record = self.bytes.get(at as usize..).and_then(|bytes| bytes.first_chunk());
         record.ok_or_else(|| format_err!("an answer outside of memory"))
     }
+}
+
+/// Reads a result whose failure is a text; `read` reads its success.
+pub(super) fn result<T>(
+    view: &View<'_>,
+    at: u32,
+    read: impl FnOnce(&View<'_>, u32) -> Answer<T>,
+) -> Answer<Result<T, String>> {
+    let record: &[u8; 12] = view.record(at)?;
+    match record[0] {
+        0 => read(view, at + 4).map(Ok),
+        1 => string(view, at + 4).map(Err),
+        case => Err(no_case(case, "result")),
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it is one of several ways to read")]
+pub(super) fn nothing(_view: &View<'_>, _at: u32) -> Answer<()> {
+    Ok(())
+}
+
+pub(super) fn string(view: &View<'_>, at: u32) -> Answer<String> {
+    let record: &[u8; 8] = view.record(at)?;
+    view.text(word(record, 0), word(record, 4)).map(str::to_owned)
+}
+
+pub(super) fn bytes(view: &View<'_>, at: u32) -> Answer<Vec<u8>> {
+    let record: &[u8; 8] = view.record(at)?;
+    view.list(word(record, 0), word(record, 4), 1).map(<[u8]>::to_vec)
+}
+
+pub(super) fn numbers(view: &View<'_>, at: u32) -> Answer<Vec<u32>> {
+    let record: &[u8; 8] = view.record(at)?;
+    let list = view.list(word(record, 0), word(record, 4), 4)?;
+    Ok(list.chunks_exact(4).map(|number| word(number, 0)).collect())
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {

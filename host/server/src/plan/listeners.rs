@@ -135,6 +135,7 @@ impl Resolver<'_> {
         DatagramSettings {
             replies_expected: self.within("replies_expected", replies, 0..=1_000_000),
             ports_max: self.within("upstream_ports_max", ports, 1..=65_535),
+            ports_min: DatagramSettings::DEFAULT.ports_min,
             port_per_flow: sockets == UpstreamSockets::PerFlow,
             offload: offload.unwrap_or(Listener::SEGMENTATION_OFFLOAD),
         }

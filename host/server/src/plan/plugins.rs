@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pointsman_plugin::Profile;
 
@@ -120,6 +121,9 @@ fn native_plan(key: &str, name: &str, policy: &Policy, findings: &mut Findings) 
     if policy.config.is_some() {
         findings.add(format!("{key}.config"), "native policies take none; leave it out");
     }
+    if policy.watch {
+        findings.add(format!("{key}.watch"), "a native policy has no file to watch; leave it out");
+    }
     PolicyPlan::Native(native(&format!("{key}.native"), name, findings))
 }
 
@@ -173,10 +177,24 @@ fn plugin_plan(
         config,
         fallback: native(&format!("{key}.fallback"), &policy.fallback, findings),
         on_swap: policy.on_swap,
+        watch: policy.watch,
+        rollback_faults: findings.within(
+            &format!("{key}.rollback_faults"),
+            policy.rollback_faults,
+            1..=1_000_000,
+        ),
+        rollback_window: findings
+            .millis(&format!("{key}.rollback_window_ms"), policy.rollback_window_ms),
+        tick: tick(&format!("{key}.tick_ms"), policy.tick_ms, findings),
         decide_deadline: findings
             .millis(&format!("{key}.decide_deadline_ms"), policy.decide_deadline_ms),
         configure_deadline: findings
             .millis(&format!("{key}.configure_deadline_ms"), policy.configure_deadline_ms),
         memory_max_bytes: memory_mib as usize * 1024 * 1024,
     }
+}
+
+/// Not so often that one guest could keep the thread of all of them busy.
+fn tick(key: &str, ms: u64, findings: &mut Findings) -> Duration {
+    Duration::from_millis(findings.within(key, ms, 100..=3_600_000))
 }

@@ -20,6 +20,7 @@ pub(super) struct Process {
     pub(super) workers: usize,
     pub(super) drain_timeout: Duration,
     pub(super) flow_table_entries: u32,
+    pub(super) plugin_cpu_percent: u32,
     pub(super) pools: PoolSizes,
     pub(super) datagram_buffers: u32,
     pub(super) admin_socket: PathBuf,
@@ -35,6 +36,11 @@ pub(super) fn resolve(config: &Config, findings: &mut Findings) -> Process {
             "flow_table_entries",
             config.flow_table_entries,
             1..=16_777_216,
+        ),
+        plugin_cpu_percent: findings.within(
+            "plugin_cpu_percent",
+            config.plugin_cpu_percent,
+            1..=100,
         ),
         pools: PoolSizes {
             small: findings.within("buffers.small", config.buffers.small, 64..=65_536),

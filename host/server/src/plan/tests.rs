@@ -116,6 +116,7 @@ fn a_udp_listener_has_its_defaults_and_its_keys() {
         ports_max: 100,
         port_per_flow: true,
         offload: false,
+        ..DatagramSettings::DEFAULT
     };
     assert_eq!(plan.datagrams, datagrams);
     assert_eq!(plan.on_endpoint_down, OnEndpointDown::Reallocate);
@@ -260,6 +261,33 @@ fn a_policy_is_a_plugin_or_native_and_not_both() {
 }
 
 #[test]
+fn what_bounds_a_plugin_is_bounded_itself() {
+    let text = format!(
+        "plugin_cpu_percent = 0\n{GOOD}policy = \"p\"\n[[policies]]\nname = \"p\"\n\
+         plugin = \"/dev/null\"\nrollback_faults = 0\nrollback_window_ms = 0\ntick_ms = 99\n"
+    );
+    let found = problems(&text);
+    let expected = [
+        "plugin_cpu_percent: 0 is out of range; write 1 to 100",
+        "policies[0].plugin: there is no file",
+        "policies[0].rollback_faults: 0 is out of range; write 1 to 1000000",
+        "policies[0].rollback_window_ms: 0 is out of range; write 1 to 604800000",
+        "policies[0].tick_ms: 99 is out of range; write 100 to 3600000",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}");
+    }
+}
+
+#[test]
+fn a_native_policy_has_nothing_to_watch() {
+    let text = format!("{GOOD}[[policies]]\nname = \"p\"\nnative = \"maglev\"\nwatch = true\n");
+    let expected = ["policies[0].watch: a native policy has no file to watch; leave it out"];
+    assert_eq!(problems(&text), expected);
+}
+
+#[test]
 fn maglev_needs_a_table_wherever_it_is_used() {
     let text = format!("{GOOD}policy = \"maglev\"\n");
     let plan = resolve(&config::read(&text).config, &PluginFolders::default()).expect("a plan");
@@ -313,4 +341,33 @@ native = "maglew"
             "policies[0].native",
         ]
     );
+}
+
+#[test]
+fn every_mistake_in_a_check_is_told() {
+    let with = |health: &str| {
+        problems(&GOOD.replace("[[clusters]]", &format!("[[clusters]]\nhealth = {{ {health} }}")))
+    };
+    let cases = [
+        ("path = \"/up\"", "clusters[0].health.path: has a meaning only for kind = \"http\""),
+        ("kind = \"http\", path = \"up\"", "clusters[0].health.path: \"up\" is no path"),
+        ("kind = \"http\", method = \"G T\"", "clusters[0].health.method: \"G T\" is no method"),
+        (
+            "kind = \"http\", status = [\"200\", \"2xx\"]",
+            "clusters[0].health.status[1]: \"2xx\" is",
+        ),
+        ("kind = \"http\", status = []", "clusters[0].health.status: holds no code"),
+        ("kind = \"http\", host = \"a\\nb\"", "clusters[0].health.host: \"a\\nb\" is no host"),
+        ("kind = \"udp\"", "clusters[0].health.send: is missing"),
+        ("kind = \"udp\", send = \"\\\\q\"", "clusters[0].health.send: a backslash begins"),
+        ("kind = \"tls\", server_name = \"a b\"", "clusters[0].health.server_name: \"a b\" is no"),
+        ("port = 0", "clusters[0].health.port: port 0 cannot be asked"),
+    ];
+    for (health, expected) in cases {
+        let found = with(health);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{health}: {found:?}");
+    }
+    let good =
+        "kind = \"http\", port = 8081, path = \"/a?b\", status = [\"200-204\"], body = \"ok\"";
+    assert_eq!(with(good), Vec::<String>::new());
 }

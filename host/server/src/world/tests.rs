@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use pointsman_core::policy::Table;
+
 use super::*;
 use crate::plan::{PluginFolders, resolve};
 
@@ -164,4 +166,102 @@ fn what_is_not_limited_has_no_counts() {
     let snapshot = world_of(TEXT).publish();
     assert!(snapshot.listeners[0].flows_per_client.is_none());
     assert!(snapshot.listeners[0].new_flow_rate.is_none());
+}
+
+const AUTHOR: Author = Author(7);
+const LIVE: (ClusterId, Role) = (WEB, Role::Live);
+
+fn show(world: &mut World, needs: Needs, made: Option<Made>) {
+    let made = made.map(|made| (world.base(WEB).generation, made));
+    world.show(LIVE, Outlook { needs, author: Some(AUTHOR), made });
+}
+
+fn table_of(slots: &[u32]) -> Made {
+    Made::Table(Table::new(slots.into(), 2).expect("a table"))
+}
+
+fn shown(world: &mut World) -> Arc<Candidates> {
+    Arc::clone(&world.publish().clusters[0].candidates)
+}
+
+#[test]
+fn a_table_that_was_made_is_shown_to_the_policy_alone() {
+    let mut world = world_of(TEXT);
+    show(&mut world, Needs::Table, Some(table_of(&[1, 1, 0])));
+    let candidates = shown(&mut world);
+    assert_eq!(candidates.table.as_ref().expect("a table").slots(), [1, 1, 0]);
+    assert!(world.base(WEB).table.is_none());
+    assert!(world.asks_a_guest(WEB));
+    assert!(world.publish().clusters[0].trial.is_none());
+}
+
+#[test]
+fn until_a_changed_list_has_its_table_the_old_one_stands_in_for_who_is_left() {
+    let mut world = world_of(TEXT);
+    show(&mut world, Needs::Table, Some(table_of(&[1, 1, 0])));
+    world.publish();
+    fail(&mut world, 0);
+    let candidates = shown(&mut world);
+    assert_eq!(candidates.table.as_ref().expect("a table").slots(), [0, 0, 0]);
+    let of = candidates.generation;
+    let made = Made::Table(Table::new([0].into(), 1).expect("a table"));
+    assert!(world.take(LIVE, AUTHOR, (of, made)));
+    let candidates = shown(&mut world);
+    assert_eq!(candidates.table.as_ref().expect("a table").slots(), [0]);
+    assert!(candidates.generation > of, "policies hear of it");
+}
+
+#[test]
+fn what_was_made_for_other_endpoints_or_by_another_guest_is_not_taken() {
+    let mut world = world_of(TEXT);
+    show(&mut world, Needs::Table, None);
+    let of = world.base(WEB).generation;
+    assert!(!world.take(LIVE, Author(8), (of, table_of(&[0]))));
+    assert!(!world.take((WEB, Role::Trial), AUTHOR, (of, table_of(&[0]))));
+    fail(&mut world, 0);
+    world.publish();
+    assert!(!world.take(LIVE, AUTHOR, (of, table_of(&[0]))));
+}
+
+#[test]
+fn weights_that_were_given_hold_for_endpoints_that_stay() {
+    let mut world = world_of(TEXT);
+    show(&mut world, Needs::Weights { maglev: true }, Some(Made::Weights(vec![5, 9])));
+    let weights = |world: &mut World| {
+        let candidates = shown(world);
+        assert!(candidates.table.is_some(), "maglev goes by weights through its table");
+        candidates.endpoints.iter().map(|endpoint| endpoint.weight).collect::<Vec<_>>()
+    };
+    assert_eq!(weights(&mut world), [5, 9]);
+    fail(&mut world, 0);
+    assert_eq!(weights(&mut world), [9]);
+    pass(&mut world, 0);
+    assert_eq!(weights(&mut world), [1, 9], "who comes back begins as configured");
+    show(&mut world, Needs::Nothing, None);
+    let candidates = shown(&mut world);
+    assert!(Arc::ptr_eq(&candidates, &world.base(WEB)));
+}
+
+#[test]
+fn one_on_trial_sees_a_list_of_its_own_until_it_is_hidden() {
+    let mut world = world_of(TEXT);
+    show(&mut world, Needs::Weights { maglev: false }, Some(Made::Weights(vec![5, 9])));
+    world.show((WEB, Role::Trial), Outlook::plain(Needs::Nothing));
+    let snapshot = world.publish();
+    let trial = snapshot.clusters[0].trial.as_ref().expect("a view");
+    assert_eq!(trial.endpoints[0].weight, 1);
+    assert_eq!(snapshot.clusters[0].candidates.endpoints[0].weight, 5);
+    world.hide(WEB);
+    assert!(world.publish().clusters[0].trial.is_none());
+}
+
+#[test]
+fn a_policy_that_needs_what_the_one_before_needed_is_shown_nothing_new() {
+    let mut world = world_of(TEXT);
+    assert!(world.shows(LIVE, &Outlook::plain(Needs::Maglev)));
+    assert!(!world.shows(LIVE, &Outlook::plain(Needs::Nothing)));
+    assert!(!world.shows((WEB, Role::Trial), &Outlook::plain(Needs::Maglev)));
+    show(&mut world, Needs::Table, None);
+    let other = Outlook { needs: Needs::Table, author: Some(Author(8)), made: None };
+    assert!(!world.shows(LIVE, &other), "another guest makes another table");
 }

@@ -19,6 +19,7 @@ use pointsman::status::Status;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+pub mod policy;
 pub mod raw;
 pub mod udp;
 
@@ -87,18 +88,32 @@ impl Balancer {
         Self::launch_by(Command::new(POINTSMAN), config)
     }
 
-    fn launch_by(mut command: Command, config: &str) -> Self {
+    /// Starts one in the folder of its configuration, whose admin socket is `admin.sock` in
+    /// `folder`, and waits until it serves.
+    pub fn start_with_file(folder: TempDir, file: &Path) -> Self {
+        let mut command = Command::new(POINTSMAN);
+        command.current_dir(file.parent().expect("a folder"));
+        let mut balancer = Self::spawn(command, folder, file);
+        balancer.await_start();
+        balancer
+    }
+
+    fn launch_by(command: Command, config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("admin.sock");
         // Top-level keys come first in a file, so the section goes to the end.
         let config = format!("{config}\n[admin]\nsocket = {:?}\n", socket.to_str().expect("text"));
         let file = folder.path().join("pointsman.toml");
         fs::write(&file, config).expect("the configuration is written");
+        Self::spawn(command, folder, &file)
+    }
+
+    fn spawn(mut command: Command, folder: TempDir, file: &Path) -> Self {
         let log = fs::File::create(folder.path().join("log")).expect("a log");
         let process = command
             .arg("run")
             .arg("--config")
-            .arg(&file)
+            .arg(file)
             .env("POINTSMAN_LOG", "info")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log"))
@@ -281,6 +296,12 @@ impl Client {
         let stream = TcpStream::connect(to)?;
         stream.set_read_timeout(Some(GIVE_UP))?;
         Ok(Self { reader: BufReader::new(stream) })
+    }
+
+    /// Takes over a connection.
+    pub fn of(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(GIVE_UP)).expect("a timeout");
+        Self { reader: BufReader::new(stream) }
     }
 
     /// Sends a line; returns the endpoint that answered it.

@@ -1,6 +1,6 @@
 //! A shadow of every flow, port and count: what there should be.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -80,6 +80,15 @@ impl Flow {
             && self.method.tag == shown.tag
     }
 
+    /// Whether the survey shows that the flow has had another reply, or its last.
+    pub(super) fn is_counted_in(&self, entries: &[Entry]) -> bool {
+        let shown = entries.iter().find(|entry| self.is_in(entry)).map(|entry| &entry.kind);
+        match shown {
+            Some(EntryKind::Flow(shown)) => shown.datagrams != self.datagrams,
+            _ => true,
+        }
+    }
+
     /// The survey shows the flow as it is.
     pub(super) fn assert_shown_by(&self, entry: &Entry, shown: &FlowEntry) {
         let state = match self.target {
@@ -119,6 +128,15 @@ pub(super) struct Port {
     pub(super) closing: bool,
 }
 
+impl Port {
+    /// Whether flows of this listener to this endpoint may share it.
+    pub(super) fn is_in(&self, listener: usize, endpoint: SocketAddr) -> bool {
+        (self.listener, self.role, self.is_v4) == (listener, Role::Shared, endpoint.is_ipv4())
+            && !self.failed
+            && !self.closing
+    }
+}
+
 /// What one call of a balancer led to. The model takes out of it what it has an explanation for.
 #[derive(Debug)]
 pub(super) struct Seen {
@@ -151,6 +169,46 @@ pub(super) struct Worker {
     pub(super) stopped: Vec<bool>,
     /// Listeners that could once not open a port, and may not try for a while.
     pub(super) short_of_ports: Vec<bool>,
+    pub(super) rests: Rests,
+}
+
+/// A listener's way to an endpoint.
+pub(super) type Way = (usize, EndpointId);
+
+/// Which of the flows of an endpoint was the last to leave a port.
+#[derive(Debug, Default)]
+pub(super) struct Rests {
+    left: BTreeMap<(Way, PortId), u64>,
+    count: u64,
+    /// Ways of which the model has not seen all.
+    obscure: BTreeSet<Way>,
+}
+
+impl Rests {
+    pub(super) fn on_left(&mut self, way: Way, port: Option<PortId>) {
+        self.count += 1;
+        match port {
+            Some(port) => drop(self.left.insert((way, port), self.count)),
+            None => self.obscure(way),
+        }
+    }
+
+    pub(super) fn obscure(&mut self, way: Way) {
+        self.obscure.insert(way);
+    }
+
+    /// The number is free to mean another port.
+    pub(super) fn on_closed(&mut self, port: PortId) {
+        self.left.retain(|(_, other), _| *other != port);
+    }
+
+    /// Of all that a flow could have been given, this port has been left longest.
+    pub(super) fn assert_rested(&self, way: Way, port: PortId, free: impl Iterator<Item = PortId>) {
+        let left = |port| self.left.get(&(way, port)).copied().unwrap_or(0);
+        let longest = free.map(left).min();
+        let is_it = longest.is_none_or(|longest| left(port) <= longest);
+        assert!(is_it || self.obscure.contains(&way), "{port:?} was left after another");
+    }
 }
 
 /// All workers.
@@ -218,6 +276,16 @@ impl Model {
         let flows = self.workers.iter().flat_map(|worker| &worker.flows);
         let own = flows.filter(|flow| flow.listener == listener);
         own.filter(|flow| PREFIX.mask(flow.client.ip()) == PREFIX.mask(client)).count()
+    }
+
+    /// Whether there are flows of one client that only the survey tells apart, since nobody has seen
+    /// their ports.
+    pub(super) fn has_twins(&self, worker: usize) -> bool {
+        let unknown = || {
+            let flows = self.workers[worker].flows.iter();
+            flows.filter(|flow| flow.port.is_none() && flow.target.is_ok())
+        };
+        unknown().nth(1).is_some()
     }
 
     /// Whether one more may happen in this time; takes its part of it if so.
@@ -309,8 +377,11 @@ impl Model {
 
     /// A flow leaves its port, which is closed if it was its own.
     pub(super) fn leave(&mut self, scene: &Scene<'_>, flow: &Flow, seen: &mut Seen) {
-        let Some(port) = flow.port else { return };
         let worker = self.worker(scene);
+        if let Ok((endpoint, _)) = flow.target {
+            worker.rests.on_left((flow.listener, endpoint), flow.port);
+        }
+        let Some(port) = flow.port else { return };
         let is_used = worker.flows.iter().any(|other| other.port == Some(port));
         let known = worker.ports.get_mut(&port).expect("a flow has an open port");
         if known.failed && !is_used {
@@ -348,11 +419,6 @@ impl Model {
         if scene.listener(listener).datagrams.port_per_flow {
             return Some(false);
         }
-        let in_pool = |port: &Port| {
-            (port.listener, port.role, port.is_v4) == (listener, Role::Shared, endpoint.is_ipv4())
-                && !port.failed
-                && !port.closing
-        };
         let bound = || {
             let own = worker.flows.iter().filter(|flow| flow.listener == listener);
             own.filter(|flow| flow.address() == Some(endpoint))
@@ -361,7 +427,7 @@ impl Model {
             return None;
         }
         let taken = |id: &PortId| bound().any(|flow| flow.port == Some(*id));
-        Some(worker.ports.iter().any(|(id, port)| in_pool(port) && !taken(id)))
+        Some(worker.ports.iter().any(|(id, port)| port.is_in(listener, endpoint) && !taken(id)))
     }
 
     /// The counts are exactly those that what was seen adds up to.

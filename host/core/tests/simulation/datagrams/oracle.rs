@@ -133,6 +133,25 @@ impl Model {
         let owned = known.role == Role::Owned;
         assert!(!owned || !worker.flows.iter().any(|other| other.port == Some(port)));
         worker.flows[place].port = Some(port);
+        if !owned {
+            self.assert_rested(scene, place, port);
+        }
+    }
+
+    /// The shared port of a flow is the one that has been free longest for its endpoint.
+    fn assert_rested(&mut self, scene: &Scene<'_>, place: usize, port: PortId) {
+        let worker = self.worker(scene);
+        let flow = &worker.flows[place];
+        let (endpoint, address) = flow.target.expect("it has an endpoint");
+        let way = (flow.listener, endpoint);
+        let is_at = |other: &&Flow| other.listener == way.0 && other.address() == Some(address);
+        let at = || worker.flows.iter().filter(is_at);
+        if at().any(|other| other.port.is_none() || other.target != flow.target) {
+            worker.rests.obscure(way);
+        }
+        let pool = worker.ports.iter().filter(|(_, port)| port.is_in(way.0, address));
+        let free = pool.map(|(id, _)| *id).filter(|id| !at().any(|it| it.port == Some(*id)));
+        worker.rests.assert_rested(way, port, free);
     }
 
     /// The request must be sent to this endpoint.
@@ -194,6 +213,7 @@ impl Model {
         assert!(role == Role::Stateless || (role == Role::Owned) == settings.port_per_flow);
         let is_v4 = towards.is_ipv4();
         let fresh = Port { listener, role, is_v4, failed: false, closing: false };
+        self.worker(scene).rests.on_closed(port);
         let old = self.worker(scene).ports.insert(port, fresh);
         assert!(old.is_none_or(|old| old.failed), "the number is not free");
     }
@@ -419,7 +439,10 @@ impl Model {
             (None, Some(Op::Forward { peer, local, .. })) if unknown.is_some() => {
                 let to = |flow: &Flow| flow.client == *peer && Some(flow.local) == *local;
                 let of = of(None);
-                let place = worker.flows.iter().position(|flow| of(flow) && to(flow));
+                let fits = |flow: &Flow| of(flow) && to(flow);
+                let only = worker.flows.iter().filter(|flow| fits(flow)).count() == 1;
+                let counted = |flow: &Flow| only || flow.is_counted_in(&seen.shown);
+                let place = worker.flows.iter().position(|flow| fits(flow) && counted(flow));
                 self.take_port(scene, place.expect("a reply belongs to a flow"), port);
                 place
             }
@@ -589,7 +612,8 @@ impl Model {
                     let left = worker.ports.values().filter(|port| {
                         (port.listener, port.is_v4, port.closing) == (listener, is_v4, false)
                     });
-                    assert!(left.count() >= 8, "some ports are kept");
+                    let least = scene.listener(listener).datagrams.ports_min as usize;
+                    assert!(left.count() >= least, "some ports are kept");
                 }
                 other => seen.ops.push_back(other),
             }
@@ -680,19 +704,18 @@ impl Model {
             seen.ops.pop_front();
             let role = if per_flow { Role::Owned } else { Role::Shared };
             self.on_open(scene, (flow.listener, role), port, kind.towards);
-            self.take_port(scene, place, port);
+            // A shared one may have been opened for the next flow that moves there.
+            if per_flow {
+                self.take_port(scene, place, port);
+            }
         }
     }
 
     /// Whether the pool is small for the flows of the endpoint that this one has just moved to.
     fn grows(&self, scene: &Scene<'_>, flow: &Flow) -> bool {
         let worker = &self.workers[scene.worker];
-        let pool = worker.ports.values().filter(|port| {
-            (port.listener, port.role) == (flow.listener, Role::Shared)
-                && port.is_v4 == flow.address().is_some_and(|it| it.is_ipv4())
-                && !port.closing
-                && !port.failed
-        });
+        let Some(address) = flow.address() else { return false };
+        let pool = worker.ports.values().filter(|port| port.is_in(flow.listener, address));
         let bound = worker
             .flows
             .iter()
@@ -700,7 +723,8 @@ impl Model {
         let pool = pool.count();
         let at = worker.flows.iter().filter(|other| other.address() == flow.address());
         let taken = at.filter(|other| other.listener == flow.listener).count() - 1;
-        pool < (2 * bound.count()).max(32) || taken >= pool
+        let least = scene.listener(flow.listener).datagrams.ports_min as usize;
+        pool < (2 * bound.count()).max(least) || taken >= pool
     }
 
     /// The operator has ended a flow.

@@ -162,6 +162,7 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
         datagrams: DatagramSettings {
             replies_expected: rng.pick(&[0, 0, 1, 2]),
             ports_max: rng.pick(&[1, 3, 12, 100]),
+            ports_min: rng.pick(&[1, 2, 8, 32]),
             port_per_flow: rng.chance(300),
             offload: rng.chance(500),
         },

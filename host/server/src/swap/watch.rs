@@ -1,0 +1,163 @@
+//! Swaps in files that have changed on disk.
+//!
+//! A thread looks at each watched file twice a second, by its size, its time and its inode. A file
+//! that has changed is read once it has stayed the same for a second, so that one which is still
+//! being written is left alone; what is refused is not tried again until it changes.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::{File, Refusal, digest_of, short};
+use crate::plan::PluginId;
+use crate::service::Service;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// Looks for which a file must have stayed the same.
+const LOOKS_STEADY: u32 = 2;
+
+/// Starts watching, if there is something to watch.
+///
+/// # Errors
+/// The system refuses the thread.
+pub fn start(service: &Arc<Service>) -> io::Result<()> {
+    let plugins = service.plan().plugins.iter().enumerate();
+    let watched = plugins.filter(|(_, plugin)| plugin.watch);
+    let mut watched: Vec<_> = watched
+        .map(|(place, plugin)| {
+            let id = PluginId(place);
+            let digest = service.plugins().first_module(id).digest().to_owned();
+            Watched::new(id, plugin.file.clone(), digest)
+        })
+        .collect();
+    if watched.is_empty() {
+        return Ok(());
+    }
+    let service = Arc::clone(service);
+    let body = move || loop {
+        thread::sleep(LOOK);
+        watched.iter_mut().for_each(|watched| watched.look(&service));
+    };
+    thread::Builder::new().name("policy-watch".into()).spawn(body).map(drop)
+}
+
+/// A file, and how it was at the last look.
+struct Watched {
+    plugin: PluginId,
+    file: PathBuf,
+    stamp: Option<Stamp>,
+    /// Looks since it last changed; `None` once it has been dealt with.
+    steady: Option<u32>,
+    /// What was read last.
+    digest: String,
+}
+
+/// What differs when a file has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    /// `None` while there is no file, as between a removal and a copy.
+    fn of(file: &Path) -> Option<Self> {
+        let found = fs::metadata(file).ok()?;
+        let modified = (found.mtime(), found.mtime_nsec());
+        Some(Self { inode: found.ino(), size: found.size(), modified })
+    }
+}
+
+impl Watched {
+    fn new(plugin: PluginId, file: PathBuf, digest: String) -> Self {
+        // It may have changed between its reading and this: the first steady look compares.
+        Self { plugin, stamp: Stamp::of(&file), file, steady: Some(0), digest }
+    }
+
+    fn look(&mut self, service: &Service) {
+        if self.has_settled(Stamp::of(&self.file)) {
+            match fs::read(&self.file) {
+                Ok(bytes) => self.on_bytes(service, bytes),
+                Err(error) => {
+                    tracing::warn!(file = %self.file.display(), %error, "cannot be read");
+                }
+            }
+        }
+    }
+
+    /// Whether it has just stayed the same for long enough.
+    fn has_settled(&mut self, stamp: Option<Stamp>) -> bool {
+        if stamp != self.stamp {
+            (self.stamp, self.steady) = (stamp, Some(0));
+            return false;
+        }
+        let Some(steady) = &mut self.steady else { return false };
+        *steady += 1;
+        if *steady < LOOKS_STEADY || stamp.is_none() {
+            return false;
+        }
+        self.steady = None;
+        true
+    }
+
+    fn on_bytes(&mut self, service: &Service, bytes: Vec<u8>) {
+        let digest = digest_of(&bytes);
+        if digest == self.digest {
+            return;
+        }
+        let file = File { bytes, lift_quarantine: false };
+        match super::swap(service, &service.clusters_of(self.plugin), &file) {
+            // Whoever changes the policy is done soon.
+            Err(Refusal::Busy(_) | Refusal::Silent(_)) => self.steady = Some(0),
+            Err(error) => {
+                let (path, shown) = (self.file.display(), short(&digest));
+                tracing::warn!(file = %path, digest = %shown, %error, "is not swapped in");
+                self.digest = digest;
+            }
+            Ok(_) => self.digest = digest,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(size: u64) -> Option<Stamp> {
+        Some(Stamp { inode: 1, size, modified: (0, 0) })
+    }
+
+    fn watched() -> Watched {
+        let steady = None;
+        let (plugin, file) = (PluginId(0), PathBuf::new());
+        Watched { plugin, file, stamp: stamp(1), steady, digest: String::new() }
+    }
+
+    #[test]
+    fn a_file_is_read_once_it_has_stayed_the_same() {
+        let mut watched = watched();
+        assert!(!watched.has_settled(stamp(1)), "nothing has changed");
+        assert!(!watched.has_settled(stamp(2)));
+        assert!(!watched.has_settled(stamp(3)), "it is still being written");
+        assert!(!watched.has_settled(stamp(3)));
+        assert!(watched.has_settled(stamp(3)));
+        assert!(!watched.has_settled(stamp(3)), "it has been read");
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_waited_for() {
+        let mut watched = watched();
+        for _ in 0..5 {
+            assert!(!watched.has_settled(None));
+        }
+        assert!(!watched.has_settled(stamp(1)));
+        assert!(!watched.has_settled(stamp(1)));
+        assert!(watched.has_settled(stamp(1)));
+    }
+}
