@@ -117,7 +117,7 @@ fn a_policy_built_for_0_1_0_decides_and_is_told_everything() {
     let client = 0xffff_c000_0207_u64.to_string();
     let facts = ["Protocol::Tcp", &client, "client_port: 1234", "local_port: 8080", "now_ms: 77"];
     expect(
-        heard(),
+        &heard(),
         LogLevel::Debug,
         &[&facts[..], &["key: 99", "attempt: 0", "random: 1"]].concat(),
     );
