@@ -24,7 +24,7 @@ const C_STACK_BYTES: u32 = 16 << 10;
 pub(crate) enum Language {
     /// C, by clang, without a C library.
     C,
-    /// JavaScript, by componentize-qjs, together with QuickJS.
+    /// JavaScript, by componentize-qjs, together with an interpreter.
     #[value(alias = "js")]
     Javascript,
 }
@@ -134,7 +134,7 @@ fn componentizer(workshop: &Path) -> PathBuf {
     workshop.join("node_modules/componentize-qjs/bin/componentize-qjs")
 }
 
-/// Puts the policy and a QuickJS that has read it into one component.
+/// Puts the policy and an interpreter that has read it into one component.
 fn build_javascript(dir: &Path, workshop: &Path, out: &Path) -> Result<usize> {
     if let Some(folder) = out.parent() {
         fs::create_dir_all(folder)?;

@@ -137,11 +137,12 @@ fn add_interface(
                 let stub = Stub::of(name, item);
                 stubs.func_new(item, move |mut store, function, given, answers| {
                     // A function has one result or none.
-                    match (function.results().next(), answers.first_mut()) {
-                        (Some(ty), Some(answer)) => {
-                            *answer = stub.answer(&mut store, &ty, given)?;
-                        }
-                        _ => stub.be_called()?,
+                    if let (Some(ty), Some(answer)) =
+                        (function.results().next(), answers.first_mut())
+                    {
+                        *answer = stub.answer(&mut store, &ty, given)?;
+                    } else {
+                        stub.be_called()?;
                     }
                     give_back(&mut store, given)
                 })?;

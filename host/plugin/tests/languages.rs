@@ -6,11 +6,12 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{WIT, candidates, endpoint_of, engine, flow, patient, place, policy_of};
+use common::{WIT, candidates, endpoint_of, engine, engine_of, flow, patient, place, policy_of};
 use pointsman_core::policy::{Flow, Policy, Source};
 use pointsman_core::{Candidates, Endpoint, Generation};
 use pointsman_plugin::{
-    Engine, GuestPolicy, InstanceError, LoadError, Module, PolicySettings, PolicyStats, Profile,
+    Engine, EngineLimits, GuestPolicy, InstanceError, LoadError, Module, PolicySettings,
+    PolicyStats, Profile,
 };
 use wit_parser::Resolve;
 
@@ -246,17 +247,22 @@ fn the_glue_of_c_is_of_the_interface_as_it_is() {
 #[test]
 #[ignore = "measures, and takes seconds"]
 fn what_each_language_costs() {
-    println!("| language | size | compile | start | decision |");
-    println!("|---|---|---|---|---|");
+    println!("| language | size | compile | start | decision | executed | memory |");
+    println!("|---|---|---|---|---|---|---|");
     for (language, name, profile) in [
         ("Rust", "p2c", Profile::Strict),
         ("C", "p2c-c", Profile::Strict),
         ("JavaScript", "p2c-javascript", Profile::Compat),
     ] {
         let Some(bytes) = built::plugin(name) else { continue };
-        let engine = engine().of_profile(profile).unwrap();
+        let limits = EngineLimits { instances_max: 4, ..EngineLimits::default() };
+        let engine = engine_of(limits).of_profile(profile).unwrap();
+        let counting = engine_of(EngineLimits { counts_fuel: true, ..limits });
+        let counting = counting.of_profile(profile).unwrap();
         engine.prepare_thread();
-        println!("| {language} | {} |", costs(&engine, &bytes).join(" | "));
+        let mut costs = costs(&engine, &bytes).to_vec();
+        costs.extend(sizes(&counting, &bytes));
+        println!("| {language} | {} |", costs.join(" | "));
     }
 }
 
@@ -283,6 +289,22 @@ fn costs(engine: &Engine, bytes: &[u8]) -> [String; 4] {
         format!("{} µs", start.as_micros()),
         format!("{} ns", round.as_nanos() / 200),
     ]
+}
+
+/// What a decision executes, in the runtime's units of about one instruction, and how large the
+/// guest's memory is after many.
+fn sizes(engine: &Engine, bytes: &[u8]) -> [String; 2] {
+    let module = engine.load(bytes).unwrap();
+    let among = evenly(10);
+    let settings = Arc::new(patient());
+    let mut policy = GuestPolicy::new(&module, settings, place(&Arc::default()), &among).unwrap();
+    let mut executed = Vec::new();
+    for flow in flows(&flow(), 1000) {
+        let _ = policy.decide(&flow, &among);
+        executed.extend(policy.fuel_used());
+    }
+    executed.sort_unstable();
+    [executed[executed.len() / 2].to_string(), format!("{} KiB", policy.memory_bytes() / 1024)]
 }
 
 /// How long it takes when nothing interferes.

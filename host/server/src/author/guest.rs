@@ -151,29 +151,29 @@ fn module_of(message: &Value) -> Option<Built> {
 }
 
 impl Built {
-    /// As [`publish`] for what was built.
+    /// Leaves it at `out`: see [`publish`].
     pub(crate) fn publish(&self, out: &Path) -> Result<usize> {
         publish(&self.file, out)
     }
 }
 
-/// Leaves a module at `out`, if it is a policy, and returns its size. A file that would not change
-/// is left alone, so that nothing which watches it is woken.
-pub(crate) fn publish(file: &Path, out: &Path) -> Result<usize> {
-    let module = united(&fs::read(file)?)
+/// Leaves the module at `out`, if it is a policy, and returns its size. A file that would not
+/// change is left alone, so that nothing which watches it is woken.
+pub(crate) fn publish(module: &Path, out: &Path) -> Result<usize> {
+    let published = united(&fs::read(module)?)
         .and_then(|module| {
             ComponentEncoder::default().validate(true).module(&module)?.encode()?;
             Ok(module)
         })
-        .with_context(|| format!("{} is no policy", file.display()))?;
+        .with_context(|| format!("{} is no policy", module.display()))?;
     if let Some(dir) = out.parent() {
         fs::create_dir_all(dir)?;
     }
-    if fs::read(out).is_ok_and(|there| there == module) {
-        return Ok(module.len());
+    if fs::read(out).is_ok_and(|there| there == published) {
+        return Ok(published.len());
     }
-    fs::write(out, &module).with_context(|| format!("cannot write {}", out.display()))?;
-    Ok(module.len())
+    fs::write(out, &published).with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(published.len())
 }
 
 /// The module with one section that tells its interface. The SDK's bindings leave one for each part
