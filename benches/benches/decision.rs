@@ -1,53 +1,100 @@
-//! What one decision of a plugin costs, called as the balancer calls it.
+//! What one decision costs, called as the balancer calls it: by plugins, by a lookup table, and by
+//! a native policy.
 //!
-//! Reads `target/plugins/*.wasm`, which `cargo xtask bench` builds first.
+//! Reads `target/plugins/*.wasm`, which `cargo xtask bench` builds first. Nothing is governed here.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use pointsman_benches::{candidates, flow};
-use pointsman_core::policy::{Policy, RoundRobin, Source};
-use pointsman_plugin::{Engine, EngineLimits, GuestPolicy, PolicySettings, PolicyStats};
+use pointsman_core::Candidates;
+use pointsman_core::policy::{Policy, RoundRobin, Source, TablePolicy, maglev};
+use pointsman_plugin::{
+    Engine, EngineLimits, Governor, GuestPolicy, Place, PolicySettings, PolicyStats,
+};
+use wit_component::ComponentEncoder;
 
-fn guest(engine: &Engine, name: &str, among: &Arc<pointsman_core::Candidates>) -> GuestPolicy {
+/// The size of a Maglev table unless something else is configured.
+const TABLE_SIZE: u32 = 65_537;
+
+fn plugin(name: &str) -> Vec<u8> {
     let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/plugins");
     let path = plugins.join(name).with_extension("wasm");
-    let bytes = std::fs::read(&path)
-        .unwrap_or_else(|error| panic!("{}: {error}; run cargo xtask plugins", path.display()));
-    let module = engine.load(&bytes).expect("the plugin loads");
-    let settings = Arc::new(PolicySettings::new(name, "null"));
-    let fallback = Box::new(RoundRobin::new());
-    GuestPolicy::new(&module, settings, Arc::<PolicyStats>::default(), fallback, among)
-        .expect("the plugin starts")
+    std::fs::read(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}; run cargo xtask plugins", path.display()))
 }
 
-fn decisions(criterion: &mut Criterion) {
-    let engine = Engine::new(EngineLimits::default(), Arc::new(|_| {})).expect("an engine");
-    engine.prepare_thread();
-    let among = candidates(4);
-    let mut group = criterion.benchmark_group("decision");
-    let mut random = 0_u64;
-    let mut measure = |name: &str, policy: &mut dyn Policy, source: Source| {
-        let mut answered = 0_u64;
-        let mut others = 0_u64;
+/// The same as a component, which is what other languages make.
+fn component(name: &str) -> Vec<u8> {
+    let mut encoder = ComponentEncoder::default();
+    encoder.module(&plugin(name)).and_then(ComponentEncoder::encode).expect("a policy")
+}
+
+fn guest(engine: &Engine, bytes: &[u8], among: &Arc<Candidates>) -> GuestPolicy {
+    let module = engine.load(bytes).expect("the plugin loads");
+    let settings = Arc::new(PolicySettings::new("measured", "null"));
+    let place = Place {
+        stats: Arc::<PolicyStats>::default(),
+        governor: Arc::new(Governor::new(100)),
+        fallback: Box::new(RoundRobin::new()),
+        state: None,
+    };
+    GuestPolicy::new(&module, settings, place, among).expect("the plugin starts")
+}
+
+/// The same endpoints with a lookup table beside them.
+fn tabled(among: &Candidates) -> Arc<Candidates> {
+    let endpoints = among.endpoints.clone();
+    let names: Vec<_> = endpoints.iter().map(|it| (it.address.to_string(), it.weight)).collect();
+    let names: Vec<_> = names.iter().map(|(name, weight)| (name.as_str(), *weight)).collect();
+    let table = maglev::build(&names, TABLE_SIZE);
+    Arc::new(Candidates { generation: among.generation, endpoints, table })
+}
+
+struct Subject<'a> {
+    name: &'a str,
+    policy: &'a mut dyn Policy,
+    among: &'a Arc<Candidates>,
+    /// Who is to have answered.
+    source: Source,
+}
+
+impl Subject<'_> {
+    fn measure(self, group: &mut BenchmarkGroup<'_, WallTime>) {
+        let Self { name, policy, among, source } = self;
+        let (mut answered, mut others) = (0_u64, 0_u64);
+        let mut random = 0_u64;
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
                 let client = SocketAddr::from((Ipv4Addr::from(random as u32), 1));
-                let decided = policy.decide(&flow(client, random), &among);
+                let decided = policy.decide(&flow(client, random), among);
                 answered += u64::from(decided.source == source);
                 others += u64::from(decided.source != source);
                 decided
             });
         });
-        assert!(others * 1_000 < answered, "{name}: {others} answers came from someone else");
-    };
-    for name in ["round-robin", "p2c", "client-affinity"] {
-        measure(name, &mut guest(&engine, name, &among), Source::Plugin);
+        assert!(others * 1_000 <= answered, "{name}: {others} answers came from someone else");
     }
-    measure("native-round-robin", &mut RoundRobin::new(), Source::Native);
+}
+
+fn decisions(criterion: &mut Criterion) {
+    let engine = Engine::new(EngineLimits::default(), Arc::new(|_| {})).expect("an engine");
+    engine.prepare_thread();
+    let among = &candidates(4);
+    let mut group = criterion.benchmark_group("decision");
+    let modules = ["p2c", "round-robin", "client-affinity"].map(|name| (name, plugin(name)));
+    for (name, bytes) in modules.into_iter().chain([("p2c-component", component("p2c"))]) {
+        let policy = &mut guest(&engine, &bytes, among);
+        Subject { name, policy, among, source: Source::Plugin }.measure(&mut group);
+    }
+    let (policy, source) = (&mut TablePolicy::new(), Source::Table);
+    Subject { name: "table", policy, among: &tabled(among), source }.measure(&mut group);
+    let (policy, source) = (&mut RoundRobin::new(), Source::Native);
+    Subject { name: "native-round-robin", policy, among, source }.measure(&mut group);
     group.finish();
 }
 

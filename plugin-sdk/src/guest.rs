@@ -1,38 +1,172 @@
-//! The glue between the host's calls and an [`Instance`]. Exists in the guest only.
+//! The glue between the host's calls and an instance. Exists in the guest only.
 //!
-//! The bindings are generated from `wit/policy.wit`; this file translates their types to the ones
-//! that authors see, so that a policy and its tests know nothing of the component model.
+//! The bindings are generated from `wit/policy.wit`, one module for each world; the types that
+//! worlds share are the chooser's. A world's exports are told to the host by the macro that exports
+//! it, in the policy's crate, so a module says of itself what it exports and no more. `words`
+//! translates their types to the ones that authors see, so that a policy and its tests know nothing
+//! of the component model.
 
 use std::cell::Cell;
-use std::net::{Ipv6Addr, SocketAddr};
 
-use self::bindings::pointsman::policy::{host, types};
-use crate::{Decision, Endpoint, Endpoints, Flow, Host, Instance, Level, Policy, Protocol};
-use crate::{Scope, Verdict};
+use self::words::Imports;
+use crate::{Decision, Endpoint, Endpoints, Feedback, Flow, Host, Instance, KeepsState, Level};
+use crate::{Policy, Report, TableInstance, TablePolicy, WeightsInstance, WeightsPolicy};
+
+mod words;
 
 pub use wit_bindgen;
 
-pub use self::bindings::export_bindings;
+use self::chooser::pointsman::policy::types;
 
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
-pub mod bindings {
+pub mod chooser {
     wit_bindgen::generate!({
         path: "wit",
         world: "chooser",
         pub_export_macro: true,
         export_macro_name: "export_bindings",
-        default_bindings_module: "::pointsman_sdk::guest::bindings",
+        default_bindings_module: "::pointsman_sdk::guest::chooser",
         runtime_path: "::pointsman_sdk::guest::wit_bindgen::rt",
     });
 }
 
-/// What [`export!`](crate::export) implements: where the crate's one instance is.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+pub mod table {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "table",
+        with: {
+            "pointsman:policy/types@0.1.1": crate::guest::chooser::pointsman::policy::types,
+            "pointsman:policy/host@0.1.1": crate::guest::chooser::pointsman::policy::host,
+            "pointsman:policy/signals@0.1.1": crate::guest::chooser::pointsman::policy::signals,
+            "pointsman:policy/slots@0.1.1": crate::guest::chooser::pointsman::policy::slots,
+            "pointsman:policy/counters@0.1.1": crate::guest::chooser::pointsman::policy::counters,
+        },
+        pub_export_macro: true,
+        export_macro_name: "export_bindings",
+        default_bindings_module: "::pointsman_sdk::guest::table",
+        runtime_path: "::pointsman_sdk::guest::wit_bindgen::rt",
+    });
+}
+
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+pub mod weights {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "weights",
+        with: {
+            "pointsman:policy/types@0.1.1": crate::guest::chooser::pointsman::policy::types,
+            "pointsman:policy/host@0.1.1": crate::guest::chooser::pointsman::policy::host,
+            "pointsman:policy/signals@0.1.1": crate::guest::chooser::pointsman::policy::signals,
+            "pointsman:policy/slots@0.1.1": crate::guest::chooser::pointsman::policy::slots,
+            "pointsman:policy/counters@0.1.1": crate::guest::chooser::pointsman::policy::counters,
+        },
+        pub_export_macro: true,
+        export_macro_name: "export_bindings",
+        default_bindings_module: "::pointsman_sdk::guest::weights",
+        runtime_path: "::pointsman_sdk::guest::wit_bindgen::rt",
+    });
+}
+
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+pub mod feedback {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "with-feedback",
+        with: {
+            "pointsman:policy/signals@0.1.1": crate::guest::chooser::pointsman::policy::signals,
+        },
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "export_bindings",
+        default_bindings_module: "::pointsman_sdk::guest::feedback",
+        runtime_path: "::pointsman_sdk::guest::wit_bindgen::rt",
+    });
+}
+
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+pub mod state {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "with-state",
+        pub_export_macro: true,
+        export_macro_name: "export_bindings",
+        default_bindings_module: "::pointsman_sdk::guest::state",
+        runtime_path: "::pointsman_sdk::guest::wit_bindgen::rt",
+    });
+}
+
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+pub mod config_schema {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "with-schema",
+        pub_export_macro: true,
+        export_macro_name: "export_bindings",
+        default_bindings_module: "::pointsman_sdk::guest::config_schema",
+        runtime_path: "::pointsman_sdk::guest::wit_bindgen::rt",
+    });
+}
+
+/// What the export macros implement: where the crate's one instance is.
 pub trait Exported {
-    /// The exported policy.
-    type Policy: Policy;
+    /// The instance of the exported policy.
+    type Instance: Served + 'static;
 
     /// Lends the slot that holds the instance.
-    fn with<T>(f: impl FnOnce(&Slot<Self::Policy>) -> T) -> T;
+    fn with<T>(f: impl FnOnce(&Slot<Self::Instance>) -> T) -> T;
+
+    /// Calls the instance, if there is one.
+    fn call<T>(f: impl FnOnce(&mut Self::Instance) -> T) -> Option<T> {
+        Self::with(|slot| slot.call(f))
+    }
+
+    /// Makes the instance.
+    fn configure(config: &str) -> Result<(), String> {
+        report_panics();
+        let instance = Box::leak(Box::new(Self::Instance::configure(config)?));
+        Self::with(|slot| slot.0.set(Some(instance)));
+        Ok(())
+    }
+}
+
+/// An instance of whichever shape.
+pub trait Served: Sized {
+    /// Makes it from its config as JSON.
+    fn configure(config: &str) -> Result<Self, String>;
+
+    /// What it may be configured with.
+    fn config_schema() -> String;
+}
+
+impl<P: Policy> Served for Instance<P> {
+    fn configure(config: &str) -> Result<Self, String> {
+        Self::configure(config)
+    }
+
+    fn config_schema() -> String {
+        Self::config_schema()
+    }
+}
+
+impl<P: TablePolicy> Served for TableInstance<P> {
+    fn configure(config: &str) -> Result<Self, String> {
+        Self::configure(config)
+    }
+
+    fn config_schema() -> String {
+        Self::config_schema()
+    }
+}
+
+impl<P: WeightsPolicy> Served for WeightsInstance<P> {
+    fn configure(config: &str) -> Result<Self, String> {
+        Self::configure(config)
+    }
+
+    fn config_schema() -> String {
+        Self::config_schema()
+    }
 }
 
 /// Holds the instance between two calls of the host.
@@ -40,41 +174,20 @@ pub trait Exported {
 /// A call takes it out and puts it back, which needs neither a borrow flag nor a panic for a
 /// re-entrance that the component model rules out. The instance lives as long as the module's
 /// memory, so nothing ever drops it, and a thread-local without a destructor is a plain static.
-pub struct Slot<P: 'static>(Cell<Option<&'static mut Instance<P>>>);
+pub struct Slot<I: 'static>(Cell<Option<&'static mut I>>);
 
-impl<P: Policy> Slot<P> {
+impl<I> Slot<I> {
     /// A slot before `configure`.
     #[must_use]
     pub const fn empty() -> Self {
         Self(Cell::new(None))
     }
 
-    fn call<T>(&self, f: impl FnOnce(&mut Instance<P>) -> T) -> Option<T> {
+    fn call<T>(&self, f: impl FnOnce(&mut I) -> T) -> Option<T> {
         let instance = self.0.take()?;
         let answer = f(instance);
         self.0.set(Some(instance));
         Some(answer)
-    }
-}
-
-impl<E: Exported> bindings::Guest for E {
-    fn configure(config: String) -> Result<(), String> {
-        report_panics();
-        let instance = Box::leak(Box::new(Instance::configure(&config)?));
-        E::with(|slot| slot.0.set(Some(instance)));
-        Ok(())
-    }
-
-    fn endpoints_changed(generation: u64, endpoints: Vec<types::Endpoint>) {
-        let list = endpoints.into_iter().map(|e| Endpoint::new(e.address, e.weight)).collect();
-        E::with(|slot| slot.call(|it| it.endpoints_changed(Endpoints::new(generation, list))));
-    }
-
-    fn decide(flow: types::Flow) -> types::Decision {
-        let flow = Flow::from(&flow);
-        E::with(|slot| slot.call(|it| it.decide(&flow, &Imports)))
-            .unwrap_or_else(Decision::defer)
-            .into()
     }
 }
 
@@ -84,74 +197,82 @@ fn report_panics() {
     std::panic::set_hook(Box::new(|panic| Imports.log(Level::Error, &panic.to_string())));
 }
 
-/// The host, as the component imports it.
-struct Imports;
-
-impl Host for Imports {
-    fn load(&self, endpoint: usize) -> u32 {
-        u32::try_from(endpoint).map_or(0, host::load)
-    }
-
-    fn log(&self, level: Level, message: &str) {
-        let level = match level {
-            Level::Error => host::Level::Error,
-            Level::Warn => host::Level::Warn,
-            Level::Info => host::Level::Info,
-            Level::Debug => host::Level::Debug,
-        };
-        host::log(level, message);
-    }
+fn listed(generation: u64, endpoints: Vec<types::Endpoint>) -> Endpoints {
+    let list = endpoints.into_iter().map(|e| Endpoint::new(e.address, e.weight)).collect();
+    Endpoints::new(generation, list)
 }
 
-impl From<&types::Flow> for Flow {
-    fn from(flow: &types::Flow) -> Self {
-        Self {
-            protocol: match flow.protocol {
-                types::Protocol::Tcp => Protocol::Tcp,
-                types::Protocol::Udp => Protocol::Udp,
-            },
-            client: address(flow.client_high, flow.client_low, flow.client_port),
-            local: address(flow.local_high, flow.local_low, flow.local_port),
-            key: flow.key,
-            attempt: flow.attempt,
-            avoid: flow.avoid,
-            now_ms: flow.now_ms,
-            random: flow.random,
-        }
+impl<E: Exported<Instance = Instance<P>>, P: Policy> chooser::Guest for E {
+    fn configure(config: String) -> Result<(), String> {
+        <E as Exported>::configure(&config)
+    }
+
+    fn endpoints_changed(generation: u64, endpoints: Vec<types::Endpoint>) {
+        E::call(|it| it.endpoints_changed(listed(generation, endpoints)));
+    }
+
+    fn decide(flow: types::Flow) -> types::Decision {
+        let flow = Flow::from(&flow);
+        E::call(|it| it.decide(&flow, &Imports)).unwrap_or_else(Decision::defer).into()
     }
 }
 
-fn address(high: u64, low: u64, port: u16) -> SocketAddr {
-    let bits = u128::from(high) << 64 | u128::from(low);
-    SocketAddr::new(Ipv6Addr::from_bits(bits).to_canonical(), port)
+impl<E: Exported<Instance = TableInstance<P>>, P: TablePolicy> table::Guest for E {
+    fn configure(config: String) -> Result<(), String> {
+        <E as Exported>::configure(&config)
+    }
+
+    fn build(generation: u64, endpoints: Vec<types::Endpoint>) -> Result<Vec<u32>, String> {
+        let endpoints = listed(generation, endpoints);
+        let table = E::call(|it| it.build(&endpoints, &Imports));
+        table.unwrap_or_else(|| Err("it was not configured".into()))
+    }
 }
 
-impl From<Decision> for types::Decision {
-    fn from(decision: Decision) -> Self {
-        let (verdict, endpoint) = match decision.verdict {
-            // An index beyond u32 is as far out of range as the last one there is.
-            Verdict::Forward(index) => {
-                (types::Verdict::Forward, u32::try_from(index).unwrap_or(u32::MAX))
-            }
-            Verdict::Reset => (types::Verdict::Reset, 0),
-            Verdict::Drop => (types::Verdict::Drop, 0),
-            Verdict::Defer => (types::Verdict::Defer, 0),
-        };
-        Self {
-            verdict,
-            endpoint,
-            scope: match decision.scope {
-                Scope::Flow => types::Scope::Flow,
-                Scope::Client => types::Scope::Client,
-                Scope::Key => types::Scope::Key,
-                Scope::None => types::Scope::None,
-            },
-            ttl_ms: decision.ttl_ms,
-            sliding: decision.sliding,
-            throttle_kib_s: decision.throttle_kib_s,
-            announce: decision.announce,
-            idle_timeout_ms: decision.idle_timeout_ms,
-            tag: decision.tag,
-        }
+impl<E: Exported<Instance = WeightsInstance<P>>, P: WeightsPolicy> weights::Guest for E {
+    fn configure(config: String) -> Result<(), String> {
+        <E as Exported>::configure(&config)
+    }
+
+    fn endpoints_changed(generation: u64, endpoints: Vec<types::Endpoint>) {
+        E::call(|it| it.endpoints_changed(listed(generation, endpoints)));
+    }
+
+    fn tick(now_ms: u64, samples: Vec<words::Sample>) -> Vec<u32> {
+        let samples: Vec<_> = samples.iter().map(Into::into).collect();
+        E::call(|it| it.tick(now_ms, &samples, &Imports)).flatten().unwrap_or_default()
+    }
+}
+
+impl<E, P> feedback::exports::pointsman::policy::feedback::Guest for E
+where
+    E: Exported<Instance = Instance<P>>,
+    P: Feedback,
+{
+    fn tick(now_ms: u64, samples: Vec<words::Sample>, ended: Vec<words::Ended>, missed: u32) {
+        let samples: Vec<_> = samples.iter().map(Into::into).collect();
+        let ended: Vec<_> = ended.iter().map(Into::into).collect();
+        let report = Report { now_ms, samples: &samples, ended: &ended, missed };
+        E::call(|it| it.tick(&report, &Imports));
+    }
+}
+
+impl<E> state::exports::pointsman::policy::state::Guest for E
+where
+    E: Exported,
+    E::Instance: KeepsState,
+{
+    fn snapshot() -> Vec<u8> {
+        E::call(|it| it.snapshot()).unwrap_or_default()
+    }
+
+    fn restore(state: Vec<u8>) -> Result<(), String> {
+        E::call(|it| it.restore(&state)).unwrap_or_else(|| Err("it was not configured".into()))
+    }
+}
+
+impl<E: Exported> config_schema::exports::pointsman::policy::schema::Guest for E {
+    fn config_schema() -> String {
+        E::Instance::config_schema()
     }
 }

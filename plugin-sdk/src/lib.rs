@@ -6,7 +6,8 @@
 //!
 //! # A policy of one's own
 //!
-//! Implement [`Policy`], name the type in [`export!`], build to WebAssembly:
+//! Implement [`Policy`], name the type in [`export!`], build to WebAssembly. [`guide`] goes through
+//! it step by step; the short form is:
 //!
 //! ```
 //! use pointsman_sdk::{Decision, Endpoints, Flow, Host, Policy, export};
@@ -74,14 +75,28 @@
 //! serde = { version = "1", features = ["derive"] }
 //! ```
 //!
-//! `cargo xtask plugins --manifest DIR --out FILE` builds it.
+//! `pointsman policy new NAME` makes such a crate, `pointsman policy build` builds it, and
+//! `pointsman policy test NAME.wasm` holds the result against everything that the balancer asks for.
+//!
+//! # Three shapes
+//!
+//! | a type that implements | is asked | exported by |
+//! |---|---|---|
+//! | [`Policy`] | once per new flow | [`export!`] |
+//! | [`TablePolicy`] | once per list of endpoints, for a lookup table | [`export_table!`] |
+//! | [`WeightsPolicy`] | several times a second, for weights | [`export_weights!`] |
+//!
+//! A [`Policy`] may also implement [`Feedback`] and hear what became of its flows; a policy of any
+//! shape may implement [`KeepsState`] and hand over what it knows to the version that replaces it.
+//! [`parts`] holds what policies are made of, and [`sim`] tries them on traffic that never was.
 //!
 //! # What the host promises, and what it checks
 //!
 //! - [`Policy::new`] runs once; [`Policy::endpoints_changed`] runs before the first decision and
 //!   whenever the list has changed; the list is never empty.
 //! - One instance serves one worker thread. Instances share nothing: what one counts, the others do
-//!   not see. The one number that covers all workers is [`Host::load`].
+//!   not see. What covers all workers is the [`Host`]: its measurements, and the numbers that it
+//!   keeps for each endpoint.
 //! - Time and randomness come with the [`Flow`], so a decision can be replayed.
 //! - A policy that panics, loops beyond its deadline or names an endpoint that does not exist is
 //!   answered for by the cluster's native fallback, counted, and started anew.
@@ -106,70 +121,94 @@ pub mod guest;
 mod host;
 mod instance;
 mod json;
+pub mod parts;
+mod policy;
 mod rng;
+mod schema;
+mod signals;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod sim;
 
 pub use config::NoConfig;
 pub use decision::{Decision, Scope, Verdict};
 pub use endpoints::{Endpoint, Endpoints};
 pub use flow::{Flow, Protocol};
-pub use host::{Host, Level, MockHost};
-pub use instance::Instance;
+pub use host::{COUNTERS, Host, Level, MockHost, SLOTS};
+pub use instance::{Instance, TableInstance, WeightsInstance};
+pub use policy::{Feedback, KeepsState, Policy, TablePolicy, WeightsPolicy};
 pub use rng::Rng;
+pub use signals::{Ended, Latency, Outcome, Report, Sample};
 
-use serde::de::DeserializeOwned;
+#[doc = include_str!("../GUIDE.md")]
+pub mod guide {}
 
-/// What allocates new flows to endpoints.
-pub trait Policy: Sized + 'static {
-    /// What the policy's `config` in the balancer's configuration is read as; [`NoConfig`] if there
-    /// is nothing to set.
-    ///
-    /// The default stands in where the configuration says nothing. A key that is not a field of
-    /// this type is refused by name, with the fields that there are.
-    type Config: DeserializeOwned + Default;
-
-    /// Makes the policy from its config.
-    ///
-    /// # Errors
-    ///
-    /// Says in one line what is wrong with the config; the operator reads it.
-    fn new(config: Self::Config) -> Result<Self, String>;
-
-    /// Learns of a new list of endpoints. The list is handed to [`decide`](Self::decide) as well,
-    /// so only a policy that keeps something per endpoint needs this.
-    ///
-    /// An endpoint may sit at another index than before; its address stays.
-    fn endpoints_changed(&mut self, _endpoints: &Endpoints) {}
-
-    /// Decides on one new flow, or again on one whose endpoint could not be reached (see
-    /// [`Flow::avoid`]).
-    fn decide(&mut self, flow: &Flow, endpoints: &Endpoints, host: &dyn Host) -> Decision;
-}
-
-/// Makes a [`Policy`] the one that this crate exports to the host.
+/// Makes a [`Policy`] the one that this crate exports to the host: `export!(P)`, and with what it
+/// implements besides, `export!(P: feedback, state)`.
 ///
 /// Once per crate, at the top level of `lib.rs`.
 #[macro_export]
 macro_rules! export {
-    ($policy:ty) => {
+    ($policy:ty $(: $($also:ident),+)?) => {
+        $crate::export!(@ chooser, Instance, $policy $($(, $also)+)?);
+    };
+
+    (@ $world:ident, $instance:ident, $policy:ty $(, $also:ident)*) => {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
+            type Instance = $crate::$instance<$policy>;
             ::std::thread_local! {
-                static SLOT: $crate::guest::Slot<$policy> = const { $crate::guest::Slot::empty() };
+                static SLOT: $crate::guest::Slot<Instance> = const { $crate::guest::Slot::empty() };
             }
             struct Exported;
             impl $crate::guest::Exported for Exported {
-                type Policy = $policy;
-                fn with<T>(f: impl FnOnce(&$crate::guest::Slot<$policy>) -> T) -> T {
+                type Instance = Instance;
+                fn with<T>(f: impl FnOnce(&$crate::guest::Slot<Instance>) -> T) -> T {
                     SLOT.with(f)
                 }
             }
-            $crate::guest::export_bindings!(Exported);
+            $crate::guest::$world::export_bindings!(Exported);
+            $crate::guest::config_schema::export_bindings!(Exported);
+            $($crate::guest::$also::export_bindings!(Exported);)*
         };
 
         #[cfg(not(target_arch = "wasm32"))]
         const _: () = {
-            const fn is_a_policy<P: $crate::Policy>() {}
-            is_a_policy::<$policy>();
+            $crate::checks::$world::<$policy>();
+            $($crate::checks::$also::<$policy>();)*
         };
     };
+}
+
+/// Makes a [`TablePolicy`] the one that this crate exports to the host: `export_table!(P)`, and with
+/// what it implements besides, `export_table!(P: state)`.
+///
+/// Once per crate, at the top level of `lib.rs`.
+#[macro_export]
+macro_rules! export_table {
+    ($policy:ty $(: $also:ident)?) => {
+        $crate::export!(@ table, TableInstance, $policy $(, $also)?);
+    };
+}
+
+/// Makes a [`WeightsPolicy`] the one that this crate exports to the host: `export_weights!(P)`, and
+/// with what it implements besides, `export_weights!(P: state)`.
+///
+/// Once per crate, at the top level of `lib.rs`.
+#[macro_export]
+macro_rules! export_weights {
+    ($policy:ty $(: $also:ident)?) => {
+        $crate::export!(@ weights, WeightsInstance, $policy $(, $also)?);
+    };
+}
+
+/// What the export macros ask of a type where there is no host to ask it: each takes what can be
+/// exported under its name.
+#[cfg(not(target_arch = "wasm32"))]
+#[doc(hidden)]
+pub mod checks {
+    pub const fn chooser<P: crate::Policy>() {}
+    pub const fn table<P: crate::TablePolicy>() {}
+    pub const fn weights<P: crate::WeightsPolicy>() {}
+    pub const fn feedback<P: crate::Feedback>() {}
+    pub const fn state<P: crate::KeepsState>() {}
 }

@@ -7,6 +7,7 @@ mod bench;
 mod ci;
 mod demo;
 mod fuzz;
+#[path = "../../host/server/src/author/guest.rs"]
 mod guest;
 mod plugins;
 mod setup;

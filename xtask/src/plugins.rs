@@ -1,19 +1,15 @@
-//! Builds policies to WebAssembly components.
+//! Builds policies to WebAssembly.
 //!
-//! cargo makes a core module that carries its component type in a custom section; `wit-component`
-//! makes a component of it, and validates what it made.
+//! cargo makes a core module that carries its interface in a custom section, and that is what the
+//! host is given: it makes a component of it, and calls it without the component's wrapping.
 
-use std::fs;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use cargo_metadata::{Message, Metadata, MetadataCommand, PackageId};
-use wit_component::ComponentEncoder;
+use cargo_metadata::{Metadata, MetadataCommand};
 
-use crate::guest::Compiler;
-use crate::workspace::{plugins_dir, root, shown};
+use crate::guest::{self, Built, Compiler};
+use crate::workspace::{plugins_dir, root, target_dir};
 
 /// A policy is a few decisions. Other people's may be larger, ours have no reason to be.
 const SIZE_MAX_KIB: usize = 60;
@@ -40,15 +36,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn ours() -> Result<()> {
     let metadata = MetadataCommand::new().current_dir(root()).no_deps().exec()?;
     let folder = root().join("plugins");
-    let mut command = compiler()?.build()?;
+    let mut command = compiler()?.build(root(), &target_dir().join("guest"))?;
     command.arg("--locked");
     for package in metadata.packages.iter().filter(|it| it.manifest_path.starts_with(&folder)) {
         command.args(["--package", &package.name]);
     }
     let mut too_large = Vec::new();
-    for module in build(&mut command)? {
-        let name = module.name(&metadata)?;
-        let size = module.encode(&plugins_dir().join(&name).with_extension("wasm"))?;
+    for built in guest::run(&mut command)? {
+        let name = name_of(&built, &metadata)?;
+        let size = built.publish(&plugins_dir().join(&name).with_extension("wasm"))?;
         println!("{name:<20} {:>5.1} KiB", size as f64 / 1024.0);
         if size > SIZE_MAX_KIB * 1024 {
             too_large.push(name);
@@ -60,84 +56,31 @@ fn ours() -> Result<()> {
     Ok(())
 }
 
-/// Builds one crate that is not of this workspace, and so does not have its profile either.
+/// Builds one crate that is not of this workspace.
 fn elsewhere(dir: &Path, out: Option<&Path>) -> Result<()> {
     let dir = dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?;
     let manifest = dir.join("Cargo.toml");
     let metadata = MetadataCommand::new().manifest_path(&manifest).no_deps().exec()?;
-    let mut command = compiler()?.build()?;
+    let mut command = compiler()?.build(root(), &target_dir().join("guest"))?;
     command.arg("--manifest-path").arg(&manifest);
-    for setting in ["opt-level = 's'", "lto = true", "codegen-units = 1", "strip = true"] {
-        command.arg("--config").arg(format!("profile.guest.{setting}"));
-    }
-    command.args(["--config", "profile.guest.inherits = 'release'"]);
-    command.args(["--config", "profile.guest.panic = 'abort'"]);
-    let modules = build(&mut command)?;
-    let [module] = modules.as_slice() else {
+    let built = guest::run(&mut command)?;
+    let [built] = built.as_slice() else {
         bail!("{} builds no single module: its [lib] needs `cdylib`", manifest.display());
     };
-    let name = module.name(&metadata)?;
-    let default = plugins_dir().join(&name).with_extension("wasm");
+    let default = plugins_dir().join(name_of(built, &metadata)?).with_extension("wasm");
     let out = out.unwrap_or(&default);
-    let size = module.encode(out)?;
+    let size = built.publish(out)?;
     println!("{} {:.1} KiB", out.display(), size as f64 / 1024.0);
     Ok(())
 }
 
 fn compiler() -> Result<Compiler> {
-    Compiler::find().context("no compiler for WebAssembly here; run `cargo xtask setup`")
+    Compiler::find(root()).context("no compiler for WebAssembly here; run `cargo xtask setup`")
 }
 
-/// A core module that cargo has built.
-struct Module {
-    package: PackageId,
-    file: PathBuf,
-}
-
-/// Runs cargo and collects the modules it reports; what is fresh is reported as well.
-fn build(command: &mut Command) -> Result<Vec<Module>> {
-    command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
-    let mut cargo = command.spawn().context("cannot start cargo")?;
-    let stdout = cargo.stdout.take().context("cargo has no output")?;
-    let mut modules = Vec::new();
-    for message in Message::parse_stream(BufReader::new(stdout)) {
-        if let Message::CompilerArtifact(artifact) = message? {
-            let files = artifact.filenames.into_iter();
-            let wasm = files.filter(|file| file.extension() == Some("wasm"));
-            modules.extend(
-                wasm.map(|file| Module { package: artifact.package_id.clone(), file: file.into() }),
-            );
-        }
-    }
-    if !cargo.wait()?.success() {
-        bail!("`{}` failed", shown(command));
-    }
-    Ok(modules)
-}
-
-impl Module {
-    fn name(&self, metadata: &Metadata) -> Result<String> {
-        let package = metadata.packages.iter().find(|package| package.id == self.package);
-        let package = package.with_context(|| format!("unknown package {}", self.package))?;
-        Ok(package.name.to_string())
-    }
-
-    /// Leaves the component at `out` and returns its size. A file that would not change is left
-    /// alone, so that nothing which watches it is woken.
-    fn encode(&self, out: &Path) -> Result<usize> {
-        let module = fs::read(&self.file)?;
-        let component = ComponentEncoder::default()
-            .validate(true)
-            .module(&module)
-            .and_then(ComponentEncoder::encode)
-            .with_context(|| format!("{} is no policy", self.file.display()))?;
-        if let Some(dir) = out.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        if fs::read(out).is_ok_and(|there| there == component) {
-            return Ok(component.len());
-        }
-        fs::write(out, &component).with_context(|| format!("cannot write {}", out.display()))?;
-        Ok(component.len())
-    }
+fn name_of(built: &Built, metadata: &Metadata) -> Result<String> {
+    let package = metadata.packages.iter().find(|it| it.manifest_path == built.manifest);
+    let package =
+        package.with_context(|| format!("unknown package {}", built.manifest.display()))?;
+    Ok(package.name.to_string())
 }

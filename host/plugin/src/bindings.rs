@@ -8,9 +8,13 @@ use core::net::{IpAddr, SocketAddr};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
 
-use pointsman_core::policy::{EndpointIndex, Flow};
-use pointsman_core::{Candidates, Endpoint, LatencySample, Load, Protocol, Sample};
+use pointsman_core::boundary::Side;
+use pointsman_core::policy::{EndedFlow, EndpointIndex, Flow};
+use pointsman_core::{
+    Candidates, CloseReason, Endpoint, EndpointId, LatencySample, Load, Protocol, Sample,
+};
 
+use crate::guest::List;
 use crate::instance::State;
 use crate::log::{LogLevel, Speaker};
 
@@ -23,9 +27,20 @@ mod generated {
     });
 }
 
+/// The types of what a chooser may export beside its world.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+mod of_feedback {
+    wasmtime::component::bindgen!({
+        path: "../../plugin-sdk/wit",
+        world: "with-feedback",
+        with: { "pointsman:policy/signals": super::generated::pointsman::policy::signals },
+    });
+}
+
+pub(crate) use generated::Chooser;
 pub(crate) use generated::pointsman::policy::types::{self, Scope, Verdict};
 pub(crate) use generated::pointsman::policy::{counters, host, signals, slots};
-pub(crate) use generated::{Chooser, ChooserPre};
+pub(crate) use of_feedback::exports::pointsman::policy::feedback;
 
 /// The package that both sides of the interface name.
 pub(crate) const PACKAGE: &str = "pointsman:policy";
@@ -153,19 +168,55 @@ pub(crate) fn flow_of(flow: &Flow<'_>, among: &Candidates) -> types::Flow {
 }
 
 /// Puts the endpoints in the guest's words.
-pub(crate) fn endpoints_of(among: &Candidates) -> Vec<types::Endpoint> {
+pub(crate) fn list_of(among: &Candidates) -> List {
     let endpoint_of = |endpoint: &Endpoint| types::Endpoint {
         address: endpoint.address.to_string(),
         weight: endpoint.weight,
     };
-    among.endpoints.iter().map(endpoint_of).collect()
+    let endpoints = among.endpoints.iter().map(endpoint_of).collect();
+    List { generation: among.generation.0, endpoints }
+}
+
+/// Puts a flow that has ended in the guest's words; `None` if its endpoint has left the list.
+pub(crate) fn ended_of(flow: &EndedFlow, among: &Candidates) -> Option<feedback::Ended> {
+    Some(feedback::Ended {
+        endpoint: index_of(flow.endpoint, among)?,
+        outcome: outcome_of(flow.reason),
+        duration_ms: u32::try_from(flow.duration.as_millis()).unwrap_or(u32::MAX),
+        bytes_to_endpoint: flow.bytes[Side::Upstream.index()],
+        bytes_to_client: flow.bytes[Side::Downstream.index()],
+        tag: flow.tag,
+    })
+}
+
+fn outcome_of(reason: CloseReason) -> feedback::Outcome {
+    match reason {
+        CloseReason::Finished => feedback::Outcome::Finished,
+        CloseReason::DownstreamReset => feedback::Outcome::ClientReset,
+        CloseReason::UpstreamReset => feedback::Outcome::EndpointReset,
+        CloseReason::ConnectFailed | CloseReason::ConnectTimeout => {
+            feedback::Outcome::ConnectFailed
+        }
+        CloseReason::IdleTimeout | CloseReason::HalfClosedTimeout => feedback::Outcome::Timeout,
+        CloseReason::Descriptors
+        | CloseReason::NoEndpoint
+        | CloseReason::DrainTimeout
+        | CloseReason::EndpointDown
+        | CloseReason::DeniedReset
+        | CloseReason::DeniedDrop
+        | CloseReason::Evicted
+        | CloseReason::Forgotten => feedback::Outcome::Other,
+    }
 }
 
 /// The index of the endpoint that failed last, if it is still a candidate.
 fn avoid(flow: &Flow<'_>, among: &Candidates) -> u32 {
-    let Some(last) = flow.tried.last() else { return NO_ENDPOINT };
-    let place = among.endpoints.binary_search_by_key(last, |endpoint| endpoint.id);
-    place.ok().and_then(|place| u32::try_from(place).ok()).unwrap_or(NO_ENDPOINT)
+    flow.tried.last().and_then(|&last| index_of(last, among)).unwrap_or(NO_ENDPOINT)
+}
+
+fn index_of(id: EndpointId, among: &Candidates) -> Option<u32> {
+    let place = among.endpoints.binary_search_by_key(&id, |endpoint| endpoint.id);
+    place.ok().and_then(|place| u32::try_from(place).ok())
 }
 
 /// An address as IPv6 in two halves.

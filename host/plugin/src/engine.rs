@@ -126,6 +126,7 @@ fn config(limits: EngineLimits) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
+        .consume_fuel(limits.counts_fuel)
         .max_wasm_stack(STACK_BYTES_MAX)
         .cranelift_opt_level(OptLevel::Speed)
         .native_unwind_info(false)

@@ -10,6 +10,7 @@ use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 
 use crate::bindings::{PACKAGE, VERSION};
 use crate::log::one_line;
+use crate::world::Shape;
 
 /// Why there is no engine.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,20 @@ pub enum LoadError {
     /// It does not export what a policy must.
     #[error("it does not export `{0}`, so it is no policy; build it with pointsman-sdk")]
     MissingExport(&'static str),
+    /// It exports nothing that a policy could be asked for.
+    #[error(
+        "it exports none of `decide`, `build` and `tick`, so it is no policy; build it with \
+         pointsman-sdk"
+    )]
+    NoShape,
+    /// It is several policies at once.
+    #[error("it implements both `{0}` and `{1}`; leave it the functions of one world")]
+    SeveralShapes(Shape, Shape),
+    /// It wants to hear of ended flows, and is of a shape that does not.
+    #[error(
+        "it exports `feedback`, which only a chooser is given, and it is a `{0}`; leave it out"
+    )]
+    NoFeedback(Shape),
     /// It exports or imports something by the right name with the wrong type.
     #[error("`{name}` has another type than {PACKAGE}@{VERSION} says ({reason}); build it again")]
     WrongType {
@@ -87,6 +102,17 @@ pub enum InstanceError {
     /// The guest did not like its configuration. The message is the guest's.
     #[error("the policy refuses its configuration: {0}")]
     Config(String),
+    /// The guest cannot go on from what its predecessor handed over. The message is the guest's.
+    #[error("the policy refuses its predecessor's state: {0}")]
+    State(String),
+    /// The module is another kind of policy.
+    #[error("a policy of the shape `{wanted}` is wanted here, and this one is a `{found}`")]
+    Shape {
+        /// What was asked for.
+        wanted: Shape,
+        /// What the module is.
+        found: Shape,
+    },
     /// The guest failed before its first decision.
     #[error("the policy failed {step} ({kind}: {reason}); see its log, or go back to the last one")]
     Fault {
@@ -106,8 +132,12 @@ pub enum Step {
     Start,
     /// It reads its configuration.
     Configure,
+    /// It takes over from a predecessor.
+    Restore,
     /// It hears of the endpoints.
     Endpoints,
+    /// It says what it may be configured with.
+    Schema,
 }
 
 impl fmt::Display for Step {
@@ -115,7 +145,9 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Self::Start => "to start",
             Self::Configure => "in `configure`",
+            Self::Restore => "in `restore`",
             Self::Endpoints => "in `endpoints-changed`",
+            Self::Schema => "in `config-schema`",
         })
     }
 }
@@ -161,6 +193,16 @@ impl fmt::Display for FaultKind {
     }
 }
 
+/// Why a guest that is asked off the data path has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} fault: {reason}")]
+pub struct GuestFault {
+    /// How it failed.
+    pub kind: FaultKind,
+    /// What happened, on one line.
+    pub reason: String,
+}
+
 /// A call that failed and with it the whole store: the runtime does not let it be entered again.
 #[derive(Debug)]
 pub(crate) struct Fault {
@@ -173,6 +215,7 @@ pub(crate) struct Fault {
 enum Cause {
     Error(wasmtime::Error),
     Panic,
+    Answer(String),
 }
 
 impl Fault {
@@ -195,6 +238,11 @@ impl Fault {
         Self { kind: FaultKind::Trap, cause: Cause::Panic }
     }
 
+    /// An answer that could be read and cannot be used.
+    pub(crate) fn of_answer(reason: String) -> Self {
+        Self { kind: FaultKind::Answer, cause: Cause::Answer(reason) }
+    }
+
     /// Whether it failed for want of a place in the pool.
     pub(crate) fn is_full(&self) -> bool {
         let Cause::Error(error) = &self.cause else { return false };
@@ -206,7 +254,14 @@ impl Fault {
         match &self.cause {
             Cause::Error(error) => reason_of(error),
             Cause::Panic => "the host panicked, please report it".into(),
+            Cause::Answer(reason) => one_line(reason),
         }
+    }
+}
+
+impl From<Fault> for GuestFault {
+    fn from(fault: Fault) -> Self {
+        Self { kind: fault.kind, reason: fault.reason() }
     }
 }
 

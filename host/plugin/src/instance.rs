@@ -8,13 +8,18 @@ use core::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use pointsman_core::policy::Flow;
-use pointsman_core::{Candidates, Generation, Instant};
-use wasmtime::{Store, UpdateDeadline};
+use pointsman_core::policy::{Flow, Table};
+use pointsman_core::{Candidates, Endpoint, Generation, Instant};
+use wasmtime::{Memory, Store, UpdateDeadline};
 
-use crate::bindings::{Chooser, endpoints_of, flow_of, types};
+use crate::bindings::{flow_of, list_of, sample_of, types};
 use crate::error::{Fault, InstanceError, Step};
-use crate::limits::{Allowance, GRACE_TICKS, HOSTCALL_BYTES_MAX, PolicySettings, ticks};
+use crate::feedback::Batch;
+use crate::guest::Guest;
+use crate::limits::{
+    Allowance, FUEL_MAX, GRACE_TICKS, PolicySettings, STATE_BYTES_MAX, WEIGHT_MAX,
+    hostcall_bytes_max, ticks,
+};
 use crate::log::{LogBudget, LogLevel, LogLine, Speaker, one_line};
 use crate::module::Module;
 use crate::stats::PolicyStats;
@@ -69,6 +74,9 @@ pub(crate) struct State {
     pub(crate) candidates: Arc<Candidates>,
     /// The time of the call.
     pub(crate) now: Instant,
+    /// Where the guest is called by pointers: its memory, once it may be used.
+    pub(crate) memory: Option<Memory>,
+    counts_fuel: bool,
     allowance: Allowance,
     /// How many ticks it gets when its deadline has passed, once per call.
     grace_ticks: u64,
@@ -96,25 +104,27 @@ impl State {
 /// A guest that can be asked.
 pub(crate) struct Instance {
     store: Store<State>,
-    chooser: Chooser,
-    /// The generation of the endpoints that the guest knows.
-    told: Generation,
+    guest: Box<dyn Guest>,
+    /// The generation of the endpoints that the guest knows, if it knows any.
+    told: Option<Generation>,
 }
 
 impl Instance {
-    /// Starts a guest, configures it and tells it the endpoints. May take as long as three
-    /// configuration deadlines.
-    pub(crate) fn new(
-        recipe: &Arc<Recipe>,
-        candidates: &Arc<Candidates>,
-    ) -> Result<Self, InstanceError> {
-        let mut instance = Self::start(recipe, candidates)?;
-        let configured = instance.configure().map_err(|fault| failed(Step::Configure, &fault))?;
-        configured.map_err(|message| InstanceError::Config(one_line(&message)))?;
-        instance
-            .tell(candidates, recipe.configure_ticks)
-            .map_err(|fault| failed(Step::Endpoints, &fault))?;
+    /// Starts a guest, configures it, and has it take over from a predecessor if it can. May take as
+    /// long as three configuration deadlines.
+    pub(crate) fn new(recipe: &Arc<Recipe>, state: Option<&[u8]>) -> Result<Self, InstanceError> {
+        let mut instance = Self::start(recipe)?;
+        instance.configure()?;
+        if let Some(state) = state.filter(|_| recipe.module.has_state()) {
+            instance.restore(state)?;
+        }
         Ok(instance)
+    }
+
+    /// Tells a new guest its first endpoints.
+    pub(crate) fn introduce(&mut self, candidates: &Arc<Candidates>) -> Result<(), InstanceError> {
+        let ticks = self.recipe().configure_ticks;
+        self.tell(candidates, ticks).map_err(|fault| failed(Step::Endpoints, &fault))
     }
 
     /// Asks about a flow, having told the guest first if the endpoints have changed.
@@ -123,49 +133,188 @@ impl Instance {
         flow: &Flow<'_>,
         among: &Arc<Candidates>,
     ) -> Result<types::Decision, Fault> {
-        let ticks = self.store.data().recipe.decide_ticks;
-        if self.told != among.generation {
-            self.tell(among, ticks)?;
-        }
+        let ticks = self.recipe().decide_ticks;
+        self.catch_up(among, ticks)?;
         self.store.data_mut().now = flow.now;
         let flow = flow_of(flow, among);
-        guarded(&mut self.store, ticks, |store| self.chooser.call_decide(store, flow))
+        guarded(&mut self.store, ticks, |store| self.guest.decide(store, flow))
     }
 
-    fn start(recipe: &Arc<Recipe>, candidates: &Arc<Candidates>) -> Result<Self, InstanceError> {
+    /// Hands over what has happened since the last time.
+    pub(crate) fn feed(
+        &mut self,
+        now: Instant,
+        among: &Arc<Candidates>,
+        batch: &mut Batch,
+    ) -> Result<(), Fault> {
+        let ticks = self.recipe().decide_ticks;
+        let feed = batch.hand_over(now, among);
+        self.catch_up(among, ticks)?;
+        self.store.data_mut().now = now;
+        guarded(&mut self.store, ticks, |store| self.guest.feed(store, &feed))
+    }
+
+    /// Has it make the lookup table for a list.
+    pub(crate) fn build(&mut self, among: &Arc<Candidates>) -> Result<Table, Fault> {
+        let ticks = self.recipe().configure_ticks;
+        let list = list_of(among);
+        self.store.data_mut().candidates = Arc::clone(among);
+        let built = guarded(&mut self.store, ticks, |store| self.guest.build(store, &list))?;
+        built
+            .map_err(|words| format!("it made no table: {words}"))
+            .and_then(|slots| table_of(slots, among.len()))
+            .map_err(Fault::of_answer)
+    }
+
+    /// Asks it for new weights; `None` if they are to stay as they are.
+    pub(crate) fn weigh(
+        &mut self,
+        now: Instant,
+        among: &Arc<Candidates>,
+    ) -> Result<Option<Vec<u32>>, Fault> {
+        let ticks = self.recipe().configure_ticks;
+        self.catch_up(among, ticks)?;
+        self.store.data_mut().now = now;
+        let sample_of = |endpoint: &Endpoint| sample_of(&endpoint.load.sample(now));
+        let samples: Vec<_> = among.endpoints.iter().map(sample_of).collect();
+        let weights = guarded(&mut self.store, ticks, |store| {
+            self.guest.weigh(store, now.as_millis(), &samples)
+        })?;
+        if weights.is_empty() {
+            return Ok(None);
+        }
+        check_weights(&weights, among.len()).map_err(Fault::of_answer)?;
+        Ok(Some(weights))
+    }
+
+    /// What it hands over to its successor, if it does such a thing.
+    pub(crate) fn snapshot(&mut self) -> Result<Option<Vec<u8>>, Fault> {
+        if !self.recipe().module.has_state() {
+            return Ok(None);
+        }
+        let ticks = self.recipe().decide_ticks;
+        let state = guarded(&mut self.store, ticks, |store| self.guest.snapshot(store))?;
+        if state.len() > STATE_BYTES_MAX {
+            let size = state.len();
+            let problem = format!("a state of {size} bytes; at most {STATE_BYTES_MAX} are kept");
+            return Err(Fault::of_answer(problem));
+        }
+        Ok(Some(state))
+    }
+
+    fn start(recipe: &Arc<Recipe>) -> Result<Self, InstanceError> {
+        let nobody = Candidates { generation: Generation(0), endpoints: [].into(), table: None };
         let state = State {
             recipe: Arc::clone(recipe),
-            candidates: Arc::clone(candidates),
+            candidates: Arc::new(nobody),
             now: Instant::ZERO,
+            memory: None,
+            counts_fuel: recipe.module.engine().limits().counts_fuel,
             allowance: Allowance::new(recipe.settings.memory_bytes_max),
             grace_ticks: 0,
         };
         let mut store = Store::new(recipe.module.engine().wasm(), state);
         store.limiter(|state| &mut state.allowance);
-        store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
+        store.set_hostcall_fuel(hostcall_bytes_max(recipe.module.shape()));
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().on_deadline()));
-        let pre = recipe.module.pre();
-        let chooser = guarded(&mut store, recipe.configure_ticks, |store| pre.instantiate(store))
+        let prepared = recipe.module.prepared();
+        let guest = guarded(&mut store, recipe.configure_ticks, |store| prepared.start(store))
             .map_err(|fault| failed(Step::Start, &fault))?;
-        Ok(Self { store, chooser, told: candidates.generation })
+        Ok(Self { store, guest, told: None })
     }
 
-    fn configure(&mut self) -> Result<Result<(), String>, Fault> {
-        let recipe = Arc::clone(&self.store.data().recipe);
-        guarded(&mut self.store, recipe.configure_ticks, |store| {
-            self.chooser.call_configure(store, &recipe.settings.config_json)
-        })
+    fn configure(&mut self) -> Result<(), InstanceError> {
+        let recipe = Arc::clone(self.recipe());
+        let configured = guarded(&mut self.store, recipe.configure_ticks, |store| {
+            self.guest.configure(store, &recipe.settings.config_json)
+        });
+        configured
+            .map_err(|fault| failed(Step::Configure, &fault))?
+            .map_err(|words| InstanceError::Config(one_line(&words)))
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), InstanceError> {
+        let ticks = self.recipe().configure_ticks;
+        let restored = guarded(&mut self.store, ticks, |store| self.guest.restore(store, state));
+        restored
+            .map_err(|fault| failed(Step::Restore, &fault))?
+            .map_err(|words| InstanceError::State(one_line(&words)))
+    }
+
+    fn catch_up(&mut self, candidates: &Arc<Candidates>, ticks: u64) -> Result<(), Fault> {
+        if self.told == Some(candidates.generation) {
+            return Ok(());
+        }
+        self.tell(candidates, ticks)
     }
 
     fn tell(&mut self, candidates: &Arc<Candidates>, ticks: u64) -> Result<(), Fault> {
-        let generation = candidates.generation;
-        let endpoints = endpoints_of(candidates);
+        let list = list_of(candidates);
         self.store.data_mut().candidates = Arc::clone(candidates);
-        guarded(&mut self.store, ticks, |store| {
-            self.chooser.call_endpoints_changed(store, generation.0, &endpoints)
-        })?;
-        self.told = generation;
+        guarded(&mut self.store, ticks, |store| self.guest.endpoints_changed(store, &list))?;
+        self.told = Some(candidates.generation);
         Ok(())
+    }
+
+    /// What the last call has executed, if the engine counts that.
+    pub(crate) fn fuel_used(&self) -> Option<u64> {
+        self.store.get_fuel().ok().map(|left| FUEL_MAX - left)
+    }
+
+    /// How large its memory has become.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.store.data().allowance.memory_bytes()
+    }
+
+    /// The endpoints that it was told of last.
+    pub(crate) fn candidates(&self) -> &Arc<Candidates> {
+        &self.store.data().candidates
+    }
+
+    /// When it was called last.
+    pub(crate) fn now(&self) -> Instant {
+        self.store.data().now
+    }
+
+    pub(crate) fn recipe(&self) -> &Arc<Recipe> {
+        &self.store.data().recipe
+    }
+}
+
+/// Makes an instance only to ask what it may be configured with.
+pub(crate) fn config_schema(module: &Module) -> Result<String, InstanceError> {
+    let settings = Arc::new(PolicySettings::new("schema", "null"));
+    let recipe = Arc::new(Recipe::new(module, settings, Arc::default()));
+    let mut instance = Instance::start(&recipe)?;
+    let schema = guarded(&mut instance.store, recipe.configure_ticks, |store| {
+        instance.guest.config_schema(store)
+    });
+    schema.map_err(|fault| failed(Step::Schema, &fault))
+}
+
+/// Takes a table, or says what is wrong with it.
+fn table_of(slots: Vec<u32>, endpoints: usize) -> Result<Table, String> {
+    let (length, length_max) = (slots.len(), Table::SIZE_MAX);
+    let strange = slots.iter().position(|&slot| slot as usize >= endpoints);
+    let strange = strange.map(|place| (place, slots[place]));
+    Table::new(slots.into(), endpoints).ok_or_else(|| match strange {
+        Some((place, slot)) if length <= length_max => {
+            format!("entry {place} of the table is endpoint {slot} of {endpoints}")
+        }
+        _ => format!("a table of {length} entries; it must have 1 to {length_max}"),
+    })
+}
+
+/// Says what is wrong with weights.
+fn check_weights(weights: &[u32], endpoints: usize) -> Result<(), String> {
+    if weights.len() != endpoints {
+        return Err(format!("{} weights for {endpoints} endpoints", weights.len()));
+    }
+    match weights.iter().enumerate().find(|(_, weight)| !(1..=WEIGHT_MAX).contains(*weight)) {
+        Some((place, weight)) => {
+            Err(format!("endpoint {place} is to weigh {weight}; it must be 1 to {WEIGHT_MAX}"))
+        }
+        None => Ok(()),
     }
 }
 
@@ -178,6 +327,10 @@ fn guarded<R>(
 ) -> Result<R, Fault> {
     store.set_epoch_deadline(ticks);
     store.data_mut().begin();
+    if store.data().counts_fuel {
+        // Fails only where fuel is not counted.
+        let _ = store.set_fuel(FUEL_MAX);
+    }
     match catch_unwind(AssertUnwindSafe(|| call(&mut *store))) {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => Err(Fault::of_error(error, store.data().allowance.has_refused())),
@@ -233,7 +386,16 @@ mod tests {
             Arc::new(Candidates { generation: Generation(1), endpoints: [].into(), table: None });
         let allowance = Allowance::new(1 << 20);
         let now = Instant::ZERO;
-        Store::new(engine.wasm(), State { recipe, candidates, now, allowance, grace_ticks: 0 })
+        let state = State {
+            recipe,
+            candidates,
+            now,
+            memory: None,
+            counts_fuel: false,
+            allowance,
+            grace_ticks: 0,
+        };
+        Store::new(engine.wasm(), state)
     }
 
     #[test]

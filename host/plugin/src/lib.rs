@@ -25,8 +25,14 @@
 #![forbid(unsafe_code)]
 
 mod bindings;
+mod component;
+mod control;
 mod engine;
 mod error;
+mod feedback;
+mod flat;
+mod governor;
+mod guest;
 mod instance;
 mod limits;
 mod log;
@@ -34,11 +40,15 @@ mod module;
 mod policy;
 mod repair;
 mod stats;
+mod world;
 
+pub use control::{TableGuest, WeightsGuest};
 pub use engine::Engine;
-pub use error::{EngineError, FaultKind, InstanceError, LoadError, Step};
+pub use error::{EngineError, FaultKind, GuestFault, InstanceError, LoadError, Step};
+pub use governor::Governor;
 pub use limits::{EngineLimits, PolicySettings};
 pub use log::{LogLevel, LogLine, LogSink, Speaker};
 pub use module::Module;
-pub use policy::GuestPolicy;
+pub use policy::{GuestPolicy, Place};
 pub use stats::{DECISION_BUCKETS, OWN_COUNTERS, PolicyCounts, PolicyStats};
+pub use world::Shape;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use wasmtime::ResourceLimiter;
 
+use crate::world::Shape;
+
 /// How often the epoch advances: the grain of every deadline.
 pub(crate) const TICK: Duration = Duration::from_millis(1);
 /// How many ticks a guest gets beyond its deadline, in case its thread was kept off its core. Two,
@@ -16,8 +18,26 @@ pub(crate) const GRACE_TICKS: u64 = 2;
 const TICKS_MAX: u64 = u64::MAX / 4;
 /// How much of the calling thread's stack a guest may use. A worker's stack must be well above it.
 pub(crate) const STACK_BYTES_MAX: usize = 256 << 10;
+/// What a call may use where that is counted: it is there to be counted, and the deadline is what
+/// ends a call.
+pub(crate) const FUEL_MAX: u64 = u64::MAX;
 /// How many bytes a guest may hand over in one call, in either a log line or a result.
 pub(crate) const HOSTCALL_BYTES_MAX: usize = 256 << 10;
+/// The same for a policy that makes lookup tables: the largest takes 4 MiB, and one that is too
+/// large should be refused for its length.
+const HOSTCALL_BYTES_MAX_TABLE: usize = 16 << 20;
+/// How many bytes a guest of this shape may hand over in one call.
+pub(crate) const fn hostcall_bytes_max(shape: Shape) -> usize {
+    match shape {
+        Shape::Table => HOSTCALL_BYTES_MAX_TABLE,
+        Shape::Chooser | Shape::Weights => HOSTCALL_BYTES_MAX,
+    }
+}
+
+/// How many bytes an instance may hand over to its successor.
+pub(crate) const STATE_BYTES_MAX: usize = 64 << 10;
+/// The most that one endpoint may weigh.
+pub(crate) const WEIGHT_MAX: u32 = 65_535;
 /// How many elements a guest's table may have; a Rust policy of ordinary size has under a thousand.
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 
@@ -31,11 +51,14 @@ pub struct EngineLimits {
     pub instances_max: u32,
     /// The largest plugin that is compiled. Compiling is the one thing here that no deadline bounds.
     pub module_bytes_max: usize,
+    /// Whether instances count what they execute. Exact, and not for the data path: the code is
+    /// larger and slower for it.
+    pub counts_fuel: bool,
 }
 
 impl Default for EngineLimits {
     fn default() -> Self {
-        Self { instances_max: 256, module_bytes_max: 16 << 20 }
+        Self { instances_max: 256, module_bytes_max: 16 << 20, counts_fuel: false }
     }
 }
 
@@ -88,17 +111,23 @@ pub(crate) fn ticks(deadline: Duration) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Allowance {
     memory_bytes_max: usize,
+    memory_bytes: usize,
     refused: bool,
 }
 
 impl Allowance {
     pub(crate) fn new(memory_bytes_max: usize) -> Self {
-        Self { memory_bytes_max, refused: false }
+        Self { memory_bytes_max, memory_bytes: 0, refused: false }
     }
 
     /// Begins a new call.
     pub(crate) fn forget(&mut self) {
         self.refused = false;
+    }
+
+    /// How large the guest's memory has become.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
     }
 
     /// Whether something was refused since the last [`forget`](Self::forget).
@@ -119,7 +148,11 @@ impl ResourceLimiter for Allowance {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(self.grant(desired <= self.memory_bytes_max))
+        let granted = desired <= self.memory_bytes_max;
+        if granted {
+            self.memory_bytes = desired;
+        }
+        Ok(self.grant(granted))
     }
 
     fn table_growing(

@@ -5,18 +5,25 @@
 //! the interface's version), is it a policy (exports), do the types agree.
 
 use core::fmt;
+use core::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
 use wasmtime::component::types::{self, ComponentItem};
-use wasmtime::component::{Component, ComponentNamedList, Lift, Lower};
-use wit_component::ComponentEncoder;
+use wit_component::metadata::Bindgen;
+use wit_component::{ComponentEncoder, StringEncoding};
 
-use crate::bindings::{ChooserPre, HOST_FUNCTIONS, PACKAGE, VERSION, types as guest};
+use crate::bindings::{HOST_FUNCTIONS, PACKAGE};
+use crate::component::PreparedComponent;
 use crate::engine::Engine;
-use crate::error::{LoadError, chain_of, reason_of};
-use crate::instance::State;
+use crate::error::{InstanceError, LoadError, reason_of};
+use crate::flat::{PreparedModule, outline};
+use crate::guest::Prepared;
+use crate::instance;
 use crate::log::one_line;
+use crate::world::{Function, Shape, World, our_interface};
 
 /// The four bytes that every WebAssembly file begins with.
 const MAGIC: &[u8] = b"\0asm";
@@ -31,8 +38,10 @@ pub struct Module {
 
 struct Shared {
     engine: Engine,
-    pre: ChooserPre<State>,
+    prepared: Box<dyn Prepared>,
+    facts: Facts,
     size_bytes: usize,
+    digest: String,
 }
 
 impl Module {
@@ -49,62 +58,191 @@ impl Module {
         })
     }
 
+    /// What it is asked for.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.shared.facts.world.shape
+    }
+
+    /// Whether it wants to hear of ended flows.
+    #[must_use]
+    pub fn has_feedback(&self) -> bool {
+        self.shared.facts.world.has(Function::Feed)
+    }
+
+    /// Whether its instances hand over what they know.
+    #[must_use]
+    pub fn has_state(&self) -> bool {
+        self.shared.facts.world.has(Function::Snapshot)
+    }
+
+    /// Whether it says what it may be configured with.
+    #[must_use]
+    pub fn has_schema(&self) -> bool {
+        self.shared.facts.world.has(Function::ConfigSchema)
+    }
+
+    /// What it imports, as `interface#function`.
+    #[must_use]
+    pub fn imports(&self) -> &[String] {
+        &self.shared.facts.imports
+    }
+
+    /// The JSON schema of its `config`, if it has one. Makes an instance to ask.
+    ///
+    /// # Errors
+    ///
+    /// If the guest fails, or no place for an instance is left.
+    pub fn config_schema(&self) -> Result<Option<String>, InstanceError> {
+        if self.has_schema() { instance::config_schema(self).map(Some) } else { Ok(None) }
+    }
+
     /// The size of the file it was made from.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         self.shared.size_bytes
     }
 
+    /// The SHA-256 of the file it was made from, in hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.shared.digest
+    }
+
     pub(crate) fn engine(&self) -> &Engine {
         &self.shared.engine
     }
 
-    pub(crate) fn pre(&self) -> &ChooserPre<State> {
-        &self.shared.pre
+    /// Refuses to be used as what it is not.
+    pub(crate) fn expect(&self, wanted: Shape) -> Result<(), InstanceError> {
+        let found = self.shape();
+        if found == wanted { Ok(()) } else { Err(InstanceError::Shape { wanted, found }) }
+    }
+
+    pub(crate) fn prepared(&self) -> &dyn Prepared {
+        &*self.shared.prepared
     }
 
     fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, LoadError> {
+        if !is_core_module(bytes)? {
+            let Checked { facts, component } = Checked::new(engine, bytes)?;
+            return Ok(Self::new(engine, bytes, facts, Box::new(component)));
+        }
         let encoded = encode(bytes)?;
-        let binary = encoded.as_deref().unwrap_or(bytes);
-        let component = Component::from_binary(engine.wasm(), binary)
-            .map_err(|error| LoadError::Invalid(reason_of(&error)))?;
-        let world = component.component_type();
-        check_imports(engine.wasm(), &world)?;
-        check_exports(engine.wasm(), &world)?;
-        let pre = engine.linker().instantiate_pre(&component).and_then(ChooserPre::new);
-        let pre = pre.map_err(|error| LoadError::WrongType {
-            name: "host".into(),
-            reason: chain_of(&error),
-        })?;
-        let size_bytes = bytes.len();
-        Ok(Self { shared: Arc::new(Shared { engine: engine.clone(), pre, size_bytes }) })
+        if encoded.has_plain_text
+            && let Some(outline) = outline(bytes)
+        {
+            let outline = encode(&outline)?.component;
+            let Checked { facts, .. } = Checked::new(engine, &outline)?;
+            let module = wasmtime::Module::from_binary(engine.wasm(), bytes).map_err(invalid)?;
+            if let Some(module) = PreparedModule::new(engine, &module, &facts.world) {
+                return Ok(Self::new(engine, bytes, facts, Box::new(module)));
+            }
+        }
+        let Checked { facts, component } = Checked::new(engine, &encoded.component)?;
+        Ok(Self::new(engine, bytes, facts, Box::new(component)))
     }
+
+    fn new(engine: &Engine, bytes: &[u8], facts: Facts, prepared: Box<dyn Prepared>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                engine: engine.clone(),
+                prepared,
+                facts,
+                size_bytes: bytes.len(),
+                digest: hex(&Sha256::digest(bytes)),
+            }),
+        }
+    }
+}
+
+/// What the types of a component say about it.
+struct Facts {
+    world: World,
+    imports: Vec<String>,
+}
+
+/// A component that is a policy for this host.
+struct Checked {
+    facts: Facts,
+    component: PreparedComponent,
+}
+
+impl Checked {
+    fn new(engine: &Engine, binary: &[u8]) -> Result<Self, LoadError> {
+        let component = Component::from_binary(engine.wasm(), binary).map_err(invalid)?;
+        let ty = component.component_type();
+        let imports = check_imports(engine.wasm(), &ty)?;
+        let world = World::of(engine.wasm(), &ty)?;
+        let component = PreparedComponent::new(engine, &component, &world)?;
+        Ok(Self { facts: Facts { world, imports }, component })
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what an error is turned into")]
+fn invalid(error: wasmtime::Error) -> LoadError {
+    LoadError::Invalid(reason_of(&error))
 }
 
 impl fmt::Debug for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size_bytes = &self.shared.size_bytes;
-        f.debug_struct("Module").field("size_bytes", size_bytes).finish_non_exhaustive()
+        f.debug_struct("Module")
+            .field("shape", &self.shape())
+            .field("size_bytes", &self.size_bytes())
+            .finish_non_exhaustive()
     }
 }
 
-/// Makes a component of a core module; `None` if it is one already.
-fn encode(bytes: &[u8]) -> Result<Option<Vec<u8>>, LoadError> {
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// Whether a file is a core module; what is left is a component, or damaged.
+fn is_core_module(bytes: &[u8]) -> Result<bool, LoadError> {
     if !bytes.starts_with(MAGIC) {
         return Err(LoadError::NotWasm(guess(bytes)));
     }
-    if bytes.get(4..8) != Some(CORE_MODULE) {
-        return Ok(None);
-    }
-    let (stripped, _) = wit_component::metadata::decode(bytes)
+    Ok(bytes.get(4..8) == Some(CORE_MODULE))
+}
+
+/// A core module as a component.
+struct Encoded {
+    component: Vec<u8>,
+    /// Whether all its texts are UTF-8.
+    has_plain_text: bool,
+}
+
+/// Makes a component of a core module.
+fn encode(bytes: &[u8]) -> Result<Encoded, LoadError> {
+    let (stripped, bindgen) = wit_component::metadata::decode(bytes)
         .map_err(|error| LoadError::Invalid(one_line(&error.root_cause().to_string())))?;
     let encoded =
         ComponentEncoder::default().validate(true).module(bytes).and_then(ComponentEncoder::encode);
     match (encoded, stripped) {
         (Err(error), stripped) => Err(refusal(&format!("{error:#}"), stripped.is_some())),
         (Ok(_), None) => Err(LoadError::NoInterface),
-        (Ok(component), Some(_)) => Ok(Some(component)),
+        (Ok(component), Some(_)) => {
+            Ok(Encoded { component, has_plain_text: has_plain_text(&bindgen) })
+        }
     }
+}
+
+fn has_plain_text(module: &Bindgen) -> bool {
+    let resolve = &module.resolve;
+    let world = &resolve.worlds[module.world];
+    let exports = world.exports.keys().flat_map(|key| {
+        let of = |it: Function| module.metadata.export_encodings.get(resolve, key, it.name());
+        Function::ALL.into_iter().filter_map(of)
+    });
+    let imports = world.imports.keys().flat_map(|key| {
+        let of = |it: &&str| module.metadata.import_encodings.get(resolve, key, it);
+        HOST_FUNCTIONS.iter().flat_map(|(_, names)| names.iter()).filter_map(of)
+    });
+    exports.chain(imports).all(|encoding| matches!(encoding, StringEncoding::UTF8))
 }
 
 /// Says what a file that is not WebAssembly might be.
@@ -128,12 +266,14 @@ fn refusal(reason: &str, has_interface: bool) -> LoadError {
             unknown_import(import)
         };
     }
-    for export in EXPORTS {
-        if reason.contains(&format!("failed to find export of function `{export}`")) {
-            return LoadError::MissingExport(export);
-        }
+    let missing = reason.split_once("failed to find export of ");
+    let missing = missing.and_then(|(_, export)| quoted_after(export, "function `"));
+    let function = missing.and_then(|name| Function::ALL.into_iter().find(|it| it.name() == name));
+    match function {
+        Some(function) => LoadError::MissingExport(function.name()),
+        None if has_interface => LoadError::Invalid(one_line(reason)),
+        None => LoadError::NoInterface,
     }
-    if has_interface { LoadError::Invalid(one_line(reason)) } else { LoadError::NoInterface }
 }
 
 fn quoted_after<'a>(text: &'a str, before: &str) -> Option<&'a str> {
@@ -150,95 +290,39 @@ fn unknown_import(name: &str) -> LoadError {
     }
 }
 
-/// Finds the first import that the host does not offer.
-fn check_imports(wasm: &wasmtime::Engine, world: &types::Component) -> Result<(), LoadError> {
+/// Lists what is imported, unless the host does not offer it.
+fn check_imports(
+    wasm: &wasmtime::Engine,
+    world: &types::Component,
+) -> Result<Vec<String>, LoadError> {
+    let mut imports = Vec::new();
     for (name, import) in world.imports(wasm) {
         let ComponentItem::ComponentInstance(interface) = import.ty else {
             return Err(unknown_import(name));
         };
         match our_interface(name)? {
             Some("types") => {}
-            Some(ours) => check_host_functions(wasm, (name, ours), &interface)?,
+            Some(ours) => imports.extend(check_host_functions(wasm, (name, ours), &interface)?),
             None => return Err(unknown_import(name)),
         }
     }
-    Ok(())
-}
-
-/// The interface's bare name if it is one of our package, in a version that we speak.
-fn our_interface(name: &str) -> Result<Option<&str>, LoadError> {
-    let Some((package, rest)) = name.split_once('/') else { return Ok(None) };
-    if package != PACKAGE {
-        return Ok(None);
-    }
-    let (interface, version) = rest.split_once('@').unwrap_or((rest, "?"));
-    if series(version) == series(VERSION) {
-        Ok(Some(interface))
-    } else {
-        Err(LoadError::Version(one_line(version)))
-    }
-}
-
-/// What of a version must be equal for two to be compatible, below 1.0: all but the last number.
-fn series(version: &str) -> &str {
-    version.rsplit_once('.').map_or(version, |(series, _)| series)
+    Ok(imports)
 }
 
 fn check_host_functions(
     wasm: &wasmtime::Engine,
     (name, ours): (&str, &str),
     interface: &types::ComponentInstance,
-) -> Result<(), LoadError> {
+) -> Result<Vec<String>, LoadError> {
     let known = HOST_FUNCTIONS.iter().find(|(interface, _)| *interface == ours);
     let (_, functions) = known.ok_or_else(|| unknown_import(name))?;
+    let mut imports = Vec::new();
     for (function, item) in interface.exports(wasm) {
         let is_function = matches!(item.ty, ComponentItem::ComponentFunc(_));
         if is_function && !functions.contains(&function) {
             return Err(unknown_import(&format!("{name}#{function}")));
         }
+        imports.extend(is_function.then(|| format!("{name}#{function}")));
     }
-    Ok(())
-}
-
-/// What the world exports.
-const EXPORTS: [&str; 3] = ["configure", "endpoints-changed", "decide"];
-
-fn check_exports(wasm: &wasmtime::Engine, world: &types::Component) -> Result<(), LoadError> {
-    let [configure, endpoints_changed, decide] = EXPORTS;
-    check_export::<(&str,), (Result<(), String>,)>(wasm, world, configure)?;
-    check_export::<(u64, &[guest::Endpoint]), ()>(wasm, world, endpoints_changed)?;
-    check_export::<(guest::Flow,), (guest::Decision,)>(wasm, world, decide)
-}
-
-fn check_export<P, R>(
-    wasm: &wasmtime::Engine,
-    world: &types::Component,
-    name: &'static str,
-) -> Result<(), LoadError>
-where
-    P: ComponentNamedList + Lower,
-    R: ComponentNamedList + Lift,
-{
-    let export = world.get_export(wasm, name).map(|export| export.ty);
-    let Some(ComponentItem::ComponentFunc(function)) = export else {
-        return Err(LoadError::MissingExport(name));
-    };
-    function
-        .typecheck::<P, R>(&world.instance_type())
-        .map_err(|error| LoadError::WrongType { name: name.into(), reason: chain_of(&error) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_patch_release_of_the_interface_is_spoken_and_the_next_is_not() {
-        assert_eq!(our_interface("pointsman:policy/host@0.1.7"), Ok(Some("host")));
-        assert_eq!(
-            our_interface("pointsman:policy/host@0.2.0"),
-            Err(LoadError::Version("0.2.0".into()))
-        );
-        assert_eq!(our_interface("elsewhere:policy/host@0.2.0"), Ok(None));
-    }
+    Ok(imports)
 }

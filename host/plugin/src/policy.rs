@@ -8,45 +8,62 @@
 //!                    a new instance lies in the slot: looked for at each flow
 //! ```
 //!
-//! The fallback decides every flow while standing in, and while asking those flows on which the
-//! guest gave no answer that holds: it deferred, it named an endpoint that does not exist, or one
-//! that has just failed this very flow although others have not been tried.
+//! The fallback decides every flow while standing in, and while plugins have used up their share of
+//! the core. While asking, it decides those flows on which the guest gave no answer that holds: it
+//! deferred, it named an endpoint that does not exist, or one that has just failed this very flow
+//! although others have not been tried.
 
 use core::fmt;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::policy::{
-    Decided, Decision, EndpointIndex, Flow, Method, Policy, Scope, Source, Verdict,
+    Decided, Decision, EndedFlow, EndpointIndex, Flow, Method, Policy, Scope, Source, Verdict,
 };
 use pointsman_core::{Candidates, EndpointId, Instant};
 
 use crate::bindings::{self, types};
 use crate::engine::Engine;
 use crate::error::{Fault, FaultKind, InstanceError};
+use crate::feedback::Batch;
+use crate::governor::Governor;
 use crate::instance::{Instance, Recipe};
 use crate::limits::PolicySettings;
 use crate::log::{LogLevel, Speaker};
 use crate::module::Module;
-use crate::repair::{Fresh, Order, Slot, Task};
+use crate::repair::{Fresh, Order, Slot, Task, make};
 use crate::stats::PolicyStats;
+use crate::world::Shape;
 
 /// An instance that has made so many decisions is taken to be sound: if it fails, that is the first
 /// failure of a new row.
 const SOUND_DECISIONS: u32 = 10_000;
 /// So is one that has served this long.
 const SOUND_TIME: Duration = Duration::from_secs(60);
-/// How long a new policy waits for the places of dropped ones when all are taken.
-const FENCE_WAIT: Duration = Duration::from_secs(1);
 
-/// One worker's instance of a plugin, and the native policy that stands in for it.
+/// One worker's instance of a chooser, and the native policy that stands in for it.
 pub struct GuestPolicy {
     /// `None` while the fallback stands in.
     instance: Option<Instance>,
     fallback: Box<dyn Policy>,
     recipe: Arc<Recipe>,
+    governor: Arc<Governor>,
+    /// Ended flows, if the guest wants to hear of them.
+    batch: Option<Batch>,
     slot: Arc<Slot>,
     record: Record,
+}
+
+/// What surrounds a policy on its worker.
+pub struct Place {
+    /// This worker's own. It outlives instances; keep it to read it.
+    pub stats: Arc<PolicyStats>,
+    /// Shared by all policies of the worker.
+    pub governor: Arc<Governor>,
+    /// Decides where the guest does not.
+    pub fallback: Box<dyn Policy>,
+    /// What a predecessor handed over. A plugin that hands nothing over takes nothing either.
+    pub state: Option<Vec<u8>>,
 }
 
 /// How the instance has done so far.
@@ -59,37 +76,47 @@ struct Record {
 }
 
 impl GuestPolicy {
-    /// Makes an instance, configures it and tells it the endpoints. Takes its time (at most three
-    /// configuration deadlines), so it is called off the data path; the result can then be sent to
-    /// a worker.
-    ///
-    /// `stats` should be this worker's own. It outlives instances; keep it to read it.
+    /// Makes an instance, configures it, has it take over from a predecessor, and tells it the
+    /// endpoints. Takes its time (at most four configuration deadlines), so it is called off the
+    /// data path; the result can then be sent to a worker.
     ///
     /// # Errors
     ///
-    /// If the guest fails, refuses its configuration, or no place for it is left.
+    /// If the module is no chooser, if the guest fails, refuses its configuration or the state, or
+    /// if no place for it is left.
     pub fn new(
         module: &Module,
         settings: Arc<PolicySettings>,
-        stats: Arc<PolicyStats>,
-        fallback: Box<dyn Policy>,
+        place: Place,
         candidates: &Arc<Candidates>,
     ) -> Result<Self, InstanceError> {
+        module.expect(Shape::Chooser)?;
+        let Place { stats, governor, fallback, state } = place;
         let recipe = Arc::new(Recipe::new(module, settings, stats));
-        let made = match Instance::new(&recipe, candidates) {
-            Err(InstanceError::Full) => {
-                await_dropped(module.engine());
-                Instance::new(&recipe, candidates)
-            }
-            made => made,
-        };
+        let mut instance = make(&recipe, state.as_deref())?;
+        instance.introduce(candidates)?;
         Ok(Self {
-            instance: Some(made?),
+            instance: Some(instance),
             fallback,
             recipe,
+            governor,
+            batch: module.has_feedback().then(Batch::new),
             slot: Arc::default(),
             record: Record::default(),
         })
+    }
+
+    /// What the last call of the guest has executed, in the runtime's units of about one
+    /// instruction; `None` unless the engine counts that.
+    #[must_use]
+    pub fn fuel_used(&self) -> Option<u64> {
+        self.instance.as_ref()?.fuel_used()
+    }
+
+    /// How large the guest's memory has become; 0 while the fallback stands in.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.instance.as_ref().map_or(0, Instance::memory_bytes)
     }
 
     /// What the guest decides, if it can be asked and its answer holds.
@@ -98,16 +125,22 @@ impl GuestPolicy {
             self.look_for_replacement(flow.now);
         }
         let instance = self.instance.as_mut()?;
+        if !self.governor.allows(flow.now) {
+            self.recipe.stats.on_throttled();
+            return None;
+        }
         let asked = std::time::Instant::now();
         let answer = instance.decide(flow, among);
-        self.recipe.stats.on_call(asked.elapsed());
+        let took = asked.elapsed();
+        self.recipe.stats.on_call(took);
+        self.governor.charge(took);
         match answer {
             Ok(answer) => {
                 self.record.decisions = self.record.decisions.saturating_add(1);
                 self.judge(&answer, flow, among)
             }
             Err(fault) => {
-                self.stand_in(fault, flow.now, among);
+                self.stand_in(fault);
                 None
             }
         }
@@ -169,14 +202,14 @@ impl GuestPolicy {
     }
 
     /// Gives the broken instance away and orders another.
-    fn stand_in(&mut self, fault: Fault, now: Instant, among: &Arc<Candidates>) {
+    fn stand_in(&mut self, fault: Fault) {
         self.recipe.stats.on_fault(fault.kind);
         let Some(broken) = self.instance.take() else { return };
         let order = Order {
             recipe: Arc::clone(&self.recipe),
-            candidates: Arc::clone(among),
+            candidates: Arc::clone(broken.candidates()),
             slot: Arc::clone(&self.slot),
-            failures: self.record.failures_in_a_row(now),
+            failures: self.record.failures_in_a_row(broken.now()),
         };
         self.engine().repair(Task::Remake { broken, fault, order });
     }
@@ -203,6 +236,36 @@ impl Policy for GuestPolicy {
             },
         }
     }
+
+    fn wants_ticks(&self) -> bool {
+        self.batch.is_some()
+    }
+
+    fn tick(&mut self, now: Instant, among: &Arc<Candidates>) {
+        if self.instance.is_none() {
+            self.look_for_replacement(now);
+        }
+        let (Some(instance), Some(batch)) = (&mut self.instance, &mut self.batch) else { return };
+        if among.is_empty() || !self.governor.allows(now) {
+            return;
+        }
+        let fed = self.governor.charge_for(|| instance.feed(now, among, batch));
+        if let Err(fault) = fed {
+            self.stand_in(fault);
+        }
+    }
+
+    fn on_flow_ended(&mut self, ended: &EndedFlow) {
+        if let Some(batch) = &mut self.batch {
+            batch.note(ended);
+        }
+    }
+
+    fn state(&mut self) -> Option<Vec<u8>> {
+        let instance = self.instance.as_mut()?;
+        let state = self.governor.charge_for(|| instance.snapshot());
+        state.map_err(|fault| self.stand_in(fault)).ok()?
+    }
 }
 
 impl fmt::Debug for GuestPolicy {
@@ -227,14 +290,6 @@ impl Record {
         let is_sound = self.decisions >= SOUND_DECISIONS || served >= SOUND_TIME;
         if is_sound { 0 } else { self.failures }
     }
-}
-
-/// Waits until the repair thread has dropped what it was given so far.
-fn await_dropped(engine: &Engine) {
-    let (done, is_done) = mpsc::sync_channel(1);
-    engine.repair(Task::Fence(done));
-    // After the wait there is either a place or there is none; the next attempt will tell.
-    let _ = is_done.recv_timeout(FENCE_WAIT);
 }
 
 /// Whether connecting to the endpoint has failed for this flow, while another is still untried.

@@ -17,12 +17,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pointsman_core::Candidates;
 
+use crate::engine::Engine;
 use crate::error::{Fault, InstanceError};
 use crate::instance::{Instance, Recipe};
 use crate::log::{LogLevel, Speaker};
@@ -31,6 +32,9 @@ use crate::log::{LogLevel, Speaker};
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// The longest wait.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// How long a new policy waits for the places of dropped ones when all are taken.
+const FENCE_WAIT: Duration = Duration::from_secs(1);
 
 /// What the repair thread can be asked for.
 pub(crate) enum Task {
@@ -96,6 +100,25 @@ pub(crate) fn run(tasks: &Receiver<Task>) {
     }
 }
 
+/// Makes an instance for a new policy, if need be in the place of one that is being dropped.
+pub(crate) fn make(recipe: &Arc<Recipe>, state: Option<&[u8]>) -> Result<Instance, InstanceError> {
+    match Instance::new(recipe, state) {
+        Err(InstanceError::Full) => {
+            await_dropped(recipe.module().engine());
+            Instance::new(recipe, state)
+        }
+        made => made,
+    }
+}
+
+/// Waits until the repair thread has dropped what it was given so far.
+fn await_dropped(engine: &Engine) {
+    let (done, is_done) = sync_channel(1);
+    engine.repair(Task::Fence(done));
+    // After the wait there is either a place or there is none; the next attempt will tell.
+    let _ = is_done.recv_timeout(FENCE_WAIT);
+}
+
 /// The orders that wait for their time.
 #[derive(Default)]
 struct Bench {
@@ -150,7 +173,12 @@ impl Bench {
         }
         let mut order = self.waiting.swap_remove(place).order;
         order.failures = order.failures.saturating_add(1);
-        match Instance::new(&order.recipe, &order.candidates) {
+        // What a predecessor handed over may be what broke the last one, so this one starts anew.
+        let made = Instance::new(&order.recipe, None).and_then(|mut instance| {
+            instance.introduce(&order.candidates)?;
+            Ok(instance)
+        });
+        match made {
             Ok(instance) => {
                 order.recipe.stats.on_remade();
                 say(&order, LogLevel::Info, || "made anew, it decides again".into());

@@ -25,6 +25,7 @@ pub const OWN_COUNTERS: usize = 16;
 #[repr(align(64))]
 pub struct PolicyStats {
     deferred: AtomicU64,
+    throttled: AtomicU64,
     faults: [AtomicU64; FaultKind::ALL.len()],
     remade: AtomicU64,
     remakes_failed: AtomicU64,
@@ -40,6 +41,7 @@ impl PolicyStats {
     pub fn snapshot(&self) -> PolicyCounts {
         PolicyCounts {
             deferred: self.deferred.load(Relaxed),
+            throttled: self.throttled.load(Relaxed),
             faults: self.faults.each_ref().map(|count| count.load(Relaxed)),
             remade: self.remade.load(Relaxed),
             remakes_failed: self.remakes_failed.load(Relaxed),
@@ -58,6 +60,10 @@ impl PolicyStats {
 
     pub(crate) fn on_deferred(&self) {
         self.deferred.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn on_throttled(&self) {
+        self.throttled.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn on_fault(&self, kind: FaultKind) {
@@ -89,6 +95,8 @@ impl PolicyStats {
 pub struct PolicyCounts {
     /// Answers `defer`: the guest left the decision to the fallback.
     pub deferred: u64,
+    /// Flows on which the guest was not asked, because plugins had used up their share of the core.
+    pub throttled: u64,
     /// By [`FaultKind::index`]. Faults while an instance is re-made are among them.
     pub faults: [u64; FaultKind::ALL.len()],
     /// Broken instances that were replaced.
@@ -133,9 +141,38 @@ impl PolicyCounts {
         })
     }
 
+    /// What half of the calls of `decide` took at most; `None` if there were none.
+    #[must_use]
+    pub fn p50(&self) -> Option<Duration> {
+        self.quantile(50)
+    }
+
+    /// What 99 of 100 calls of `decide` took at most; `None` if there were none.
+    #[must_use]
+    pub fn p99(&self) -> Option<Duration> {
+        self.quantile(99)
+    }
+
+    /// What so many of 100 calls took at most. Inside a bucket calls are taken to be spread evenly;
+    /// of the last, which has no end, its beginning is told.
+    fn quantile(&self, percent: u64) -> Option<Duration> {
+        let calls = self.calls();
+        let rank = (calls * percent).div_ceil(100).max(1);
+        let mut before = 0;
+        for (bucket, &count) in self.decisions.iter().enumerate() {
+            if before + count >= rank {
+                let [from, to] = [lower_bound(bucket), upper_bound(bucket)];
+                return Some(from + (to - from).mul_f64((rank - before) as f64 / count as f64));
+            }
+            before += count;
+        }
+        None
+    }
+
     /// Adds another worker's counts to these.
     pub fn add(&mut self, other: &Self) {
         self.deferred += other.deferred;
+        self.throttled += other.throttled;
         self.remade += other.remade;
         self.remakes_failed += other.remakes_failed;
         self.lines_dropped += other.lines_dropped;
@@ -162,7 +199,20 @@ fn bound_seconds(bucket: usize) -> f64 {
     if bucket == DECISION_BUCKETS - 1 {
         return f64::INFINITY;
     }
-    Duration::from_nanos(1 << (FIRST_BOUND_BITS as usize + bucket)).as_secs_f64()
+    bound(bucket).as_secs_f64()
+}
+
+fn bound(bucket: usize) -> Duration {
+    Duration::from_nanos(1 << (FIRST_BOUND_BITS as usize + bucket))
+}
+
+fn lower_bound(bucket: usize) -> Duration {
+    bucket.checked_sub(1).map_or(Duration::ZERO, bound)
+}
+
+/// The last bucket ends nowhere; as far as anybody knows, where it begins.
+fn upper_bound(bucket: usize) -> Duration {
+    bound(bucket.min(DECISION_BUCKETS - 2))
 }
 
 #[cfg(test)]
@@ -190,6 +240,22 @@ mod tests {
         assert_eq!(buckets[1], (512e-9, 3));
         assert_eq!(buckets[DECISION_BUCKETS - 2].1, 3);
         assert_eq!(buckets[DECISION_BUCKETS - 1], (f64::INFINITY, 4));
+    }
+
+    #[test]
+    fn quantiles_lie_where_their_calls_do() {
+        let stats = PolicyStats::default();
+        assert_eq!(stats.snapshot().p50(), None);
+        for _ in 0..98 {
+            stats.on_call(Duration::from_nanos(300));
+        }
+        stats.on_call(Duration::from_nanos(1_000));
+        stats.on_call(Duration::from_secs(10));
+        let counts = stats.snapshot();
+        let p50 = counts.p50().unwrap();
+        assert!(p50 > Duration::from_nanos(256) && p50 < Duration::from_nanos(512), "{p50:?}");
+        assert_eq!(counts.p99(), Some(Duration::from_nanos(1_024)));
+        assert_eq!(counts.quantile(100), Some(bound(DECISION_BUCKETS - 2)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{
-    Guest, Last, Table, candidates, embed, endpoint_of, engine, engine_with_log, flow, patient,
+    Guest, Table, candidates, embed, endpoint_of, engine, engine_with_log, flow, patient,
     round_robin, until,
 };
 use pointsman_core::policy::{Flow, Method, Policy, Scope, Source, Verdict};
@@ -312,7 +312,7 @@ fn a_policy_outlives_the_engines_handle() {
     let among = candidates(1, 2);
     let settings = Arc::new(patient());
     let stats = Arc::new(PolicyStats::default());
-    let mut policy = GuestPolicy::new(&module, settings, stats, Box::new(Last), &among).unwrap();
+    let mut policy = GuestPolicy::new(&module, settings, common::place(&stats), &among).unwrap();
     drop(module);
     let later = Flow { now: Instant::from_millis(1000), ..flow() };
     assert_eq!(policy.decide(&later, &among).source, Source::Plugin);

@@ -15,6 +15,7 @@ use crate::problem::Problem;
 use crate::status::Status;
 use crate::{check, client, control, demo, doctor, runtime};
 
+mod author;
 mod flows;
 
 /// The arguments.
@@ -55,6 +56,9 @@ enum Command {
     Status(Asking),
     /// List live flows and kept decisions, look at one of them, or forget it.
     Flows(Box<flows::Flows>),
+    /// Write, build, test and look at policies of one's own.
+    #[command(subcommand)]
+    Policy(author::Author),
     /// Tell whether this machine can run a balancer.
     Doctor {
         #[command(flatten)]
@@ -125,6 +129,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Check { file, folders, json } => check_file(&file, &folders.folders, json),
         Command::Status(Asking { admin, json }) => status(&admin, json),
         Command::Flows(flows) => flows.run(),
+        Command::Policy(author) => author.run(),
         Command::Doctor { folders, json } => examine(&folders.folders, json),
         Command::Demo { folders, keep } => demo::run(&folders.folders, keep),
     }

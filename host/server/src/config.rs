@@ -383,11 +383,18 @@ impl Default for Endpoint {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Health {
-    /// `tcp`, the default: an endpoint passes when it accepts a connection.
+    /// `tcp`, `http`, `udp` or `tls`. Default `tcp`: an endpoint passes when it accepts a connection,
+    /// which is as much as can be asked of an unknown protocol.
     pub kind: HealthKind,
+    /// The port that is asked. Default: the endpoint's own.
+    pub port: Option<u16>,
     /// Between the starts of two checks, give or take a tenth. Default 2000: with `fall` an endpoint
     /// is down within some seconds, and a thousand endpoints cost 500 connections a second.
     pub interval_ms: u64,
+    /// The same after a check that speaks against what is believed of the endpoint, until it is
+    /// certain. Default: a quarter of `interval_ms`, so that an endpoint that dies is left alone
+    /// sooner, and one that lives costs no more.
+    pub fast_interval_ms: Option<u64>,
     /// How long a check may take. Default 1000: one lost SYN is repeated after a second, and a
     /// check that needs the repeat has failed.
     pub timeout_ms: u64,
@@ -396,11 +403,45 @@ pub struct Health {
     /// Failures in a row, of checks or of flows' connects, that take it down. Default 3: one lost
     /// packet must not.
     pub fall: u32,
+    /// `http`: the request's method. Default `GET`: not every server answers `HEAD` alike.
+    pub method: Option<String>,
+    /// `http`: its path, with a query if there is one. Default `/`.
+    pub path: Option<String>,
+    /// `http`: its `Host`. Default: the endpoint's address.
+    pub host: Option<String>,
+    /// `http`: codes that are good, each one code or two with a dash between. Default `["200-399"]`:
+    /// a redirection is an answer.
+    pub status: Option<Vec<String>>,
+    /// `http`: a text that must be found in the first 64 KiB of the body. Default: none.
+    pub body: Option<String>,
+    /// `udp`: what is sent; `\xNN` is the byte with this number. Required for `udp`: there is no
+    /// datagram that every service answers.
+    pub send: Option<String>,
+    /// `udp`: what must be found in the answer, written like `send`. Default: any answer will do.
+    pub expect: Option<String>,
+    /// `tls`: the name that is asked for. Default: none.
+    pub server_name: Option<String>,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { kind: HealthKind::Tcp, interval_ms: 2_000, timeout_ms: 1_000, rise: 2, fall: 3 }
+        Self {
+            kind: HealthKind::Tcp,
+            port: None,
+            interval_ms: 2_000,
+            fast_interval_ms: None,
+            timeout_ms: 1_000,
+            rise: 2,
+            fall: 3,
+            method: None,
+            path: None,
+            host: None,
+            status: None,
+            body: None,
+            send: None,
+            expect: None,
+            server_name: None,
+        }
     }
 }
 
@@ -410,6 +451,12 @@ impl Default for Health {
 pub enum HealthKind {
     /// Connects.
     Tcp,
+    /// Asks for a page.
+    Http,
+    /// Sends a datagram and waits for the answer.
+    Udp,
+    /// Connects and shakes hands.
+    Tls,
 }
 
 /// `[[policies]]`: what allocates new flows.

@@ -16,6 +16,7 @@
 pub mod access_log;
 pub mod admin;
 pub mod assembly;
+pub mod author;
 pub mod budget;
 pub mod check;
 pub mod cli;

@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::boundary::PoolSizes;
@@ -16,8 +17,10 @@ use pointsman_core::{
 };
 
 use crate::config::{self, Config, OnSwap};
+use crate::prober::check::Check;
 use crate::problem::Problem;
 
+mod checks;
 mod clusters;
 mod findings;
 mod json;
@@ -118,7 +121,7 @@ pub struct ClusterPlan {
     /// Who serves, in the file's order.
     pub endpoints: Vec<EndpointPlan>,
     /// How the endpoints are checked, if at all.
-    pub check: Option<CheckPlan>,
+    pub check: Option<Arc<CheckPlan>>,
     /// Whether flows are spread over all endpoints when none is up.
     pub fail_open: bool,
 }
@@ -132,11 +135,17 @@ pub struct EndpointPlan {
     pub weight: u32,
 }
 
-/// How endpoints are checked: by connecting to them.
-#[derive(Debug, Clone, Copy)]
+/// How endpoints are checked.
+#[derive(Debug, Clone)]
 pub struct CheckPlan {
+    /// What a check does.
+    pub check: Check,
+    /// The port that is asked, if it is not the endpoint's own.
+    pub port: Option<u16>,
     /// Between the starts of two checks.
     pub interval: Duration,
+    /// The same while it is not certain whether the endpoint goes up or down.
+    pub fast_interval: Duration,
     /// How long one may take.
     pub timeout: Duration,
     /// How many observations change a verdict.

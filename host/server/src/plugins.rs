@@ -7,8 +7,8 @@ use std::sync::Arc;
 use pointsman_core::Candidates;
 use pointsman_core::policy::{LeastFlows, Policy, RoundRobin, TablePolicy};
 use pointsman_plugin::{
-    Engine, EngineLimits, GuestPolicy, InstanceError, LogLevel, LogLine, Module, PolicyCounts,
-    PolicySettings, PolicyStats, Speaker,
+    Engine, EngineLimits, Governor, GuestPolicy, InstanceError, LogLevel, LogLine, Module, Place,
+    PolicyCounts, PolicySettings, PolicyStats, Speaker,
 };
 
 use crate::plan::{Native, Plan, PluginId, PluginPlan, PolicyPlan};
@@ -130,14 +130,16 @@ impl Loaded {
 
     fn instance(&self, worker: usize, among: &Arc<Candidates>) -> Result<GuestPolicy, Problem> {
         let settings = Arc::clone(&self.settings);
-        let stats = Arc::clone(&self.stats[worker]);
-        GuestPolicy::new(&self.module, settings, stats, make_native(self.fallback), among).map_err(
-            |error| {
-                let key =
-                    if matches!(error, InstanceError::Config(_)) { "config" } else { "plugin" };
-                Problem::new(format!("{}.{key}", self.key), error.to_string())
-            },
-        )
+        let place = Place {
+            stats: Arc::clone(&self.stats[worker]),
+            governor: Arc::new(Governor::new(100)),
+            fallback: make_native(self.fallback),
+            state: None,
+        };
+        GuestPolicy::new(&self.module, settings, place, among).map_err(|error| {
+            let key = if matches!(error, InstanceError::Config(_)) { "config" } else { "plugin" };
+            Problem::new(format!("{}.{key}", self.key), error.to_string())
+        })
     }
 }
 

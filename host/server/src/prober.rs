@@ -1,15 +1,18 @@
-//! Active health checks: connects to endpoints, again and again.
+//! Active health checks: asks endpoints whether they serve, again and again.
 //!
 //! One task per endpoint. Nothing is judged here: what a check saw goes to the control loop, which
 //! feeds it to the core's `Health`.
 
+pub mod check;
+pub mod tls;
+
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::{ClusterId, EndpointId};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use crate::plan::{CheckPlan, Plan};
 use crate::{random, runtime};
@@ -21,17 +24,19 @@ pub struct Seen {
     pub cluster: ClusterId,
     /// The endpoint.
     pub endpoint: EndpointId,
-    /// Whether it accepted a connection in time.
+    /// Whether it answered as it should, in time.
     pub passed: bool,
 }
 
 /// Starts checking every endpoint that is to be checked.
 pub fn start(plan: &Plan, seen: &UnboundedSender<Seen>) {
     for (cluster, plan) in (0..).map(ClusterId).zip(&plan.clusters) {
-        let Some(check) = plan.check else { continue };
+        let Some(check) = &plan.check else { continue };
         for (endpoint, place) in (0..).map(EndpointId).zip(&plan.endpoints) {
-            let tell = Target { cluster, endpoint, address: place.address };
-            runtime::spawn(tell.check_for_ever(check, seen.clone()));
+            let port = check.port.unwrap_or(place.address.port());
+            let address = SocketAddr::new(place.address.ip(), port);
+            let target = Target { cluster, endpoint, address };
+            runtime::spawn(target.check_for_ever(Arc::clone(check), seen.clone()));
         }
     }
 }
@@ -45,17 +50,50 @@ struct Target {
 impl Target {
     /// Begins somewhere in the first interval, so that a thousand endpoints are not checked at the
     /// same moment, then and ever after.
-    async fn check_for_ever(self, check: CheckPlan, seen: UnboundedSender<Seen>) {
-        let mut next = Instant::now() + check.interval.mul_f64(random::fraction());
+    async fn check_for_ever(self, plan: Arc<CheckPlan>, seen: UnboundedSender<Seen>) {
+        let mut next = Instant::now() + plan.interval.mul_f64(random::fraction());
+        let mut doubt = Doubt::default();
         loop {
             sleep_until(next).await;
-            let passed = accepts(self.address, check.timeout).await;
+            let passed = self.passes(&plan).await;
             let what = Seen { cluster: self.cluster, endpoint: self.endpoint, passed };
             if seen.send(what).is_err() {
                 return;
             }
-            next = (next + jittered(check.interval)).max(Instant::now());
+            let interval = match doubt.after(passed, &plan) {
+                true => plan.fast_interval,
+                false => plan.interval,
+            };
+            next = (next + jittered(interval)).max(Instant::now());
         }
+    }
+
+    async fn passes(&self, plan: &CheckPlan) -> bool {
+        let checked = plan.check.run(self.address, plan.timeout).await;
+        if let Err(error) = &checked {
+            tracing::debug!(address = %self.address, %error, "check failed");
+        }
+        checked.is_ok()
+    }
+}
+
+/// Whether the last checks speak against what is believed of an endpoint: then the next ones follow
+/// faster, until it is certain.
+#[derive(Debug, Default)]
+struct Doubt {
+    is_down: bool,
+    contradictions: u32,
+}
+
+impl Doubt {
+    /// Takes in a check; tells whether there is doubt.
+    fn after(&mut self, passed: bool, plan: &CheckPlan) -> bool {
+        self.contradictions = if passed == self.is_down { self.contradictions + 1 } else { 0 };
+        let needed = if self.is_down { plan.thresholds.rise } else { plan.thresholds.fall };
+        if self.contradictions >= needed {
+            *self = Self { is_down: !self.is_down, contradictions: 0 };
+        }
+        self.contradictions > 0
     }
 }
 
@@ -64,22 +102,10 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * random::fraction())
 }
 
-async fn accepts(address: SocketAddr, limit: Duration) -> bool {
-    match timeout(limit, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(error)) => {
-            tracing::debug!(%address, %error, "check failed");
-            false
-        }
-        Err(_) => {
-            tracing::debug!(%address, "check took too long");
-            false
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use pointsman_core::health::Thresholds;
+
     use super::*;
 
     #[test]
@@ -92,13 +118,19 @@ mod tests {
     }
 
     #[test]
-    fn a_check_passes_where_somebody_listens_and_fails_where_nobody_does() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("its address");
-        runtime::start(async {
-            assert!(accepts(address, Duration::from_secs(10)).await);
-            drop(listener);
-            assert!(!accepts(address, Duration::from_secs(10)).await);
-        });
+    fn checks_follow_faster_until_it_is_certain_what_they_mean() {
+        let plan = CheckPlan {
+            check: check::Check::Tcp,
+            port: None,
+            interval: Duration::from_secs(2),
+            fast_interval: Duration::from_millis(500),
+            timeout: Duration::from_secs(1),
+            thresholds: Thresholds { rise: 2, fall: 3 },
+        };
+        let mut doubt = Doubt::default();
+        let passed = [true, false, true, false, false, false, false, true, true, true];
+        let doubts = passed.map(|passed| doubt.after(passed, &plan));
+        let expected = [false, true, false, true, true, false, false, true, false, false];
+        assert_eq!(doubts, expected);
     }
 }

@@ -195,7 +195,7 @@ impl ClusterState {
                     weight: endpoint.weight,
                     load: Arc::new(Load::default()),
                 },
-                health: plan.check.map(|check| Health::new(check.thresholds)),
+                health: plan.check.as_ref().map(|check| Health::new(check.thresholds)),
                 draining: false,
                 failures_seen: 0,
                 failures_forgiven: 0,

@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 
 use support::{Balancer, Client, Endpoint, ask_once, eventually};
@@ -74,6 +75,49 @@ fn no_flow_is_lost_while_an_endpoint_is_dead_and_not_yet_known_to_be() {
     }
     eventually("failed connects alone take it down", || !balancer.is_up(address));
     assert!(balancer.metric("pointsman_connect_retries_total{listener=\"web\"}") >= 1.0);
+}
+
+#[test]
+fn an_endpoint_that_accepts_and_is_ill_gets_no_flows() {
+    let (well, ill) = (Endpoint::start(), Endpoint::start());
+    let healthy = page("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let busy = page("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n");
+    let cluster = |name: &str, endpoint: &Endpoint, page: SocketAddr| {
+        format!(
+            r#"
+[[listeners]]
+name = "{name}"
+address = "127.0.0.1:0"
+cluster = "{name}"
+[[clusters]]
+name = "{name}"
+endpoints = [{{ address = "{}" }}]
+fail_open = false
+health = {{ kind = "http", port = {}, body = "ok", interval_ms = 50, rise = 2, fall = 2 }}
+"#,
+            endpoint.address,
+            page.port()
+        )
+    };
+    let text = cluster("well", &well, healthy) + &cluster("ill", &ill, busy);
+    let balancer = Balancer::start(&text);
+    eventually("the ill one is down", || !balancer.is_up(ill.address));
+    assert!(ask_once(balancer.address("ill")).is_err(), "nobody else serves there");
+    assert_eq!(ask_once(balancer.address("well")).expect("an answer"), well.address);
+}
+
+/// Answers every request with these bytes.
+fn page(answer: &'static str) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    address
 }
 
 #[test]

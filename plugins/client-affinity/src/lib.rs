@@ -1,27 +1,25 @@
 //! Keeps each client on one endpoint.
 //!
-//! Weighted rendezvous hashing: every endpoint bids for the client, and the highest bid wins. A bid
-//! is −weight / ln u, with u drawn from the hash of client and endpoint (Schindelhauer and
-//! Schomaker 2005), so that shares follow the weights. An endpoint that leaves hands over its own
-//! clients and no others; one that joins takes its share from everybody. All workers, and all
-//! balancers with the same endpoints, agree without talking.
+//! Weighted rendezvous hashing: every endpoint bids for the client, and the highest bid wins, so that
+//! shares follow the weights. An endpoint that leaves hands over its own clients and no others; one
+//! that joins takes its share from everybody. All workers, and all balancers with the same endpoints,
+//! agree without talking.
 //!
 //! The decision is kept for the client, so the bidding takes place once per client and ttl, and
 //! within that time not even a change of the endpoints moves a client whose endpoint stays.
 #![forbid(unsafe_code)]
 
-use std::net::IpAddr;
 use std::time::Duration;
 
-use pointsman_sdk::{Decision, Endpoint, Endpoints, Flow, Host, Policy, Rng, export};
+use pointsman_sdk::parts::{Rendezvous, hash_address};
+use pointsman_sdk::{Decision, Endpoints, Flow, Host, Policy, export};
 use serde::Deserialize;
 
 /// Gives each client address an endpoint of its own choosing.
 #[derive(Debug)]
 pub struct ClientAffinity {
     config: Config,
-    /// A hash of each endpoint's address, in the order of the list.
-    hashes: Vec<u64>,
+    bidders: Rendezvous,
 }
 
 /// The policy's config.
@@ -48,50 +46,21 @@ impl Policy for ClientAffinity {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self, String> {
-        Ok(Self { config, hashes: Vec::new() })
+        Ok(Self { config, bidders: Rendezvous::default() })
     }
 
     fn endpoints_changed(&mut self, endpoints: &Endpoints) {
-        self.hashes.clear();
-        self.hashes.extend(endpoints.iter().map(|endpoint| hash_text(endpoint.address())));
+        self.bidders = Rendezvous::new(endpoints);
     }
 
     fn decide(&mut self, flow: &Flow, endpoints: &Endpoints, _: &dyn Host) -> Decision {
         let avoid = flow.avoid().filter(|_| endpoints.len() > 1);
-        let client = hash_address(flow.client().ip());
-        let mut highest = (f64::NEG_INFINITY, None);
-        for (index, (endpoint, hash)) in endpoints.iter().zip(&self.hashes).enumerate() {
-            let bid = bid(client ^ hash, endpoint);
-            if bid > highest.0 && avoid != Some(index) {
-                highest = (bid, Some(index));
-            }
-        }
-        let Some(index) = highest.1 else { return Decision::defer() };
+        let winner = self.bidders.winner(hash_address(flow.client().ip()), avoid);
+        let Some(index) = winner else { return Decision::defer() };
         let decision =
             Decision::forward(index).for_client(Duration::from_millis(self.config.ttl_ms));
         if self.config.sliding { decision.sliding() } else { decision }
     }
-}
-
-/// What an endpoint bids for a client, given the hash of both.
-fn bid(hash: u64, endpoint: &Endpoint) -> f64 {
-    -f64::from(endpoint.weight()) / Rng::new(hash).fraction().ln()
-}
-
-fn hash_address(address: IpAddr) -> u64 {
-    let bits = match address {
-        IpAddr::V4(address) => address.to_bits().into(),
-        IpAddr::V6(address) => address.to_bits(),
-    };
-    Rng::new((bits >> 64) as u64 ^ Rng::new(bits as u64).bits()).bits()
-}
-
-/// FNV-1a, whose weak low bits the generator mixes again.
-fn hash_text(text: &str) -> u64 {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    Rng::new(hash).bits()
 }
 
 #[cfg(test)]

@@ -79,6 +79,9 @@ impl Scenario {
         Self { name: "udp-links-1000", across: Across::Links, ..Self::round_trips(1_000) },
     ];
 
+    /// As many flows as the storm of swaps has.
+    pub(crate) const THOUSAND: Self = Self::round_trips(1_000);
+
     const fn round_trips(flows: usize) -> Self {
         let (unit, across, kind) = ("round trip", Across::Loopback, Kind::RoundTrip);
         Self { name: "", unit, across, flows, kind }
@@ -197,6 +200,14 @@ impl Clients {
             bail!("{lost} of {all} exchanges were lost; a larger net.core.rmem_max may help");
         }
         Ok(Load { units: complete as f64 * self.units_per_exchange, errors: 0, lost })
+    }
+
+    /// One exchange in each flow, then a pause: flows that are there and take little of the machine.
+    pub(crate) fn trickle(&mut self, reflector: &mut Reflector, pause: Duration) -> Result<Load> {
+        let all = 0..self.flows.len();
+        let Progress { complete, lost, .. } = self.exchange(all, reflector, Duration::ZERO)?;
+        std::thread::sleep(pause);
+        Ok(Load { units: complete as f64, errors: 0, lost })
     }
 
     /// Exchanges in these flows for a time, at least one in each. Ends when the last has ended.

@@ -45,13 +45,18 @@ pub(crate) struct Setting<'a> {
 impl Setting<'_> {
     /// An address at which nobody listens there.
     fn free_address(&self) -> Result<SocketAddr> {
-        let wanted = (self.place.address, 0);
-        let address = self.place.enter(|| match self.traffic {
-            Traffic::Connections => TcpListener::bind(wanted)?.local_addr(),
-            Traffic::Datagrams | Traffic::Trains => UdpSocket::bind(wanted)?.local_addr(),
-        })?;
-        Ok(address?)
+        free_address(self.place, self.traffic)
     }
+}
+
+/// An address at which nobody listens in a place.
+pub(crate) fn free_address(place: &Place, traffic: Traffic) -> Result<SocketAddr> {
+    let wanted = (place.address, 0);
+    let address = place.enter(|| match traffic {
+        Traffic::Connections => TcpListener::bind(wanted)?.local_addr(),
+        Traffic::Datagrams | Traffic::Trains => UdpSocket::bind(wanted)?.local_addr(),
+    })?;
+    Ok(address?)
 }
 
 /// Plans for Pointsman, then for its peers.
@@ -68,7 +73,6 @@ pub(crate) fn all(setting: &Setting<'_>) -> Result<Vec<Plan>> {
 fn pointsman(setting: &Setting<'_>) -> Result<Plan> {
     let Setting { folder, endpoint, traffic, .. } = setting;
     let address = setting.free_address()?;
-    let binary = std::env::current_exe()?.with_file_name("pointsman");
     let (config, socket) = (folder.join("pointsman.toml"), folder.join("admin.sock"));
     fs::write(
         &config,
@@ -94,11 +98,16 @@ plugin = "p2c.wasm"
             protocol = traffic.protocol(),
         ),
     )?;
+    Ok(Plan { name: "pointsman", address, command: run_pointsman(&config)? })
+}
+
+/// What starts ours with this configuration.
+pub(crate) fn run_pointsman(config: &Path) -> Result<Vec<String>> {
+    let binary = std::env::current_exe()?.with_file_name("pointsman");
     let plugins = target().join("plugins");
-    let words = [binary.as_path(), Path::new("run"), Path::new("--config"), &config];
+    let words = [binary.as_path(), Path::new("run"), Path::new("--config"), config];
     let words = words.into_iter().chain([Path::new("--plugins"), &plugins]);
-    let command = words.map(|word| word.display().to_string()).collect();
-    Ok(Plan { name: "pointsman", address, command })
+    Ok(words.map(|word| word.display().to_string()).collect())
 }
 
 fn nginx(setting: &Setting<'_>) -> Result<Plan> {
@@ -248,12 +257,12 @@ impl EnvoyOffload {
     }
 }
 
-fn words(words: &[&str], config: &Path) -> Vec<String> {
+pub(crate) fn words(words: &[&str], config: &Path) -> Vec<String> {
     let config = config.display().to_string();
     words.iter().map(ToString::to_string).chain([config]).collect()
 }
 
 /// Where `cargo xtask` leaves plugins and peers, whatever cargo's own target folder is.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")
 }

@@ -23,20 +23,33 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Starts a balancer, and waits until it accepts connections.
     pub(crate) fn start_tcp(plan: &Plan) -> Result<Self> {
-        let proxy = Self::start_udp(plan)?;
+        Self::start_udp(plan)?.accepting()
+    }
+
+    /// Waits until it accepts connections.
+    fn accepting(self) -> Result<Self> {
         for _ in 0..200 {
-            if TcpStream::connect(proxy.address).is_ok() {
-                return Ok(proxy);
+            if TcpStream::connect(self.address).is_ok() {
+                return Ok(self);
             }
             sleep(Duration::from_millis(50));
         }
-        bail!("{} does not accept connections at {}", proxy.name, proxy.address)
+        bail!("{} does not accept connections at {}", self.name, self.address)
+    }
+
+    /// Starts a balancer that accepts connections and may use every core.
+    pub(crate) fn start_unpinned(plan: &Plan) -> Result<Self> {
+        Self::spawn(plan, Command::new(&plan.command[0]).args(&plan.command[1..]))?.accepting()
     }
 
     /// Starts a balancer. Only an answer tells that one for datagrams is ready.
     pub(crate) fn start_udp(plan: &Plan) -> Result<Self> {
         let mut command = Command::new("taskset");
-        command.args(["-c", CORE]).args(&plan.command).stdin(Stdio::null());
+        Self::spawn(plan, command.args(["-c", CORE]).args(&plan.command))
+    }
+
+    fn spawn(plan: &Plan, command: &mut Command) -> Result<Self> {
+        command.stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::inherit());
         let name = plan.name;
         let process = command.spawn().with_context(|| format!("cannot start {name}"))?;

@@ -2,7 +2,7 @@
 //! balancers are not on.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -14,7 +14,7 @@ use crate::Load;
 use crate::proxies::Proxy;
 
 /// The core of the endpoint and the load.
-const CORE: &str = "1";
+pub(crate) const CORE: &str = "1";
 
 /// One kind of load.
 pub(crate) struct Scenario {
@@ -27,6 +27,16 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
+    /// A connection for each request.
+    pub(crate) const CONNECTIONS: Self = Self {
+        name: "connection-close",
+        unit: "connection",
+        connections: 64,
+        path: "/",
+        headers: &["-H", "Connection: close"],
+        units_per_request: 1.0,
+    };
+
     pub(crate) const ALL: [Self; 4] = [
         Self::requests("keepalive-64", 64),
         Self::requests("keepalive-1000", 1_000),
@@ -38,14 +48,7 @@ impl Scenario {
             headers: &[],
             units_per_request: 1.0,
         },
-        Self {
-            name: "connection-close",
-            unit: "connection",
-            connections: 64,
-            path: "/",
-            headers: &["-H", "Connection: close"],
-            units_per_request: 1.0,
-        },
+        Self::CONNECTIONS,
     ];
 
     const fn requests(name: &'static str, connections: usize) -> Self {
@@ -69,12 +72,12 @@ impl Scenario {
 }
 
 /// The number that stands before `mark`.
-fn number_before(text: &str, mark: &str) -> Option<f64> {
+pub(crate) fn number_before(text: &str, mark: &str) -> Option<f64> {
     text.split_once(mark)?.0.split_whitespace().last()?.parse().ok()
 }
 
 /// All of wrk's socket errors together, and its answers that were not a success.
-fn socket_errors(text: &str) -> u64 {
+pub(crate) fn socket_errors(text: &str) -> u64 {
     let bad = |line: &&str| line.contains("Socket errors:") || line.contains("Non-2xx");
     let lines = text.lines().filter(bad).flat_map(|line| line.split([' ', ',']));
     lines.filter_map(|word| word.parse::<u64>().ok()).sum()
@@ -127,6 +130,11 @@ impl Endpoint {
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// The same server at another address, for whoever wants two endpoints.
+    pub(crate) fn second_address(&self) -> SocketAddr {
+        second(self.address)
+    }
 }
 
 impl Drop for Endpoint {
@@ -134,6 +142,10 @@ impl Drop for Endpoint {
         let _ = Command::new("kill").arg(self.process.id().to_string()).status();
         let _ = self.process.wait();
     }
+}
+
+fn second(address: SocketAddr) -> SocketAddr {
+    (Ipv4Addr::new(127, 0, 0, 2), address.port()).into()
 }
 
 fn endpoint_config(folder: &Path, address: SocketAddr) -> String {
@@ -157,11 +169,13 @@ http {{
     scgi_temp_path {folder};
     server {{
         listen {address} backlog=4096;
+        listen {second} backlog=4096;
         root {folder}/root;
         location = / {{ return 200 'an answer of the usual length, which is to say a short one\\n'; }}
     }}
 }}
 ",
-        folder = folder.display()
+        folder = folder.display(),
+        second = second(address),
     )
 }

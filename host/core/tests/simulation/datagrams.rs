@@ -357,9 +357,11 @@ impl Run {
         let cluster = self.rng.below(self.model.kinds.len() as u64) as usize;
         let kind = Kind::pick(&mut self.rng);
         self.model.kinds[cluster] = kind;
+        let on_swap = self.rng.pick(&[OnSwap::Keep, OnSwap::Revalidate, OnSwap::Flush]);
+        self.model.shelf.on_swap(cluster as u16, on_swap);
         for (balancer, _) in &mut self.workers {
             let policy = kind.policy(&self.calls, &self.taste);
-            drop(balancer.swap_policy(ClusterId(cluster as u16), policy, OnSwap::Keep));
+            drop(balancer.swap_policy(ClusterId(cluster as u16), policy, on_swap));
         }
     }
 

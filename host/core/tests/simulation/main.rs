@@ -86,6 +86,17 @@ fn assert_everything_was_reached(reached: &BTreeSet<&'static str>) {
 }
 
 #[test]
+fn a_swap_moves_no_flow_that_was_there() {
+    let mut flows = 0;
+    for seed in 0..20 {
+        let without = workload::endpoints_across_a_swap(seed, false);
+        assert_eq!(without, workload::endpoints_across_a_swap(seed, true), "seed {seed}");
+        flows += without.len();
+    }
+    assert!(flows > 40, "flows were there");
+}
+
+#[test]
 fn a_seed_is_a_schedule() {
     assert_eq!(workload::trace(7), workload::trace(7));
     assert_ne!(workload::trace(7), workload::trace(8));

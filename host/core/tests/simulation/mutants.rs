@@ -109,7 +109,7 @@ const MUTANTS: &[Mutant] = &[
         breaks: "timeouts: progress does not put them off",
         file: "session.rs",
         original: "        self.progressed = now;\n    }\n\n    /// Bytes have",
-        mutated: "        let _ = now;\n    }\n\n    /// Passes on",
+        mutated: "        let _ = now;\n    }\n\n    /// Bytes have",
     },
     Mutant {
         breaks: "throttle: credit is granted before its time",
@@ -326,6 +326,42 @@ const MUTANTS: &[Mutant] = &[
         file: "datagram/survey.rs",
         original: "is_some_and(|flow| u32::from(flow.stamp) == stamp)",
         mutated: "is_some_and(|flow| u32::from(flow.stamp) >= stamp)",
+    },
+    Mutant {
+        breaks: "swap: flushed decisions hold",
+        file: "affinity.rs",
+        original: "Some(floor) if generation < floor.flushed => Worth::Nothing,",
+        mutated: "Some(floor) if generation == floor.flushed.max(u32::MAX) => Worth::Nothing,",
+    },
+    Mutant {
+        breaks: "swap: the new policy is not asked about decisions of the old",
+        file: "allocation.rs",
+        original: "        if is_stale {\n",
+        mutated: "        if is_stale && request.now == Instant::ZERO {\n",
+    },
+    Mutant {
+        breaks: "swap: a flow that is asked about anew is moved",
+        file: "allocation.rs",
+        original: "with.or_else(|| cluster.candidates.get(index))",
+        mutated: "cluster.candidates.get(index).or(with)",
+    },
+    Mutant {
+        breaks: "trial: a shadow decides",
+        file: "trial.rs",
+        original: "if slots == 0 || slot_of(flow) >= slots {",
+        mutated: "if slots != 0 && slot_of(flow) >= slots {",
+    },
+    Mutant {
+        breaks: "trial: both policies are asked about a canary's flow",
+        file: "allocation.rs",
+        original: "            return decided;\n",
+        mutated: "            let _ = decided;\n",
+    },
+    Mutant {
+        breaks: "signals: a connection that came about is still being made",
+        file: "session.rs",
+        original: "            && was_connecting\n",
+        mutated: "            && was_connecting\n            && state != State::Established\n",
     },
 ];
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pointsman_core::boundary::{Buffer, Completion, Goodbye, Link, Op, Pool, ReceiveEnd, Side};
 use pointsman_core::listing::{Entry, EntryKind, FlowState};
-use pointsman_core::policy::{Decision, Method, Scope, Verdict};
+use pointsman_core::policy::{Decision, Method, OnSwap, Scope, Verdict};
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
     CloseReason, EndpointId, FlowRecord, Instant, KeylessReason, Listener, Snapshot,
@@ -155,6 +155,8 @@ struct Kept {
     method: Method,
     expires: Instant,
     slides: Option<Duration>,
+    /// Whether the policy's successor is to be asked once more.
+    stale: bool,
 }
 
 /// Numbers of the balancer that change while it handles a completion.
@@ -268,6 +270,18 @@ impl Oracle {
         change(self.flows.get_mut(&link.slot()).expect("a completion belongs to a flow"));
     }
 
+    /// A cluster's policy has given its place to another.
+    pub(crate) fn on_swap(&mut self, cluster: usize, on_swap: OnSwap) {
+        match on_swap {
+            OnSwap::Keep => {}
+            OnSwap::Flush => self.kept.retain(|(of, _), _| *of != cluster),
+            OnSwap::Revalidate => {
+                let kept = self.kept.iter_mut().filter(|((of, _), _)| *of == cluster);
+                kept.for_each(|(_, kept)| kept.stale = true);
+            }
+        }
+    }
+
     /// The balancer has accepted, shed or denied a client.
     pub(crate) fn after_accepted(
         &mut self,
@@ -329,6 +343,10 @@ impl Oracle {
         let keys = flow.key.map(KeptFor::Key).into_iter();
         let mut keys = keys.chain([KeptFor::Client(flow.client.ip())]);
         let found = keys.find(|key| self.kept.get(&(cluster, *key)).is_some_and(holds));
+        let is_stale = |key| self.kept.get(&(cluster, key)).is_some_and(|kept| kept.stale);
+        let stale = found.filter(|key| is_stale(*key));
+        let stale = stale.and_then(|key| self.kept.remove(&(cluster, key)));
+        let with = stale.and_then(|kept| kept.endpoint);
         let live = found.and_then(|key| self.kept.get_mut(&(cluster, key)));
         if let Some(kept) = live {
             if let Some(ttl) = kept.slides {
@@ -345,10 +363,10 @@ impl Oracle {
         }
         let call = calls.pop_front().expect("a flow that no entry covers is decided on");
         assert_eq!(call.key, flow.key, "{call:?}");
-        let asked = Asked { client: flow.client, attempt: 0, cluster };
+        let asked = Asked { client: flow.client, attempt: 0, cluster, with };
         self.check_call(&call, &asked, view, done);
         if !full {
-            self.keep(now, flow, &call, view);
+            self.keep((now, view), flow, &call, with);
         }
         call.decision.method
     }
@@ -392,14 +410,21 @@ impl Oracle {
         let candidates = &view.snapshot.clusters[asked.cluster].candidates;
         match call.decision.verdict {
             Verdict::Forward(index) => {
-                let address = candidates.get(index).map(|endpoint| endpoint.address);
-                assert_eq!(done.target, address);
+                let with = asked.with.and_then(|id| candidates.find(id));
+                let endpoint = with.or_else(|| candidates.get(index));
+                assert_eq!(done.target, endpoint.map(|endpoint| endpoint.address));
             }
             verdict => assert!(done.target.is_none() && done.refused == denial(verdict)),
         }
     }
 
-    fn keep(&mut self, now: Instant, flow: &Flow, call: &Call, view: &View<'_>) {
+    fn keep(
+        &mut self,
+        (now, view): (Instant, &View<'_>),
+        flow: &Flow,
+        call: &Call,
+        with: Option<EndpointId>,
+    ) {
         let decision = call.decision;
         let key = match decision.scope {
             Scope::Client => Some(KeptFor::Client(flow.client.ip())),
@@ -411,7 +436,9 @@ impl Oracle {
         let idle = view.listener(flow).timeouts.idle;
         let ttl = if decision.ttl.is_zero() { idle } else { decision.ttl };
         let endpoint = match decision.verdict {
-            Verdict::Forward(index) => cluster.candidates.get(index).map(|endpoint| endpoint.id),
+            Verdict::Forward(index) => {
+                with.or_else(|| cluster.candidates.get(index).map(|endpoint| endpoint.id))
+            }
             _ => None,
         };
         let kept = Kept {
@@ -420,6 +447,7 @@ impl Oracle {
             method: decision.method,
             expires: now + ttl,
             slides: decision.sliding.then_some(ttl),
+            stale: false,
         };
         self.kept.insert((flow.cluster, key), kept);
     }
@@ -438,7 +466,7 @@ impl Oracle {
                     assert!(!flow.prereading, "the first bytes come first");
                     if let [call] = &calls[..] {
                         let (client, cluster) = (flow.client, flow.cluster);
-                        let asked = Asked { client, attempt: flow.attempts, cluster };
+                        let asked = Asked { client, attempt: flow.attempts, cluster, with: None };
                         let done = Done { target: Some(*address), refused: None };
                         self.check_call(call, &asked, view, done);
                     }
@@ -470,7 +498,7 @@ impl Oracle {
             flow.method = call.decision.method;
             let flow = flow.clone();
             if !full {
-                self.keep(now, &flow, call, view);
+                self.keep((now, view), &flow, call, None);
             }
         }
     }
@@ -595,6 +623,8 @@ struct Asked {
     client: SocketAddr,
     attempt: u32,
     cluster: usize,
+    /// Where a kept decision of an earlier policy wants it to stay.
+    with: Option<EndpointId>,
 }
 
 /// What became of the flow.

@@ -1,5 +1,6 @@
 //! One seed's schedule: what the world looks like, who does what, and in which order.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +13,10 @@ use pointsman_core::policy::{
 };
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
-    Balancer, BalancerConfig, Board, Candidates, CloseReason, Cluster, ClusterId, DatagramSettings,
-    DropReason, Endpoint, EndpointId, EndpointState, Generation, Instant, KeylessReason, Listener,
-    OnEndpointDown, PrefixLengths, Protocol, SharedRate, ShedReason, Snapshot, SourceCounts, Stats,
-    Timeouts,
+    Balancer, BalancerConfig, Board, CANARY_SLOTS, Candidates, CloseReason, Cluster, ClusterId,
+    DatagramSettings, DropReason, Endpoint, EndpointId, EndpointState, Generation, Instant,
+    KeylessReason, Listener, OnEndpointDown, PrefixLengths, Protocol, SharedRate, ShedReason,
+    Snapshot, SourceCounts, Stats, Tally, Timeouts, Trial,
 };
 
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
@@ -33,6 +34,30 @@ pub(crate) fn run(seed: u64) -> Vec<&'static str> {
     run.calm();
     run.drain();
     run.outcomes()
+}
+
+/// Where flows end that were established when every policy was swapped, if they were.
+pub(crate) fn endpoints_across_a_swap(
+    seed: u64,
+    swaps: bool,
+) -> BTreeMap<SocketAddr, Option<EndpointId>> {
+    let mut run = Run::new(seed);
+    run.turns(TURNS / 2);
+    let established = run.established();
+    if swaps {
+        let mut rng = Rng::new(seed);
+        for (cluster, &logged) in run.logged.iter().enumerate() {
+            let on_swap = rng.pick(&[OnSwap::Keep, OnSwap::Revalidate, OnSwap::Flush]);
+            let fresh = policy(&mut rng, logged.then_some(&run.calls));
+            drop(run.balancer.swap_policy(ClusterId(cluster as u16), fresh, on_swap));
+            run.oracle.on_swap(cluster, on_swap);
+        }
+    }
+    run.turns(TURNS / 2);
+    run.calm();
+    run.drain();
+    let ended = |client| Some((client, *run.ended.get(&client)?));
+    established.into_iter().filter_map(ended).collect()
 }
 
 /// Every completion of a seed, in order.
@@ -95,6 +120,8 @@ struct Run {
     sessions_max: u32,
     clients: u16,
     records: u64,
+    /// Where each flow that has ended was, by its client.
+    ended: BTreeMap<SocketAddr, Option<EndpointId>>,
     trace: Vec<String>,
 }
 
@@ -135,6 +162,7 @@ impl Run {
             sessions_max,
             clients: 0,
             records: 0,
+            ended: BTreeMap::new(),
             trace: Vec::new(),
             rng,
         }
@@ -142,7 +170,11 @@ impl Run {
 
     /// Everything that can go wrong does.
     fn rough(&mut self) {
-        for _ in 0..TURNS {
+        self.turns(TURNS);
+    }
+
+    fn turns(&mut self, turns: u64) {
+        for _ in 0..turns {
             if self.rng.chance(300) {
                 self.arrive();
             }
@@ -157,6 +189,9 @@ impl Run {
             }
             if self.rng.chance(10) {
                 self.swap_policy();
+            }
+            if self.rng.chance(10) {
+                self.change_trial();
             }
             if self.rng.chance(10) {
                 self.forget();
@@ -360,6 +395,7 @@ impl Run {
         let records: Vec<_> = self.balancer.take_records().collect();
         for record in records {
             self.records += 1;
+            self.ended.insert(record.client, record.endpoint.map(|(id, _)| id));
             let view = View {
                 snapshot: &self.snapshot,
                 logged: &self.logged,
@@ -399,6 +435,22 @@ impl Run {
         self.take_ops(None, self.counts());
     }
 
+    /// The clients whose flows have their endpoint for good.
+    fn established(&self) -> Vec<SocketAddr> {
+        let mut clients = Vec::new();
+        let mut visit = |entry: Entry| match entry.kind {
+            EntryKind::Flow(flow) if flow.state == FlowState::Established => {
+                clients.push(flow.client);
+            }
+            _ => {}
+        };
+        let mut next = Some(Cursor::default());
+        while let Some(cursor) = next {
+            next = self.balancer.survey(self.world.now, cursor, 10_000, &mut visit);
+        }
+        clients
+    }
+
     /// An operator looks at all flows and ends one.
     fn forget(&mut self) {
         let mut entries = Vec::new();
@@ -425,7 +477,21 @@ impl Run {
         let cluster = self.rng.below(self.logged.len() as u64) as usize;
         let calls = self.logged[cluster].then_some(&self.calls);
         let fresh = policy(&mut self.rng, calls);
-        drop(self.balancer.swap_policy(ClusterId(cluster as u16), fresh, OnSwap::Keep));
+        let on_swap = self.rng.pick(&[OnSwap::Keep, OnSwap::Revalidate, OnSwap::Flush]);
+        drop(self.balancer.swap_policy(ClusterId(cluster as u16), fresh, on_swap));
+        self.oracle.on_swap(cluster, on_swap);
+    }
+
+    /// Another policy is tried beside a cluster's own, or no longer. In the shadow it must make no
+    /// difference to anything; as a canary it must decide in place of the other, never beside it.
+    fn change_trial(&mut self) {
+        let cluster = self.rng.below(self.logged.len() as u64) as usize;
+        let slots = self.rng.pick(&[0, 1, CANARY_SLOTS / 2, CANARY_SLOTS]);
+        let calls = (self.logged[cluster] && slots > 0).then_some(&self.calls);
+        let candidate = policy(&mut self.rng, calls);
+        let trial = Trial::new(candidate, Arc::new(Tally::new(5, slots)));
+        let trial = self.rng.chance(700).then_some(trial);
+        drop(self.balancer.set_trial(ClusterId(cluster as u16), trial));
     }
 
     fn assert_nothing_is_left(&mut self) {
@@ -444,6 +510,7 @@ impl Run {
         let mut bound = 0;
         for state in self.snapshot.clusters.iter().flat_map(|cluster| &cluster.endpoints) {
             assert_eq!(state.endpoint.load.flows_active(), 0, "load is taken off");
+            assert_eq!(state.endpoint.load.connecting(), 0, "nobody connects for ever");
             bound += state.endpoint.load.flows_total();
         }
         assert!(bound <= self.oracle.binds);

@@ -14,7 +14,8 @@ use pointsman_core::boundary::ListenerId;
 use pointsman_core::policy::{Decided, Decision, EndpointIndex, Flow, Policy, Source, Verdict};
 use pointsman_core::{Candidates, Endpoint, EndpointId, Generation, Load, Protocol};
 use pointsman_plugin::{
-    Engine, EngineLimits, GuestPolicy, InstanceError, LogLine, Module, PolicySettings, PolicyStats,
+    Engine, EngineLimits, Governor, GuestPolicy, InstanceError, LogLine, Module, Place,
+    PolicySettings, PolicyStats, Shape,
 };
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
@@ -22,32 +23,53 @@ use wit_parser::Resolve;
 /// The interface as published.
 pub const WIT: &str = include_str!("../../../../plugin-sdk/wit/policy.wit");
 
-/// The bodies of a guest's functions. The defaults make one that forwards to endpoint 0.
+/// The bodies of a guest's functions. The defaults make a chooser that forwards to endpoint 0.
 #[derive(Clone)]
 pub struct Guest {
+    pub shape: Shape,
+    /// Imports beside the usual ones.
+    pub imports: String,
     /// Fields of the module beside the usual ones.
     pub fields: String,
     pub pages: u32,
     pub configure: String,
     pub endpoints_changed: String,
-    pub decide: String,
+    /// The body of `decide`, `build` or `tick`.
+    pub answer: String,
+    pub beside: Beside,
+}
+
+/// The bodies of what a guest exports beside its world; nothing is not exported.
+#[derive(Clone, Default)]
+pub struct Beside {
+    pub feed: Option<String>,
+    pub snapshot: Option<String>,
+    pub restore: Option<String>,
+    pub config_schema: Option<String>,
 }
 
 impl Default for Guest {
     fn default() -> Self {
-        Self {
-            fields: String::new(),
-            pages: 1,
-            configure: "(i32.const 2048)".into(),
-            endpoints_changed: String::new(),
-            decide: "(call $forward (i32.const 0))".into(),
-        }
+        Self::of(Shape::Chooser, "(call $forward (i32.const 0))")
     }
 }
 
 impl Guest {
+    pub fn of(shape: Shape, answer: &str) -> Self {
+        Self {
+            shape,
+            imports: String::new(),
+            fields: String::new(),
+            pages: 1,
+            configure: "(i32.const 2048)".into(),
+            endpoints_changed: String::new(),
+            answer: answer.into(),
+            beside: Beside::default(),
+        }
+    }
+
     pub fn deciding(body: &str) -> Self {
-        Self { decide: body.into(), ..Self::default() }
+        Self::of(Shape::Chooser, body)
     }
 
     /// A guest that misbehaves for the random number 666 and forwards to endpoint 0 otherwise.
@@ -66,6 +88,25 @@ impl Guest {
         Self { endpoints_changed: body.into(), ..Self::default() }
     }
 
+    /// A guest that hands over eight bytes, and begins with what it is handed.
+    pub fn remembering() -> Self {
+        let mut guest = Self::deciding(
+            "(global.set $turn (i32.add (global.get $turn) (i32.const 1)))
+             (call $mark (global.get $turn))",
+        );
+        guest.beside.snapshot = Some(
+            "(i32.store (i32.const 3080) (global.get $turn))
+             (call $list (i32.const 3080) (i32.const 8))"
+                .into(),
+        );
+        guest.beside.restore = Some(
+            "(global.set $turn (i32.load (local.get $state)))
+             (i32.const 2048)"
+                .into(),
+        );
+        guest
+    }
+
     pub fn with_fields(mut self, fields: &str) -> Self {
         self.fields = fields.into();
         self
@@ -77,11 +118,13 @@ impl Guest {
     }
 
     pub fn text(&self) -> String {
-        let Self { fields, pages, configure, endpoints_changed, decide } = self;
+        let Self { imports, fields, pages, configure, .. } = self;
+        let (world, beside) = (self.text_of_world(), self.text_beside());
         format!(
             r#"(module
-  (import "pointsman:policy/host@0.1.0" "log" (func $log (param i32 i32 i32)))
-  (import "pointsman:policy/host@0.1.0" "load" (func $load (param i32) (result i32)))
+  {imports}
+  (import "pointsman:policy/host@0.1.1" "log" (func $log (param i32 i32 i32)))
+  (import "pointsman:policy/host@0.1.1" "load" (func $load (param i32) (result i32)))
   (memory (export "memory") {pages})
   (global $heap (mut i32) (i32.const 4096))
   (global $turn (mut i32) (i32.const 0))
@@ -94,6 +137,18 @@ impl Guest {
   (func $mark (param i32) (result i32)
     (i32.store (i32.const 1056) (local.get 0))
     (call $forward (i32.const 0)))
+  (func $list (param i32 i32) (result i32)
+    (i32.store (i32.const 3072) (local.get 0))
+    (i32.store (i32.const 3076) (local.get 1))
+    (i32.const 3072))
+  (func $ok_list (param i32 i32) (result i32)
+    (i32.store8 (i32.const 3068) (i32.const 0))
+    (drop (call $list (local.get 0) (local.get 1)))
+    (i32.const 3068))
+  (func $refuse (param i32 i32) (result i32)
+    (i32.store8 (i32.const 3068) (i32.const 1))
+    (drop (call $list (local.get 0) (local.get 1)))
+    (i32.const 3068))
   (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
     (local $at i32)
     (local.set $at
@@ -102,12 +157,25 @@ impl Guest {
     (local.get $at))
   (func (export "configure") (param $config i32) (param $length i32) (result i32)
     {configure})
-  (func (export "endpoints-changed")
+  {world}
+  {beside}
+)"#
+        )
+    }
+
+    fn text_of_world(&self) -> String {
+        let Self { endpoints_changed, answer, .. } = self;
+        let hear = format!(
+            r#"(func (export "endpoints-changed")
     (param $new i64) (param $list i32) (param $length i32)
     (global.set $generation (local.get $new))
     (global.set $count (local.get $length))
     (global.set $heap (i32.const 4096))
-    {endpoints_changed})
+    {endpoints_changed})"#
+        );
+        match self.shape {
+            Shape::Chooser => format!(
+                r#"{hear}
   (func (export "decide")
     (param $protocol i32)
     (param $client_high i64) (param $client_low i64) (param $client_port i32)
@@ -115,14 +183,62 @@ impl Guest {
     (param $key i64) (param $attempt i32) (param $avoid i32)
     (param $now i64) (param $random i64)
     (result i32)
-    {decide})
-)"#
-        )
+    {answer})"#
+            ),
+            Shape::Table => format!(
+                r#"(func (export "build")
+    (param $new i64) (param $list i32) (param $length i32) (result i32)
+    (local $at i32)
+    (global.set $heap (i32.const 4096))
+    {answer})"#
+            ),
+            Shape::Weights => format!(
+                r#"{hear}
+  (func (export "tick")
+    (param $now i64) (param $samples i32) (param $length i32) (result i32)
+    (local $at i32)
+    (global.set $heap (i32.const 4096))
+    {answer})"#
+            ),
+        }
+    }
+
+    fn text_beside(&self) -> String {
+        let feed = r#"feedback@0.1.1#tick")
+    (param $now i64) (param $samples i32) (param $samples_length i32)
+    (param $ended i32) (param $ended_length i32) (param $missed i32)
+    (global.set $heap (i32.const 4096))"#;
+        let restore =
+            r#"state@0.1.1#restore") (param $state i32) (param $length i32) (result i32)"#;
+        let functions = [
+            (&self.beside.feed, feed),
+            (&self.beside.snapshot, r#"state@0.1.1#snapshot") (result i32)"#),
+            (&self.beside.restore, restore),
+            (&self.beside.config_schema, r#"schema@0.1.1#config-schema") (result i32)"#),
+        ];
+        let texts = functions.into_iter().filter_map(|(body, head)| {
+            let body = body.as_ref()?;
+            Some(format!(r#"(func (export "pointsman:policy/{head} {body})"#))
+        });
+        texts.collect::<Vec<_>>().join("\n")
+    }
+
+    /// The worlds of which it is told that it implements them.
+    fn worlds(&self) -> Vec<&'static str> {
+        let Beside { feed, snapshot, restore, config_schema } = &self.beside;
+        let has_state = snapshot.is_some() || restore.is_some();
+        let worlds = [
+            (true, self.shape.label()),
+            (feed.is_some(), "with-feedback"),
+            (has_state, "with-state"),
+            (config_schema.is_some(), "with-schema"),
+        ];
+        worlds.into_iter().filter_map(|(is_one, world)| is_one.then_some(world)).collect()
     }
 
     /// The core module with its interface.
     pub fn module(&self) -> Vec<u8> {
-        embed(&self.text(), WIT)
+        embed_worlds(&self.text(), WIT, &self.worlds())
     }
 
     pub fn component(&self) -> Vec<u8> {
@@ -141,12 +257,25 @@ pub fn round_robin() -> Guest {
 
 /// Gives a module in text form the world `chooser` of `wit`.
 pub fn embed(text: &str, wit: &str) -> Vec<u8> {
+    embed_worlds(text, wit, &["chooser"])
+}
+
+/// Gives a module in text form several worlds of `wit`, as several `generate!`s do.
+pub fn embed_worlds(text: &str, wit: &str, worlds: &[&str]) -> Vec<u8> {
     let mut module = wat::parse_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     let mut resolve = Resolve::default();
     let package = resolve.push_str("policy.wit", wit).unwrap();
-    let world = resolve.select_world(&[package], Some("chooser")).unwrap();
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).unwrap();
+    for world in worlds {
+        let world = resolve.select_world(&[package], Some(world)).unwrap();
+        let encoding = StringEncoding::UTF8;
+        embed_component_metadata(&mut module, &resolve, world, encoding, false).unwrap();
+    }
     module
+}
+
+/// The guest as a core module and as a component, which are called in different ways.
+pub fn both(engine: &Engine, guest: &Guest) -> [Module; 2] {
+    [guest.module(), guest.component()].map(|bytes| engine.load(&bytes).unwrap())
 }
 
 pub fn encode(module: &[u8]) -> Vec<u8> {
@@ -250,10 +379,13 @@ impl Table {
         guest: &Guest,
         settings: PolicySettings,
     ) -> Result<Self, InstanceError> {
-        let module = engine.load(&guest.module()).unwrap();
+        Self::of(&engine.load(&guest.module()).unwrap(), settings)
+    }
+
+    pub fn of(module: &Module, settings: PolicySettings) -> Result<Self, InstanceError> {
         let stats = Arc::new(PolicyStats::default());
         let among = candidates(1, 3);
-        let policy = policy_of(&module, settings, &stats, &among)?;
+        let policy = policy_of(module, settings, &stats, &among)?;
         Ok(Self { policy, stats, among })
     }
 
@@ -273,7 +405,17 @@ pub fn policy_of(
     stats: &Arc<PolicyStats>,
     among: &Arc<Candidates>,
 ) -> Result<GuestPolicy, InstanceError> {
-    GuestPolicy::new(module, Arc::new(settings), Arc::clone(stats), Box::new(Last), among)
+    GuestPolicy::new(module, Arc::new(settings), place(stats), among)
+}
+
+/// A place on a worker that asks as much as it likes.
+pub fn place(stats: &Arc<PolicyStats>) -> Place {
+    Place {
+        stats: Arc::clone(stats),
+        governor: Arc::new(Governor::new(100)),
+        fallback: Box::new(Last),
+        state: None,
+    }
 }
 
 pub fn endpoint_of(decided: &Decided) -> u32 {

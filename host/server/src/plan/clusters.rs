@@ -1,11 +1,11 @@
 //! Looks up clusters and their endpoints.
 
-use pointsman_core::health::Thresholds;
+use std::sync::Arc;
 
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
-use super::{CheckPlan, ClusterPlan, EndpointPlan};
-use crate::config::{Cluster, Endpoint, Health, HealthKind};
+use super::{ClusterPlan, EndpointPlan, checks};
+use crate::config::{Cluster, Endpoint};
 
 pub(super) fn resolve(
     clusters: &[Cluster],
@@ -44,7 +44,7 @@ fn resolve_one(
         check: cluster
             .health
             .as_ref()
-            .map(|health| check(&format!("{key}.health"), health, findings)),
+            .map(|health| Arc::new(checks::resolve(&format!("{key}.health"), health, findings))),
         fail_open: cluster.fail_open,
     }
 }
@@ -72,18 +72,4 @@ fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<
         plans.push(EndpointPlan { address, weight });
     }
     plans
-}
-
-fn check(key: &str, health: &Health, findings: &mut Findings) -> CheckPlan {
-    match health.kind {
-        HealthKind::Tcp => {}
-    }
-    CheckPlan {
-        interval: findings.millis(&format!("{key}.interval_ms"), health.interval_ms),
-        timeout: findings.millis(&format!("{key}.timeout_ms"), health.timeout_ms),
-        thresholds: Thresholds {
-            rise: findings.within(&format!("{key}.rise"), health.rise, 1..=1000),
-            fall: findings.within(&format!("{key}.fall"), health.fall, 1..=1000),
-        },
-    }
 }

@@ -315,3 +315,32 @@ native = "maglew"
         ]
     );
 }
+
+#[test]
+fn every_mistake_in_a_check_is_told() {
+    let with = |health: &str| {
+        problems(&GOOD.replace("[[clusters]]", &format!("[[clusters]]\nhealth = {{ {health} }}")))
+    };
+    let cases = [
+        ("path = \"/up\"", "clusters[0].health.path: has a meaning only for kind = \"http\""),
+        ("kind = \"http\", path = \"up\"", "clusters[0].health.path: \"up\" is no path"),
+        ("kind = \"http\", method = \"G T\"", "clusters[0].health.method: \"G T\" is no method"),
+        (
+            "kind = \"http\", status = [\"200\", \"2xx\"]",
+            "clusters[0].health.status[1]: \"2xx\" is",
+        ),
+        ("kind = \"http\", status = []", "clusters[0].health.status: holds no code"),
+        ("kind = \"http\", host = \"a\\nb\"", "clusters[0].health.host: \"a\\nb\" is no host"),
+        ("kind = \"udp\"", "clusters[0].health.send: is missing"),
+        ("kind = \"udp\", send = \"\\\\q\"", "clusters[0].health.send: a backslash begins"),
+        ("kind = \"tls\", server_name = \"a b\"", "clusters[0].health.server_name: \"a b\" is no"),
+        ("port = 0", "clusters[0].health.port: port 0 cannot be asked"),
+    ];
+    for (health, expected) in cases {
+        let found = with(health);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{health}: {found:?}");
+    }
+    let good =
+        "kind = \"http\", port = 8081, path = \"/a?b\", status = [\"200-204\"], body = \"ok\"";
+    assert_eq!(with(good), Vec::<String>::new());
+}

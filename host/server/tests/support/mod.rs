@@ -87,18 +87,32 @@ impl Balancer {
         Self::launch_by(Command::new(POINTSMAN), config)
     }
 
-    fn launch_by(mut command: Command, config: &str) -> Self {
+    /// Starts one in the folder of its configuration, whose admin socket is `admin.sock` in
+    /// `folder`, and waits until it serves.
+    pub fn start_with_file(folder: TempDir, file: &Path) -> Self {
+        let mut command = Command::new(POINTSMAN);
+        command.current_dir(file.parent().expect("a folder"));
+        let mut balancer = Self::spawn(command, folder, file);
+        balancer.await_start();
+        balancer
+    }
+
+    fn launch_by(command: Command, config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("admin.sock");
         // Top-level keys come first in a file, so the section goes to the end.
         let config = format!("{config}\n[admin]\nsocket = {:?}\n", socket.to_str().expect("text"));
         let file = folder.path().join("pointsman.toml");
         fs::write(&file, config).expect("the configuration is written");
+        Self::spawn(command, folder, &file)
+    }
+
+    fn spawn(mut command: Command, folder: TempDir, file: &Path) -> Self {
         let log = fs::File::create(folder.path().join("log")).expect("a log");
         let process = command
             .arg("run")
             .arg("--config")
-            .arg(&file)
+            .arg(file)
             .env("POINTSMAN_LOG", "info")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log"))

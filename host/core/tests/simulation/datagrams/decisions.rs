@@ -35,7 +35,9 @@ impl Model {
         let keyed = key.map(|key| KeptKey::Key { cluster, key });
         let keys = keyed.into_iter().chain([KeptKey::client(cluster, client.ip())]);
         let here = (scene.now, scene.worker);
-        let kept = { keys }.find_map(|key| self.shelf.find(here, key, among));
+        let found = { keys }.find_map(|key| self.shelf.find(here, key, among));
+        let kept = found.and_then(|(kept, is_stale)| (!is_stale).then_some(kept));
+        let with = found.filter(|(_, is_stale)| *is_stale).and_then(|(kept, _)| kept.verdict.ok());
         let idle = scene.listener(listener).timeouts.idle;
         if kept.is_none() && among.endpoints.is_empty() {
             return None;
@@ -48,7 +50,10 @@ impl Model {
             return Some(Allocated { target, method: kept.method, hidden: false, ttl });
         }
         if self.kinds[listener] != Kind::Scripted {
-            let (target, method) = (Ok(None), Method::DEFAULT);
+            if let (Some(endpoint), Some(key)) = (with, self.related(listener, key)) {
+                self.keep(scene, key, self.lasting(scene, listener, endpoint), seen);
+            }
+            let (target, method) = (Ok(with), Method::DEFAULT);
             return Some(Allocated { target, method, hidden: false, ttl: idle });
         }
         let call = seen.calls.pop_front().expect("a flow that no entry covers is decided on");
@@ -56,7 +61,9 @@ impl Model {
         let decision = call.decision;
         let ttl = if decision.ttl.is_zero() { idle } else { decision.ttl };
         let target = match decision.verdict {
-            Verdict::Forward(index) => Ok(among.get(index).expect("a candidate").id),
+            Verdict::Forward(index) => {
+                Ok(with.unwrap_or_else(|| among.get(index).expect("a candidate").id))
+            }
             Verdict::Reset => Err(CloseReason::DeniedReset),
             Verdict::Drop => Err(CloseReason::DeniedDrop),
         };
@@ -68,7 +75,9 @@ impl Model {
         if let Some(key) = key {
             let slides = decision.sliding.then_some(ttl);
             let (method, expires) = (decision.method, scene.now + ttl);
-            self.keep(scene, key, Kept { verdict: target, method, expires, slides }, seen);
+            let policy = self.shelf.policy(cluster);
+            let kept = Kept { verdict: target, method, expires, slides, policy };
+            self.keep(scene, key, kept, seen);
         }
         let hidden = decision.scope == Scope::None;
         Some(Allocated { target: target.map(Some), method: decision.method, hidden, ttl })
@@ -94,17 +103,28 @@ impl Model {
 
     /// What a native policy keeps of its own accord: the endpoint of related flows.
     pub(super) fn keep_related(&mut self, scene: &Scene<'_>, flow: &Flow, endpoint: EndpointId) {
-        let related = matches!(self.kinds[flow.listener], Kind::RoundRobin | Kind::LeastFlows);
-        let Some(key) = flow.key.filter(|_| related) else { return };
-        let idle = scene.listener(flow.listener).timeouts.idle;
-        let kept = Kept {
+        let Some(key) = self.related(flow.listener, flow.key) else { return };
+        let kept = self.lasting(scene, flow.listener, endpoint);
+        self.shelf.keep(scene.worker, key, kept);
+    }
+
+    /// What a native policy keeps an endpoint under.
+    fn related(&self, listener: usize, key: Option<u64>) -> Option<KeptKey> {
+        let related = matches!(self.kinds[listener], Kind::RoundRobin | Kind::LeastFlows);
+        let key = key.filter(|_| related)?;
+        Some(KeptKey::Key { cluster: listener as u16, key })
+    }
+
+    /// A decision of a native policy that lasts while it is used.
+    fn lasting(&self, scene: &Scene<'_>, listener: usize, endpoint: EndpointId) -> Kept {
+        let idle = scene.listener(listener).timeouts.idle;
+        Kept {
             verdict: Ok(endpoint),
             method: Method::DEFAULT,
             expires: scene.now + idle,
             slides: Some(idle),
-        };
-        let key = KeptKey::Key { cluster: flow.listener as u16, key };
-        self.shelf.keep(scene.worker, key, kept);
+            policy: self.shelf.policy(listener as u16),
+        }
     }
 
     /// The same for a flow that got no port: only what is kept shows what was decided.

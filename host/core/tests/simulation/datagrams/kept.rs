@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use pointsman_core::listing::KeptEntry;
-use pointsman_core::policy::{Method, Scope};
+use pointsman_core::policy::{Method, OnSwap, Scope};
 use pointsman_core::{Candidates, CloseReason, EndpointId, Instant};
 
 use super::setup::PREFIX;
@@ -39,6 +39,23 @@ pub(super) struct Kept {
     pub(super) method: Method,
     pub(super) expires: Instant,
     pub(super) slides: Option<Duration>,
+    /// How many policies the cluster had had before the one that decided.
+    pub(super) policy: u32,
+}
+
+/// What decisions of earlier policies are worth.
+#[derive(Debug, Clone, Copy, Default)]
+struct Floor {
+    policy: u32,
+    flushed: u32,
+    stale: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worth {
+    Valid,
+    Stale,
+    Nothing,
 }
 
 impl Kept {
@@ -58,24 +75,63 @@ type Table = BTreeMap<KeptKey, Kept>;
 pub(super) struct Shelf {
     own: Vec<Table>,
     board: Option<Table>,
+    /// By cluster.
+    floors: BTreeMap<u16, Floor>,
 }
 
 impl Shelf {
     pub(super) fn new(workers: usize, has_board: bool) -> Self {
-        Self { own: vec![Table::new(); workers], board: has_board.then(Table::new) }
+        let board = has_board.then(Table::new);
+        Self { own: vec![Table::new(); workers], board, floors: BTreeMap::new() }
     }
 
-    /// What a worker finds, and so also learns from the others and makes to live longer.
+    /// A cluster's policy has given its place to another.
+    pub(super) fn on_swap(&mut self, cluster: u16, on_swap: OnSwap) {
+        let floor = self.floors.entry(cluster).or_default();
+        floor.policy += 1;
+        match on_swap {
+            OnSwap::Keep => {}
+            OnSwap::Revalidate => floor.stale = floor.policy,
+            OnSwap::Flush => floor.flushed = floor.policy,
+        }
+    }
+
+    /// Which of its policies a cluster has.
+    pub(super) fn policy(&self, cluster: u16) -> u32 {
+        self.floors.get(&cluster).map_or(0, |floor| floor.policy)
+    }
+
+    fn worth(&self, now: Instant, key: KeptKey, kept: &Kept, among: &Candidates) -> Worth {
+        let (KeptKey::Client { cluster, .. } | KeptKey::Key { cluster, .. }) = key;
+        let floor = self.floors.get(&cluster).copied().unwrap_or_default();
+        if kept.policy < floor.flushed || !kept.holds(now, among) {
+            Worth::Nothing
+        } else if kept.policy < floor.stale {
+            Worth::Stale
+        } else {
+            Worth::Valid
+        }
+    }
+
+    /// What a worker finds, and so also learns from the others and makes to live longer; and whether
+    /// the policy's successor is to be asked once more, for which it is given up.
     pub(super) fn find(
         &mut self,
         (now, worker): (Instant, usize),
         key: KeptKey,
         among: &Candidates,
-    ) -> Option<Kept> {
-        let holds = |kept: &&Kept| kept.holds(now, among);
-        let own = self.own[worker].get(&key).filter(holds);
-        let learned = || self.board.as_ref()?.get(&key).filter(holds);
-        let mut kept = *own.or_else(learned)?;
+    ) -> Option<(Kept, bool)> {
+        let worth = |kept: &Kept| self.worth(now, key, kept, among);
+        let own = self.own[worker].get(&key).copied();
+        let own_worth = own.as_ref().map_or(Worth::Nothing, worth);
+        let is_better = |kept: &Kept| ![Worth::Nothing, own_worth].contains(&worth(kept));
+        let board = self.board.as_ref().filter(|_| own_worth != Worth::Valid);
+        let learned = board.and_then(|board| board.get(&key)).copied().filter(is_better);
+        let mut kept = learned.or(own.filter(|_| own_worth != Worth::Nothing))?;
+        if worth(&kept) == Worth::Stale {
+            self.forget(worker, key);
+            return Some((kept, true));
+        }
         self.own[worker].insert(key, kept);
         if let Some(ttl) = kept.slides {
             kept.prolong(now + ttl);
@@ -83,7 +139,7 @@ impl Shelf {
             let entries = tables.filter_map(|table| table.get_mut(&key));
             entries.filter(|entry| entry.expires > now).for_each(|it| it.prolong(now + ttl));
         }
-        Some(kept)
+        Some((kept, false))
     }
 
     /// A flow that goes on uses what its worker keeps for its key.
