@@ -139,7 +139,7 @@ impl Scene {
     fn send_stranger(&mut self) -> Result<()> {
         self.number = self.number.wrapping_add(1);
         let socket = &self.strangers[self.number as usize % SOCKETS];
-        let source = Ipv4Addr::from_bits(127 << 24 | (1 << 16) + self.number % 0x00f0_0000);
+        let source = Ipv4Addr::from_bits((127 << 24) + (1 << 16) + self.number % 0x00f0_0000);
         let info = nix::libc::in_pktinfo {
             ipi_ifindex: 0,
             ipi_spec_dst: nix::libc::in_addr { s_addr: source.to_bits().to_be() },
