@@ -216,6 +216,11 @@ impl Affinity {
         self.table.len() as u32
     }
 
+    /// Whether room has become scarce.
+    pub(crate) fn is_half_full(&self) -> bool {
+        2 * self.table.len() >= self.table.capacity()
+    }
+
     /// Whether there is certainly nothing to be found.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {

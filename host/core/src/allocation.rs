@@ -264,7 +264,14 @@ impl Allocator {
         let reason = match (verdict, target) {
             (KeptVerdict::Forward(_), Some(endpoint)) => {
                 let (endpoint, source, scope) = (endpoint.clone(), Source::Cache, Scope::Flow);
-                let allocation = Allocation { endpoint, method, scope, source, policy_generation };
+                let allocation = Allocation {
+                    endpoint,
+                    method,
+                    scope,
+                    source,
+                    policy_generation,
+                    keeps_when_answered: false,
+                };
                 return KeptFor::Flow(Ok(allocation));
             }
             (KeptVerdict::Forward(_), None) => return KeptFor::Nobody,
@@ -293,7 +300,13 @@ impl Allocator {
             Verdict::Forward(index) => with.or_else(|| cluster.candidates.get(index)),
             Verdict::Reset | Verdict::Drop => None,
         };
-        if let Some(key) = request.affinity_key(listener, decision.scope) {
+        // Whoever sends a datagram names a key at no cost, and native policies keep one for any.
+        let is_free = decided.source != Source::Plugin && decision.scope == Scope::Key;
+        let keeps_when_answered =
+            is_free && listener.is_datagrams() && self.affinity.is_half_full();
+        if let Some(key) = request.affinity_key(listener, decision.scope)
+            && !keeps_when_answered
+        {
             let ttl = if decision.ttl.is_zero() { listener.timeouts.idle } else { decision.ttl };
             let endpoint = target.map(|endpoint| endpoint.id);
             let entry = NewEntry { decision: &decision, target: endpoint, ttl, policy_generation };
@@ -309,6 +322,7 @@ impl Allocator {
                 scope: decision.scope,
                 source,
                 policy_generation,
+                keeps_when_answered,
             }),
             None => Err(Denied {
                 reason: denial(&decision),
@@ -332,20 +346,25 @@ impl Allocator {
         self.affinity.on_used(now, &key, now + lasting);
     }
 
-    /// Keeps an endpoint for the flows of an application key for `lasting`, whatever the policy
-    /// says of scopes. Tells whether there was room.
+    /// Keeps an endpoint for the flows of an application key for `lasting`, and longer with each that
+    /// comes if it is `sliding`, whatever the policy says of scopes. Tells whether there was room.
     pub(crate) fn keep_key(
         &mut self,
-        (now, lasting): (Instant, Duration),
+        (now, lasting, sliding): (Instant, Duration, bool),
         listener: &Listener,
         (key, method): (u64, Method),
         (endpoint, policy_generation): (EndpointId, u64),
     ) -> bool {
-        let decision = Decision { method, ..Decision::forward(EndpointIndex(0)) };
+        let decision = Decision { sliding, method, ..Decision::forward(EndpointIndex(0)) };
         let key = AffinityKey::of_key(key, listener.cluster);
         let target = Some(endpoint);
         let entry = NewEntry { decision: &decision, target, ttl: lasting, policy_generation };
         self.affinity.keep(now, key, &entry).is_ok()
+    }
+
+    /// Whether a cluster's policy can be followed without a flow.
+    pub(crate) fn is_stateless(&self, cluster: ClusterId) -> bool {
+        self.policies[cluster.index()].policy.is_stateless()
     }
 
     /// The endpoint that a stateless policy names for a flow of which nothing will be kept.

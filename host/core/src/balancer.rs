@@ -161,8 +161,9 @@ impl Balancer {
         self.count_entries();
     }
 
-    /// Fetches the memory that handling these will need, for all of them together.
-    pub fn look_ahead(&self, completions: &[Completion]) {
+    /// Fetches the memory that handling these will need, for all of a turn together, and takes note
+    /// of how many they are.
+    pub fn look_ahead(&mut self, completions: &[Completion]) {
         self.datagrams.look_ahead(completions, &self.snapshot);
     }
 

@@ -18,6 +18,7 @@ mod index;
 mod keys;
 mod lane;
 mod ports;
+mod strangers;
 mod survey;
 mod table;
 
@@ -42,6 +43,7 @@ use bindings::{Binding, Bindings};
 use flow::{Details, NONE};
 pub use flow::{Flow, FlowKey};
 use ports::{Ports, Wish};
+use strangers::Strangers;
 pub use table::FlowTable;
 
 /// How often ports are looked after, and how often when there are many to close.
@@ -89,6 +91,7 @@ pub(crate) struct Datagrams {
     table: FlowTable,
     bindings: Bindings,
     ports: Ports,
+    strangers: Strangers,
     /// The next entry to look at after the world has changed.
     sweep: Option<u32>,
     /// Whether it has changed again since the walk began.
@@ -111,6 +114,7 @@ impl Datagrams {
             ),
             bindings: Bindings::default(),
             ports: Ports::new(snapshot),
+            strangers: Strangers::default(),
             sweep: None,
             sweep_again: false,
             drain_ended: false,
@@ -319,7 +323,11 @@ impl Datagrams {
         let listener = turn.listener(flow.listener);
         if !flow.is_confirmed() {
             self.table.on_confirmed(number);
+            self.strangers.on_answered(flow.started.to_instant(turn.now));
             self.bindings.of_flow(flow.binding).endpoint.load.on_answered();
+            if flow.keeps_when_answered() {
+                self.keep_answered(turn, number);
+            }
         }
         if let Some(rule) = &listener.key
             && let Some(key) = rule.read_reply(memory.first_datagram(&train))
@@ -350,22 +358,30 @@ impl Datagrams {
         too_fast
     }
 
-    /// A client's datagram without a flow.
+    /// A client's datagram without a flow. What it carries is looked at only if that is of use.
     fn on_miss(&mut self, turn: &mut Turn<'_>, memory: &impl Memory, arrival: Arrival) {
         let Arrival { key, train } = arrival;
-        let rule = turn.listener(key.listener).key.as_ref();
-        let read = rule.map(|rule| rule.read_datagram(memory.first_datagram(&train)));
-        let application_key = read.and_then(Result::ok);
-        let arrival = Arrival { key, train };
+        let listener = turn.listener(key.listener);
+        let read = |train: &Train| {
+            let rule = listener.key.as_ref();
+            rule.map(|rule| rule.read_datagram(memory.first_datagram(train)))
+        };
         match self.admit(turn, &key) {
             Ok(()) => {
-                if self.start(turn, application_key, arrival)
+                let read = read(&train);
+                let application_key = read.and_then(Result::ok);
+                if self.start(turn, application_key, Arrival { key, train })
                     && let Some(Err(reason)) = read
                 {
                     turn.stats.listener(key.listener).keyless_total[reason.index()] += 1;
                 }
             }
-            Err(reason) => self.overflow(turn, application_key, arrival, reason),
+            Err(reason) => {
+                let is_read = turn.allocator.is_stateless(listener.cluster);
+                let application_key = if is_read { read(&train) } else { None };
+                let application_key = application_key.and_then(Result::ok);
+                self.overflow(turn, application_key, Arrival { key, train }, reason);
+            }
         }
     }
 
@@ -374,6 +390,9 @@ impl Datagrams {
         let listener = turn.listener(key.listener);
         if turn.snapshot.drain_until.is_some() {
             return Err(ShedReason::Draining);
+        }
+        if !self.strangers.admits_another(turn.now) {
+            return Err(ShedReason::NewFlowRate);
         }
         // The client first: one at its limit must not use up the rate of all.
         let counts = listener.flows_per_client.as_deref();
@@ -464,10 +483,12 @@ impl Datagrams {
         let mut flow = Flow::new(turn.now, key, allocation.scope == Scope::None);
         flow.source = allocation.source;
         flow.policy_generation = allocation.policy_generation as u32;
+        flow.set_keeps_when_answered(allocation.keeps_when_answered);
         let details = Details::of(turn.now, key, allocation.method, application_key);
         let idle = turn.listener(key.listener).timeouts.idle;
         let due = turn.now + allocation.method.idle_timeout.unwrap_or(idle);
         turn.stats.listener(key.listener).on_flow_started();
+        self.strangers.on_started(turn.now);
         self.table.insert(flow, details, due)
     }
 
@@ -482,6 +503,7 @@ impl Datagrams {
         let method = Method { tag: denied.tag, ..Method::DEFAULT };
         let details = Details::of(turn.now, key, method, None);
         turn.stats.listener(key.listener).on_flow_started();
+        self.strangers.on_started(turn.now);
         self.table.insert(flow, details, turn.now + ttl);
     }
 
@@ -633,7 +655,12 @@ impl Datagrams {
         let flow = self.table.flow(number);
         flow.source = allocation.source;
         flow.policy_generation = allocation.policy_generation as u32;
+        flow.set_keeps_when_answered(allocation.keeps_when_answered);
+        let keeps = flow.is_confirmed() && flow.keeps_when_answered();
         self.bind(number, binding, port);
+        if keeps {
+            self.keep_answered(turn, number);
+        }
         let flow = *self.table.flow(number);
         self.keep_keys(turn, &flow);
     }

@@ -61,6 +61,8 @@ pub(crate) struct Allocation {
     pub(crate) scope: Scope,
     pub(crate) source: Source,
     pub(crate) policy_generation: u64,
+    /// Whether it is to be kept for the flow's key, once the flow has been answered.
+    pub(crate) keeps_when_answered: bool,
 }
 
 /// The endpoints that failed a flow, oldest first.

@@ -17,8 +17,9 @@ const TOGETHER: usize = 32;
 const FLOWS_MIN: u32 = 16_384;
 
 impl Datagrams {
-    /// Fetches what these completions will need.
-    pub(crate) fn look_ahead(&self, completions: &[Completion], snapshot: &Snapshot) {
+    /// Fetches what these completions, all of a turn, will need.
+    pub(crate) fn look_ahead(&mut self, completions: &[Completion], snapshot: &Snapshot) {
+        self.strangers.on_turn(completions.len());
         if self.table.len() < FLOWS_MIN {
             return;
         }

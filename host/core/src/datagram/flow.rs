@@ -127,6 +127,8 @@ const REFERENCED: u8 = 1 << 3;
 const DENIED: u8 = 1 << 4;
 /// The policy would have it reset, if datagrams could be.
 const RESET: u8 = 1 << 5;
+/// The first reply makes its endpoint that of its key.
+const KEEPS: u8 = 1 << 6;
 
 impl Flow {
     const FREE: Self = Self {
@@ -188,6 +190,15 @@ impl Flow {
 
     pub(super) fn set_referenced(&mut self, referenced: bool) {
         self.flags = self.flags & !REFERENCED | if referenced { REFERENCED } else { 0 };
+    }
+
+    /// Whether its endpoint is kept for its key with the first reply.
+    pub(super) fn keeps_when_answered(&self) -> bool {
+        self.flags & KEEPS != 0
+    }
+
+    pub(super) fn set_keeps_when_answered(&mut self, keeps: bool) {
+        self.flags = self.flags & !KEEPS | if keeps { KEEPS } else { 0 };
     }
 
     /// The policy has denied it, with a reset or without a word.

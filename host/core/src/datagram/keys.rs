@@ -16,6 +16,20 @@ impl Datagrams {
         self.keep_keys(turn, &flow);
     }
 
+    /// The endpoint has answered a flow whose key was not worth keeping before.
+    pub(super) fn keep_answered(&mut self, turn: &mut Turn<'_>, number: u32) {
+        let flow = *self.table.flow(number);
+        let Some(binding) = self.bindings.get(flow.binding) else { return };
+        let Some(details) = self.table.details_of(&flow) else { return };
+        let Some(key) = details.keys[0] else { return };
+        let listener = turn.listener(flow.listener);
+        let lasting = (turn.now, listener.timeouts.idle, true);
+        let known = (binding.endpoint.id, flow.policy_generation.into());
+        if !turn.allocator.keep_key(lasting, listener, (key, details.method), known) {
+            turn.stats.listener(flow.listener).on_drops(DropReason::FlowTableFull, 1);
+        }
+    }
+
     /// Has the allocator know a flow's keys for longer than its timer takes to come by again: the one
     /// it came with if a decision that slides is kept for it, and the one its endpoint gave it in any case.
     pub(super) fn keep_keys(&mut self, turn: &mut Turn<'_>, flow: &Flow) {
@@ -29,7 +43,12 @@ impl Datagrams {
         }
         let known = (binding.endpoint.id, flow.policy_generation.into());
         if let Some(key) = given
-            && !turn.allocator.keep_key((turn.now, ttl), listener, (key, details.method), known)
+            && !turn.allocator.keep_key(
+                (turn.now, ttl, false),
+                listener,
+                (key, details.method),
+                known,
+            )
         {
             turn.stats.listener(flow.listener).on_drops(DropReason::FlowTableFull, 1);
         }

@@ -53,6 +53,8 @@ pub struct FlowTable {
     lists: Vec<List>,
     /// The next entry to look at for a flow that has gone silent.
     hand: u32,
+    /// When the last look was in vain, and for whom.
+    in_vain: Option<(Instant, Option<ListenerId>)>,
     stamp: u16,
 }
 
@@ -89,6 +91,7 @@ impl FlowTable {
             unconfirmed: 0,
             lists: alloc::vec![List::EMPTY; listeners],
             hand: 0,
+            in_vain: None,
             stamp: 0,
         }
     }
@@ -241,8 +244,12 @@ impl FlowTable {
         None
     }
 
-    /// A flow that has long been silent, among the next few.
+    /// A flow that has long been silent, among the next few. Once a turn that is sought in vain:
+    /// a newcomer that is turned away should not cost more than one that is taken in.
     fn stale(&mut self, now: Instant, of: Option<ListenerId>) -> Option<u32> {
+        if self.in_vain == Some((now, of)) {
+            return None;
+        }
         for _ in 0..LOOKS.min(self.entries_end()) {
             let number = self.hand;
             self.hand = if number + 1 == self.entries_end() { 0 } else { number + 1 };
@@ -253,6 +260,7 @@ impl FlowTable {
                 return Some(number);
             }
         }
+        self.in_vain = Some((now, of));
         None
     }
 

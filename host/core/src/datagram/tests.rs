@@ -402,6 +402,29 @@ fn flows_with_one_key_share_an_endpoint_under_any_native_policy() {
 }
 
 #[test]
+fn keys_that_nobody_answers_leave_half_the_room_to_those_that_are_answered() {
+    const BYTES: [&[u8]; 12] = [
+        b"key0", b"key1", b"key2", b"key3", b"key4", b"key5", b"key6", b"key7", b"key8", b"key9",
+        b"keyA", b"keyB",
+    ];
+    let rule = Some(KeyRule::Bytes { offset: 0, length: 4 });
+    let mut rig = Rig::round_robin(|listener| listener.key = rule);
+    for (n, bytes) in (1..).zip(BYTES) {
+        rig.bytes = Bytes(bytes);
+        rig.request(client(n)).unwrap();
+    }
+    assert_eq!(rig.balancer.stats().flow_table_entries, 12 + 8, "all flows, and half of 16 keys");
+    rig.bytes = Bytes(b"last");
+    let first = rig.request(client(100)).unwrap();
+    let other = rig.request(client(101)).unwrap();
+    assert_ne!(first.1, other.1, "nobody has answered yet");
+    rig.reply(other).unwrap();
+    for n in 102..106 {
+        assert_eq!(rig.request(client(n)).unwrap().1, other.1);
+    }
+}
+
+#[test]
 fn a_quic_client_that_comes_back_under_the_id_its_server_gave_it_finds_its_server() {
     const INITIAL: &[u8] = b"\xc3\x00\x00\x00\x01\x08clientid\x00\x00\x00";
     const ANSWER: &[u8] = b"\xc3\x00\x00\x00\x01\x00\x08serverid\x00\x00";
