@@ -78,6 +78,7 @@ pub(super) struct Swap {
 impl Policy {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         match self {
+            Self::Author(author) => author.run(),
             Self::List(asking) => list(&asking),
             Self::Swap(swap) => swap.run(),
             Self::Rollback(of) => of.change("rollback", SwapAnswer::to_line),
