@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pointsman_plugin::{EngineLimits, LogLine, Module, Shape};
+use pointsman_plugin::{EngineLimits, LogLine, Module, Profile, Shape};
 use serde::Serialize;
 
 use self::cases::Cases;
@@ -34,6 +34,8 @@ const GROWTH_MAX: usize = 64 << 10;
 pub struct Request<'a> {
     /// The policy.
     pub file: &'a Path,
+    /// What it may import beside the interface.
+    pub profile: Profile,
     /// Its `config` as JSON; `null` if it has none.
     pub config: &'a str,
     /// The most fuel that an answer may cost, if there is a limit.
@@ -86,7 +88,7 @@ impl Report {
 pub fn examine(request: &Request<'_>) -> Result<Report, Failure> {
     let counting = EngineLimits { counts_fuel: true, instances_max: 8, ..EngineLimits::default() };
     let show = |line: LogLine| eprintln!("{:?}: {}", line.level, line.message);
-    let module = load(request.file, counting, Arc::new(show))?;
+    let module = load(request.file, request.profile, counting, Arc::new(show))?;
     let suite = Suite { module, config: request.config };
     suite.subject(LENGTH).map_err(Failure::input)?;
     let mut findings = vec![suite.loaded()];
@@ -131,8 +133,8 @@ fn cost(fuel: &Result<u64, String>, fuel_max: Option<u64>) -> Finding {
 fn nanoseconds(request: &Request<'_>) -> Result<u64, String> {
     const ANSWERS: usize = 2_000;
     let limits = EngineLimits { instances_max: 2, ..EngineLimits::default() };
-    let module =
-        load(request.file, limits, Arc::new(|_| {})).map_err(|it| it.lines().join("; "))?;
+    let module = load(request.file, request.profile, limits, Arc::new(|_| {}));
+    let module = module.map_err(|it| it.lines().join("; "))?;
     let answers = if module.shape() == Shape::Chooser { ANSWERS } else { ANSWERS / 100 };
     let suite = Suite { module, config: request.config };
     let (mut subject, mut cases) = (suite.subject(LENGTH)?, Cases::new(LENGTH));

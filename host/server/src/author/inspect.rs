@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use pointsman_plugin::{Engine, EngineLimits, LogSink, Module};
+use pointsman_plugin::{Engine, EngineLimits, LogSink, Module, Profile};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -32,10 +32,16 @@ pub struct Inspection {
 ///
 /// # Errors
 /// If it cannot be read, or is no policy for this balancer.
-pub fn load(file: &Path, limits: EngineLimits, sink: LogSink) -> Result<Module, Failure> {
+pub fn load(
+    file: &Path,
+    profile: Profile,
+    limits: EngineLimits,
+    sink: LogSink,
+) -> Result<Module, Failure> {
     let bytes = fs::read(file)
         .map_err(|error| Failure::input(format!("cannot read {}: {error}", file.display())))?;
-    let engine = Engine::new(limits, sink).context("cannot start the runtime for plugins")?;
+    let engine = Engine::new(limits, sink).and_then(|engine| engine.of_profile(profile));
+    let engine = engine.context("cannot start the runtime for plugins")?;
     let module = engine.load(&bytes);
     module.map_err(|error| Failure::input(format!("{}: {error}", file.display())))
 }
@@ -44,9 +50,9 @@ pub fn load(file: &Path, limits: EngineLimits, sink: LogSink) -> Result<Module, 
 ///
 /// # Errors
 /// As [`load`]; or if it fails to tell its schema, or what it tells is no JSON.
-pub fn inspect(file: &Path) -> Result<Inspection, Failure> {
+pub fn inspect(file: &Path, profile: Profile) -> Result<Inspection, Failure> {
     let limits = EngineLimits { instances_max: 1, ..EngineLimits::default() };
-    let module = load(file, limits, Arc::new(|_| {}))?;
+    let module = load(file, profile, limits, Arc::new(|_| {}))?;
     let optional = [
         ("feedback", module.has_feedback()),
         ("state", module.has_state()),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
-use pointsman_plugin::Shape;
+use pointsman_plugin::{Profile, Shape};
 
 use super::{print, print_json};
 use crate::author::conformance::{self, Request};
@@ -40,6 +40,9 @@ pub(super) enum Author {
         /// Its config.
         #[arg(long, value_name = "JSON", default_value = "null")]
         config: String,
+        /// The `profile` that it will have.
+        #[arg(long, value_enum, default_value_t = ProfileName::Strict)]
+        profile: ProfileName,
         /// Fail if an answer costs more fuel than this; it is the same on every machine.
         #[arg(long, value_name = "N")]
         fuel_max: Option<u64>,
@@ -52,10 +55,29 @@ pub(super) enum Author {
         /// The `.wasm` file.
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// The `profile` that it will have.
+        #[arg(long, value_enum, default_value_t = ProfileName::Strict)]
+        profile: ProfileName,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
+}
+
+/// A profile as one types it.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum ProfileName {
+    Strict,
+    Compat,
+}
+
+impl From<ProfileName> for Profile {
+    fn from(name: ProfileName) -> Self {
+        match name {
+            ProfileName::Strict => Self::Strict,
+            ProfileName::Compat => Self::Compat,
+        }
+    }
 }
 
 /// A shape as one types it.
@@ -90,12 +112,13 @@ impl Author {
                 let kibibytes = built.bytes as f64 / 1024.0;
                 print(&format!("{} {kibibytes:.1} KiB\n", built.file.display()));
             }
-            Self::Test { file, config, fuel_max, json } => {
-                let request = Request { file, config, fuel_max: *fuel_max };
+            Self::Test { file, config, profile, fuel_max, json } => {
+                let profile = (*profile).into();
+                let request = Request { file, profile, config, fuel_max: *fuel_max };
                 return test(&request, *json);
             }
-            Self::Inspect { file, json } => {
-                let inspection = inspect::inspect(file)?;
+            Self::Inspect { file, profile, json } => {
+                let inspection = inspect::inspect(file, (*profile).into())?;
                 if *json {
                     print_json(&inspection)?;
                 } else {
