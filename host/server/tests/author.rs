@@ -5,10 +5,14 @@
 
 mod support;
 
+#[path = "../../plugin/tests/common/mod.rs"]
+mod guests;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use guests::Guest;
 use support::{Balancer, Endpoint, POINTSMAN, ask_once, plugins};
 
 /// A command in a folder; cargo is not to reach for the network.
@@ -76,8 +80,41 @@ fn the_crate_of_a_new_policy_passes_its_own_tests() {
 fn every_policy_of_this_repository_conforms() {
     for file in fs::read_dir(plugins()).expect("`cargo xtask plugins` has built them") {
         let file = file.expect("an entry").path();
-        let report = succeeds(Path::new("/"), &["policy", "test", file.to_str().expect("a path")]);
-        assert!(!report.contains("fail"), "{report}");
+        let file = file.to_str().expect("a path");
+        // The only one that has a language's runtime in it.
+        let profile = if file.ends_with("p2c-javascript.wasm") { "compat" } else { "strict" };
+        let report = succeeds(Path::new("/"), &["policy", "test", "--profile", profile, file]);
+        assert!(!report.contains("fail"), "{file}: {report}");
+    }
+}
+
+#[test]
+fn a_bad_policy_fails_the_check_that_is_about_it() {
+    let turn = "(global.set $turn (i32.add (global.get $turn) (i32.const 1)))";
+    let after = |turns: u32, bad: &str| {
+        format!(
+            "{turn} (if (i32.gt_u (global.get $turn) (i32.const {turns})) (then {bad}))
+             (call $forward (i32.const 0))"
+        )
+    };
+    let cases = [
+        ("any number of endpoints", "(call $forward (i32.const 1000000))".to_owned()),
+        ("any number of endpoints", "unreachable".to_owned()),
+        ("retries", "(call $forward (i32.const 0))".to_owned()),
+        ("memory", after(20_000, "(drop (memory.grow (i32.const 1)))")),
+        ("memory", after(50_000, "unreachable")),
+    ];
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("bad.wasm");
+    for (check, body) in cases {
+        fs::write(&file, Guest::deciding(&body).module()).expect("a file");
+        let output = pointsman(folder.path(), &["policy", "test", "bad.wasm", "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{body}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let findings = report["findings"].as_array().expect("findings");
+        let failed = |finding: &&serde_json::Value| finding["passed"] == false;
+        let failed: Vec<_> = findings.iter().filter(failed).map(|it| &it["check"]).collect();
+        assert!(failed.iter().any(|it| *it == check), "{body}: {failed:?}");
     }
 }
 
