@@ -115,7 +115,7 @@ fn a_policy_built_for_0_1_0_decides_and_is_told_everything() {
         expect(&heard(), LogLevel::Warn, &["generation 7: ", line]);
     }
     let client = 0xffff_c000_0207_u64.to_string();
-    let facts = ["Protocol::Tcp", &client, "client_port: 1234", "local_port: 8080", "now_ms: 77"];
+    let facts = ["Protocol::Tcp", &client, "client-port: 1234", "local-port: 8080", "now-ms: 77"];
     expect(
         &heard(),
         LogLevel::Debug,

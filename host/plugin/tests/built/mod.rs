@@ -9,7 +9,7 @@ use std::path::Path;
 /// in CI, where everything is built, it is a failure.
 pub fn plugin(name: &str) -> Option<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/plugins");
-    let read = fs::read(folder.join(name).with_extension("wasm"));
+    let read = fs::read(folder.join(format!("{name}.wasm")));
     if let Err(error) = &read {
         let lack = format!("target/plugins/{name}.wasm: {error}; run `cargo xtask test`");
         assert!(env::var_os("CI").is_none(), "{lack}");
