@@ -26,7 +26,7 @@ use crate::recent::FlowFacts;
 use crate::relay::Step;
 use crate::session::{Allocation, Due, RecordFacts, Session, State};
 use crate::slab::Slab;
-use crate::snapshot::{ClusterId, OnEndpointDown, Snapshot};
+use crate::snapshot::{Cluster, ClusterId, OnEndpointDown, Snapshot};
 use crate::stats::{CloseReason, FlowRecord, KeylessReason, ShedReason, Stats};
 use crate::time::Instant;
 use crate::timers::Timers;
@@ -195,8 +195,10 @@ impl Balancer {
                 }
             }
         }
-        let listeners = &self.snapshot.listeners;
-        if listeners.iter().any(|listener| listener.on_endpoint_down == OnEndpointDown::Reset) {
+        let mut listeners = self.snapshot.listeners.iter();
+        let resets = listeners.any(|listener| listener.on_endpoint_down == OnEndpointDown::Reset);
+        let is_served_alike = |(old, new): (&Cluster, &Cluster)| old.serves_alike(new);
+        if resets && !old.clusters.iter().zip(&self.snapshot.clusters).all(is_served_alike) {
             self.sweep.next = Some(0);
         }
         let (datagrams, turn) = self.datagrams(now, ops);

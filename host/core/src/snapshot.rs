@@ -219,6 +219,13 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Whether the same endpoints serve in both, whatever else differs.
+    pub(crate) fn serves_alike(&self, other: &Self) -> bool {
+        let state = |state: &EndpointState| (state.endpoint.id, state.up, state.draining);
+        self.endpoints.iter().map(state).eq(other.endpoints.iter().map(state))
+            && self.candidates.is_empty() == other.candidates.is_empty()
+    }
+
     /// The endpoint's state, or `None` if it is no longer configured.
     #[must_use]
     pub fn endpoint(&self, id: EndpointId) -> Option<&EndpointState> {

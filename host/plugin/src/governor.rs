@@ -5,6 +5,7 @@
 //! passes flow in, what calls take is taken out, and while it is in debt nobody is asked and the
 //! fallbacks decide. Established flows thus keep at least the rest of the core.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -26,26 +27,46 @@ pub struct Governor {
     left: AtomicI64,
     /// When it was last filled up, in nanoseconds.
     filled: AtomicU64,
+    /// Whose bucket it is, if it is another's.
+    of: Option<Arc<Governor>>,
 }
 
 impl Governor {
     /// A full bucket that gains `percent` of the time that passes. From 100 on there is no limit.
     #[must_use]
     pub fn new(percent: u32) -> Self {
-        Self { percent, left: AtomicI64::new(BURST_NANOS), filled: AtomicU64::new(0) }
+        let (left, filled) = (AtomicI64::new(BURST_NANOS), AtomicU64::new(0));
+        Self { percent, left, filled, of: None }
+    }
+
+    /// For a policy on trial: it takes from the same bucket, and only while that is more than half
+    /// full, so that those that decide never want for what it has taken.
+    #[must_use]
+    pub fn yielding(of: &Arc<Self>) -> Self {
+        Self { of: Some(Arc::clone(of)), ..Self::new(of.percent) }
     }
 
     /// Whether a plugin may be asked at this time.
     pub(crate) fn allows(&self, now: Instant) -> bool {
+        match &self.of {
+            Some(of) => of.has_left(now, BURST_NANOS / 2),
+            None => self.has_left(now, 0),
+        }
+    }
+
+    fn has_left(&self, now: Instant, reserve: i64) -> bool {
         if self.percent >= PERCENT_ALL {
             return true;
         }
         self.fill(now.as_nanos());
-        self.left.load(Relaxed) > 0
+        self.left.load(Relaxed) > reserve
     }
 
     /// Takes out what a call has taken.
     pub(crate) fn charge(&self, took: Duration) {
+        if let Some(of) = &self.of {
+            return of.charge(took);
+        }
         if self.percent < PERCENT_ALL {
             let took = i64::try_from(took.as_nanos()).unwrap_or(i64::MAX);
             self.left.store(self.left.load(Relaxed).saturating_sub(took), Relaxed);
@@ -116,6 +137,17 @@ mod tests {
         });
         // A tenth of ten seconds and the burst, in calls of half a millisecond.
         assert_eq!(asked.count(), 2_000 + 20);
+    }
+
+    #[test]
+    fn a_policy_on_trial_leaves_half_of_the_burst_to_those_that_decide() {
+        let governor = Arc::new(Governor::new(10));
+        let trial = Governor::yielding(&governor);
+        assert!(trial.allows(at(1_000)));
+        trial.charge(millis(6));
+        assert!(!trial.allows(at(1_000)));
+        assert!(governor.allows(at(1_000)), "what is left is for others");
+        assert!(trial.allows(at(1_011)), "a millisecond and more has flown in");
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineLimits {
     /// Instances at a time, over all policies and workers. A swap needs the old and the new at
-    /// once, so: policies × workers × 2, and a few for those being re-made.
+    /// once, so: policies × workers × 3 with one on trial, and a few for those being re-made.
     ///
     /// Each reserves 4 GiB of address space, and no memory until it uses it.
     pub instances_max: u32,

@@ -190,7 +190,11 @@ impl Sitting {
     pub fn seat(&mut self, sitter: Sitter, pause: Duration) {
         let old = std::mem::replace(&mut self.live, sitter);
         self.past.add(&old.counts.sum());
-        self.previous = old.module;
+        // The same file once more is nothing to go back from.
+        let digest = |module: &Option<Module>| module.as_ref().map(|it| it.digest().to_owned());
+        if digest(&old.module) != digest(&self.live.module) {
+            self.previous = old.module;
+        }
         self.generation += 1;
         self.pause_max = self.pause_max.max(pause);
     }

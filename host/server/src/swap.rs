@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use pointsman_core::ClusterId;
 use pointsman_core::policy::OnSwap;
-use pointsman_plugin::{EngineError, EngineLimits, LoadError, Module, Profile, Shape};
+use pointsman_plugin::{EngineError, EngineLimits, Governor, LoadError, Module, Profile, Shape};
 use sha2::{Digest, Sha256};
 
 use crate::config;
@@ -151,7 +151,8 @@ pub fn swap(
     let module = module_of(service, clusters, file)?;
     let walks = clusters.iter().map(|cluster| Walk::begin(service, *cluster));
     let walks = walks.collect::<Result<Vec<_>, _>>()?;
-    let ready = walks.iter().map(|walk| walk.prepare(&module)).collect::<Result<Vec<_>, _>>();
+    let prepare = |walk: &Walk<'_>| walk.admits(&module).and_then(|()| walk.prepare(&module));
+    let ready = walks.iter().map(prepare).collect::<Result<Vec<_>, _>>();
     let ready = ready.inspect_err(|_| walks.iter().for_each(Walk::on_refused))?;
     let walks = walks.iter().zip(ready);
     Ok(walks.map(|(walk, ready)| walk.publish(ready, Outcome::Swapped, begun)).collect())
@@ -309,15 +310,38 @@ impl<'a> Walk<'a> {
         Ok(self.publish(ready, outcome, begun))
     }
 
+    /// Refuses a module that has turned out to be bad while it was compiled.
+    fn admits(&self, module: &Module) -> Result<(), Refusal> {
+        let digest = module.digest();
+        let is_bad = self.seat().sitting().is_quarantined(digest);
+        if is_bad { Err(Refusal::Quarantined(short(digest).to_owned())) } else { Ok(()) }
+    }
+
     /// Tries a module, and makes all that it takes for it to decide here.
     fn prepare(&self, module: &Module) -> Result<Ready, Refusal> {
         rehearsal::rehearse(self, module)?;
         self.crew(module, self.states(module)?)
     }
 
+    /// The same for a trial, which lives on what those that decide leave of their time.
+    fn prepare_trial(&self, module: &Module) -> Result<Ready, Refusal> {
+        rehearsal::rehearse(self, module)?;
+        let governors = self.service.plugins().governors().iter();
+        let yielding: Vec<_> = governors.map(|it| Arc::new(Governor::yielding(it))).collect();
+        self.crew_with(&yielding, module, self.states(module)?)
+    }
+
     fn crew(&self, module: &Module, states: Vec<Option<Vec<u8>>>) -> Result<Ready, Refusal> {
+        self.crew_with(self.service.plugins().governors(), module, states)
+    }
+
+    fn crew_with(
+        &self,
+        governors: &[Arc<Governor>],
+        module: &Module,
+        states: Vec<Option<Vec<u8>>>,
+    ) -> Result<Ready, Refusal> {
         let candidates = &self.service.look(|world| world.base(self.cluster));
-        let governors = self.service.plugins().governors();
         let crew = Crew::of(module, self.kit(), Berth { candidates, governors, states });
         let crew = crew.map_err(|error| self.refuse(error))?;
         Ok(Ready { module: module.clone(), crew })
@@ -349,7 +373,6 @@ impl<'a> Walk<'a> {
     /// swaps when it gets to it.
     fn publish(&self, ready: Ready, outcome: Outcome, begun: Instant) -> SwapAnswer {
         let Ready { module, crew } = ready;
-        trial::end(self.service, self.cluster);
         let place = (self.cluster, Role::Live);
         self.service.show(place, crew.outlook);
         let mut policies = crew.policies.into_iter();
@@ -361,6 +384,8 @@ impl<'a> Walk<'a> {
         // Dropping the old ones gives their instances to the thread that ends them.
         let pauses: Vec<_> =
             told.into_iter().filter_map(|answer| Some(answer.ok()??.pause)).collect();
+        // A canary's flows stay with it until its successor, which may be itself, decides.
+        trial::end(self.service, self.cluster);
         self.service.steer(place, crew.steerer);
         let pause_max = pauses.iter().max().copied().unwrap_or_default();
         let mut sitting = self.seat().sitting();

@@ -5,7 +5,6 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::hash::Hasher;
 use core::net::IpAddr;
 
 use twox_hash::XxHash64;
@@ -91,12 +90,10 @@ impl Policy for TablePolicy {
 
 /// The hash of a client's address, the same in every worker and every balancer.
 pub(super) fn client_hash(client: IpAddr) -> u64 {
-    let mut hasher = XxHash64::with_seed(0);
     match client {
-        IpAddr::V4(v4) => hasher.write(&v4.octets()),
-        IpAddr::V6(v6) => hasher.write(&v6.octets()),
+        IpAddr::V4(v4) => XxHash64::oneshot(0, &v4.octets()),
+        IpAddr::V6(v6) => XxHash64::oneshot(0, &v6.octets()),
     }
-    hasher.finish()
 }
 
 #[cfg(test)]

@@ -28,9 +28,11 @@ enum Remedy {
 pub fn look_after(service: &Arc<Service>) {
     for (cluster, seat) in (0..).map(ClusterId).zip(service.seats()) {
         let Some(plugin) = seat.plugin else { continue };
-        let Some(remedy) = remedy_for(seat, service.plan().plugin(plugin)) else { continue };
+        if remedy_for(seat, service.plan().plugin(plugin)).is_none() {
+            continue;
+        }
         let service = Arc::clone(service);
-        let apply = move || apply(&service, cluster, remedy);
+        let apply = move || apply(&service, cluster);
         if let Err(error) = thread::Builder::new().name("policy-guard".into()).spawn(apply) {
             tracing::error!(cluster = %seat.name, %error, "cannot look after its policy");
         }
@@ -40,14 +42,15 @@ pub fn look_after(service: &Arc<Service>) {
 fn remedy_for(seat: &Seat, plan: &PluginPlan) -> Option<Remedy> {
     let now = Instant::now();
     let mut sitting = seat.sitting();
-    if now.duration_since(sitting.live.since) > plan.rollback_window {
-        sitting.live.is_on_probation = false;
-    }
     if sitting.live.is_on_probation {
         let faults = sitting.live.counts.sum().faults_total();
-        if faults > plan.rollback_faults.into() && sitting.previous.is_some() {
+        let can_go_back = sitting.previous.is_some() && sitting.previous_if_quarantined().is_none();
+        if faults > plan.rollback_faults.into() && can_go_back {
             return Some(Remedy::RollBack(faults));
         }
+    }
+    if now.duration_since(sitting.live.since) > plan.rollback_window {
+        sitting.live.is_on_probation = false;
     }
     let candidate = sitting.candidate.as_ref()?;
     let faults = candidate.counts.sum().faults_total();
@@ -61,12 +64,10 @@ fn remedy_for(seat: &Seat, plan: &PluginPlan) -> Option<Remedy> {
 
 /// Where somebody else has claimed the seat, or has already done what was to be done, this is left
 /// to the next look.
-fn apply(service: &Service, cluster: ClusterId, remedy: Remedy) {
+fn apply(service: &Service, cluster: ClusterId) {
     let Ok(walk) = Walk::begin(service, cluster) else { return };
     let Some(plugin) = walk.seat().plugin else { return };
-    if remedy_for(walk.seat(), service.plan().plugin(plugin)).is_none() {
-        return;
-    }
+    let Some(remedy) = remedy_for(walk.seat(), service.plan().plugin(plugin)) else { return };
     match remedy {
         Remedy::RollBack(faults) => roll_back(&walk, faults),
         Remedy::Condemn(faults) => trial::condemn(&walk, faults),

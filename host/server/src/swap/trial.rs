@@ -43,7 +43,8 @@ pub fn begin(
     {
         return report(service, cluster);
     }
-    let ready = walk.prepare(&module).inspect_err(|_| walk.on_refused())?;
+    let ready = walk.admits(&module).and_then(|()| walk.prepare_trial(&module));
+    let ready = ready.inspect_err(|_| walk.on_refused())?;
     start(&walk, ready, way);
     report(service, cluster)
 }

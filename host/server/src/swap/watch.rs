@@ -5,13 +5,16 @@
 //! being written is left alone; what is refused is not tried again until it changes.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use pointsman_plugin::EngineLimits;
+
+use super::compile::Excess;
 use super::{File, Refusal, digest_of, short};
 use crate::plan::PluginId;
 use crate::service::Service;
@@ -82,10 +85,11 @@ impl Watched {
 
     fn look(&mut self, service: &Service) {
         if self.has_settled(Stamp::of(&self.file)) {
-            match fs::read(&self.file) {
+            match read(&self.file) {
                 Ok(bytes) => self.on_bytes(service, bytes),
                 Err(error) => {
                     tracing::warn!(file = %self.file.display(), %error, "cannot be read");
+                    self.steady = Some(0);
                 }
             }
         }
@@ -113,8 +117,14 @@ impl Watched {
         }
         let file = File { bytes, lift_quarantine: false };
         match super::swap(service, &service.clusters_of(self.plugin), &file) {
-            // Whoever changes the policy is done soon.
-            Err(Refusal::Busy(_) | Refusal::Silent(_)) => self.steady = Some(0),
+            // Whoever changes the policy is done soon, and the machine is not always so busy.
+            Err(
+                Refusal::Busy(_)
+                | Refusal::Silent(_)
+                | Refusal::System(_)
+                | Refusal::Engine(_)
+                | Refusal::Compile(Excess::Time),
+            ) => self.steady = Some(0),
             Err(error) => {
                 let (path, shown) = (self.file.display(), short(&digest));
                 tracing::warn!(file = %path, digest = %shown, %error, "is not swapped in");
@@ -123,6 +133,17 @@ impl Watched {
             Ok(_) => self.digest = digest,
         }
     }
+}
+
+/// Reads a plugin, and no more than one may have: what stands at the path may be anything.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+    }
+    let mut bytes = Vec::new();
+    let bytes_max = EngineLimits::default().module_bytes_max as u64;
+    fs::File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
