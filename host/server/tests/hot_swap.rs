@@ -306,6 +306,7 @@ fn a_module_that_fails_with_traffic_rolls_back_by_itself_and_stays_out() {
 fn faults_that_come_late_are_none_of_the_swap() {
     let scene = Scene::start("rollback_faults = 1\nrollback_window_ms = 1\n");
     scene.balancer.swap(&scene.file("bad.wasm", &traps_with_traffic()));
+    eventually("its probation is over", || !scene.balancer.listed().on_probation);
     let web = scene.web();
     eventually("it has failed again and again", || {
         ask_once(web).expect("every flow is served");

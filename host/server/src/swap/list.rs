@@ -39,6 +39,8 @@ pub struct Listed {
     pub previous: Option<String>,
     /// The file on trial.
     pub trial: Option<OnTrial>,
+    /// Whether the one that decides has just been swapped in, and is taken out if it fails.
+    pub on_probation: bool,
     /// Calls of the one that decides that failed.
     pub faults: u64,
     /// Times that the one that decides was not asked for want of CPU.
@@ -128,6 +130,7 @@ impl Listed {
             age_ms: millis(live.since.elapsed()),
             previous: sitting.previous.as_ref().map(|module| module.digest().to_owned()),
             trial,
+            on_probation: live.is_on_probation,
             faults: counts.faults_total(),
             throttled: counts.throttled,
             swaps: outcomes.map(|(outcome, n)| (outcome.label().to_owned(), n)).collect(),
