@@ -2,8 +2,8 @@
 //!
 //! Pointsman alone, with a listener for connections (256 of them, wrk) and one for datagrams (1,000
 //! flows). Windows without swaps alternate with windows in which one swap follows another, so that
-//! both see the same machine. Every second swap is of a file that the balancer has not seen before,
-//! so that compiling is part of it.
+//! both see the same machine. Every twentieth swap is of a file that the balancer has not seen
+//! before, so that compiling is part of it.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -27,6 +27,8 @@ use crate::requests::{CORE, Endpoint, number_before, socket_errors};
 
 /// Swaps after which the memory is looked at for the first time.
 const SWAPS_WARM: usize = 100;
+/// One swap in so many is of a new file.
+const COMPILED_EACH: usize = 20;
 /// Windows after which the storm ends, however few swaps it had.
 const WINDOWS_MAX: usize = 200;
 /// The policy that is swapped, and the files that take turns.
@@ -132,8 +134,8 @@ impl Storm {
 
     fn swap(&mut self) -> Result<()> {
         let number = self.swaps.len();
-        let compiled = number.is_multiple_of(2);
-        let mut bytes = self.files[number / 2 % FILES.len()].clone();
+        let compiled = number.is_multiple_of(COMPILED_EACH);
+        let mut bytes = self.files[number % FILES.len()].clone();
         if compiled {
             append_section(&mut bytes, number);
         }
