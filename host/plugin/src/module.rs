@@ -138,6 +138,8 @@ impl Module {
             let Checked { facts, component } = Checked::new(engine, bytes)?;
             return Ok(Self::new(engine, bytes, facts, Box::new(component)));
         }
+        // The encoder panics where a file ends early.
+        wasmtime::Module::validate(engine.wasm(), bytes).map_err(invalid)?;
         let encoded = encode(bytes)?;
         if encoded.has_plain_text
             && let Some(outline) = outline(bytes)
