@@ -185,11 +185,11 @@ impl Latency {
     }
 }
 
-/// An exponentially weighted moving average over unevenly spaced samples.
+/// An exponentially weighted moving average over unevenly spaced samples. No number until the first.
 ///
 /// A sample after a gap of `t` weighs `t / (T + t)` with `T` the time constant: the first-order
 /// rational approximation of `1 - e^(-t/T)`, for there is no exponential function without `std`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Average {
     /// The bits of an `f64`.
     value: AtomicU64,
@@ -197,32 +197,36 @@ struct Average {
     fed: AtomicU64,
 }
 
+impl Default for Average {
+    fn default() -> Self {
+        Self { value: AtomicU64::new(f64::NAN.to_bits()), fed: AtomicU64::new(0) }
+    }
+}
+
 impl Average {
     fn feed(&self, now: Instant, sample: f64) {
-        self.feed_with(now, |old, weight| old + (sample - old) * weight, sample);
+        self.feed_with(now, sample, |old, weight| old + (sample - old) * weight);
     }
 
     fn feed_peak(&self, now: Instant, sample: f64) {
         let next = |old: f64, weight: f64| (old + (sample - old) * weight).max(sample);
-        self.feed_with(now, next, sample);
+        self.feed_with(now, sample, next);
     }
 
     /// The swap gives each of several writers a gap of its own.
-    fn feed_with(&self, now: Instant, next: impl Fn(f64, f64) -> f64, first: f64) {
+    fn feed_with(&self, now: Instant, sample: f64, next: impl Fn(f64, f64) -> f64) {
         let now = now.as_nanos().max(1);
         let before = self.fed.swap(now, Relaxed);
-        if before == 0 {
-            self.value.store(first.to_bits(), Relaxed);
-            return;
-        }
         let gap = Duration::from_nanos(now.saturating_sub(before)).as_secs_f64();
         let weight = gap / (TIME_CONSTANT.as_secs_f64() + gap);
         let old = f64::from_bits(self.value.load(Relaxed));
-        self.value.store(next(old, weight).to_bits(), Relaxed);
+        let value = if old.is_nan() { sample } else { next(old, weight) };
+        self.value.store(value.to_bits(), Relaxed);
     }
 
     fn value(&self) -> f64 {
-        f64::from_bits(self.value.load(Relaxed))
+        let value = f64::from_bits(self.value.load(Relaxed));
+        if value.is_nan() { 0.0 } else { value }
     }
 
     fn age(&self, now: Instant) -> Option<Duration> {

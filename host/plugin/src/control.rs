@@ -44,13 +44,13 @@ impl TableGuest {
     /// # Errors
     ///
     /// If the guest fails, or what it makes is no table. It is not to be asked again then.
-    pub fn build(&mut self, candidates: &Candidates) -> Result<Table, GuestFault> {
+    pub fn build(&mut self, now: Instant, candidates: &Candidates) -> Result<Table, GuestFault> {
         // The guest may look at the endpoints for as long as it likes; the list's own table is not
         // among what it can see.
         let endpoints = candidates.endpoints.iter().map(Endpoint::clone).collect();
         let generation = candidates.generation;
         let among = Arc::new(Candidates { generation, endpoints, table: None });
-        let built = self.0.build(&among);
+        let built = self.0.build(now, &among);
         built.map_err(|fault| counted(&self.0, fault))
     }
 
@@ -66,8 +66,12 @@ impl TableGuest {
         self.0.memory_bytes()
     }
 
-    /// What it hands over to its successor, if it does such a thing and can.
-    pub fn state(&mut self) -> Option<Vec<u8>> {
+    /// What it hands over to its successor, if it does such a thing.
+    ///
+    /// # Errors
+    ///
+    /// If the guest fails. It is not to be asked again then.
+    pub fn state(&mut self) -> Result<Option<Vec<u8>>, GuestFault> {
         state_of(&mut self.0)
     }
 }
@@ -119,8 +123,12 @@ impl WeightsGuest {
         self.0.memory_bytes()
     }
 
-    /// What it hands over to its successor, if it does such a thing and can.
-    pub fn state(&mut self) -> Option<Vec<u8>> {
+    /// What it hands over to its successor, if it does such a thing.
+    ///
+    /// # Errors
+    ///
+    /// If the guest fails. It is not to be asked again then.
+    pub fn state(&mut self) -> Result<Option<Vec<u8>>, GuestFault> {
         state_of(&mut self.0)
     }
 }
@@ -130,9 +138,9 @@ fn counted(instance: &Instance, fault: Fault) -> GuestFault {
     fault.into()
 }
 
-fn state_of(instance: &mut Instance) -> Option<Vec<u8>> {
+fn state_of(instance: &mut Instance) -> Result<Option<Vec<u8>>, GuestFault> {
     let state = instance.snapshot();
-    state.map_err(|fault| counted(instance, fault)).ok()?
+    state.map_err(|fault| counted(instance, fault))
 }
 
 impl fmt::Debug for TableGuest {

@@ -136,8 +136,8 @@ impl Instance {
         among: &Arc<Candidates>,
     ) -> Result<types::Decision, Fault> {
         let ticks = self.recipe().decide_ticks;
-        self.catch_up(among, ticks)?;
         self.store.data_mut().now = flow.now;
+        self.catch_up(among, ticks)?;
         let flow = flow_of(flow, among);
         guarded(&mut self.store, ticks, |store| self.guest.decide(store, flow))
     }
@@ -151,15 +151,16 @@ impl Instance {
     ) -> Result<(), Fault> {
         let ticks = self.recipe().decide_ticks;
         let feed = batch.hand_over(now, among);
-        self.catch_up(among, ticks)?;
         self.store.data_mut().now = now;
+        self.catch_up(among, ticks)?;
         guarded(&mut self.store, ticks, |store| self.guest.feed(store, &feed))
     }
 
     /// Has it make the lookup table for a list.
-    pub(crate) fn build(&mut self, among: &Arc<Candidates>) -> Result<Table, Fault> {
+    pub(crate) fn build(&mut self, now: Instant, among: &Arc<Candidates>) -> Result<Table, Fault> {
         let ticks = self.recipe().configure_ticks;
         let list = list_of(among);
+        self.store.data_mut().now = now;
         self.store.data_mut().candidates = Arc::clone(among);
         let built = guarded(&mut self.store, ticks, |store| self.guest.build(store, &list))?;
         built
@@ -175,8 +176,8 @@ impl Instance {
         among: &Arc<Candidates>,
     ) -> Result<Option<Vec<u32>>, Fault> {
         let ticks = self.recipe().configure_ticks;
-        self.catch_up(among, ticks)?;
         self.store.data_mut().now = now;
+        self.catch_up(among, ticks)?;
         let sample_of = |endpoint: &Endpoint| sample_of(&endpoint.load.sample(now));
         let samples: Vec<_> = among.endpoints.iter().map(sample_of).collect();
         let weights = guarded(&mut self.store, ticks, |store| {

@@ -363,7 +363,7 @@ fn a_table_that_is_not_made_is_a_fault_and_no_more() {
     let nonsense = [no_case, long, crooked, nowhere, huge_words];
     fails_to_answer(Shape::Table, &nonsense, |module, settings, stats| {
         let guest = TableGuest::new(module, Arc::new(settings), Arc::clone(stats), None);
-        guest.unwrap().build(&candidates(1, 3)).map(drop)
+        guest.unwrap().build(pointsman_core::Instant::ZERO, &candidates(1, 3)).map(drop)
     });
 }
 
@@ -386,7 +386,7 @@ fn a_policy_of_the_control_side_that_cannot_hand_over_hands_nothing_over() {
             let stats = Arc::<PolicyStats>::default();
             let settings = Arc::new(settings.clone());
             let mut guest = TableGuest::new(&module, settings, Arc::clone(&stats), None).unwrap();
-            assert_eq!(guest.state(), None);
+            assert_eq!(guest.state().unwrap_err().kind, kind);
             assert_eq!(stats.snapshot().faults_of(kind), 1);
         }
     }

@@ -270,7 +270,7 @@ fn a_table_is_the_same_both_ways() {
         let mut numbers = Numbers(3);
         let mut tables = Vec::new();
         for generation in 0..50 {
-            let table = guest.build(&world(&mut numbers, generation)).unwrap();
+            let table = guest.build(Instant::ZERO, &world(&mut numbers, generation)).unwrap();
             tables.push(table.slots().to_vec());
         }
         (tables, guest.state())

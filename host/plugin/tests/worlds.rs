@@ -176,9 +176,9 @@ fn a_table_is_built_for_each_list_it_is_given() {
     let engine = engine();
     for module in both(&engine, &Guest::of(Shape::Table, BUILD_TWICE)) {
         let (mut guest, stats) = table_of(&module, None);
-        let table = guest.build(&candidates(1, 3)).unwrap();
+        let table = guest.build(Instant::ZERO, &candidates(1, 3)).unwrap();
         assert_eq!(table.slots(), [0, 1, 2, 0, 1, 2]);
-        assert_eq!(guest.build(&candidates(2, 1)).unwrap().slots(), [0, 0]);
+        assert_eq!(guest.build(Instant::ZERO, &candidates(2, 1)).unwrap().slots(), [0, 0]);
         assert_eq!(stats.snapshot().faults_total(), 0);
     }
 }
@@ -192,11 +192,11 @@ fn the_largest_table_is_taken_and_a_larger_one_is_not() {
     };
     for module in both(&engine, &sized(1 << 20)) {
         let (mut guest, _) = table_of(&module, None);
-        assert_eq!(guest.build(&candidates(1, 1)).unwrap().slots().len(), 1 << 20);
+        assert_eq!(guest.build(Instant::ZERO, &candidates(1, 1)).unwrap().slots().len(), 1 << 20);
     }
     for module in both(&engine, &sized((1 << 20) + 1)) {
         let (mut guest, stats) = table_of(&module, None);
-        let fault = guest.build(&candidates(1, 1)).unwrap_err();
+        let fault = guest.build(Instant::ZERO, &candidates(1, 1)).unwrap_err();
         let reason = "a table of 1048577 entries; it must have 1 to 1048576";
         assert_eq!(fault, GuestFault { kind: FaultKind::Answer, reason: reason.into() });
         assert_eq!(stats.snapshot().faults_of(FaultKind::Answer), 1);
@@ -218,7 +218,7 @@ fn what_is_no_table_is_said_to_be_none() {
         let guest = guest.with_fields(r#"(data (i32.const 100) "too many")"#);
         for module in both(&engine, &guest) {
             let (mut guest, stats) = table_of(&module, None);
-            let fault = guest.build(&candidates(1, 3)).unwrap_err();
+            let fault = guest.build(Instant::ZERO, &candidates(1, 3)).unwrap_err();
             assert_eq!(fault.kind, FaultKind::Answer);
             assert!(fault.reason.contains(expected), "{fault}");
             common::assert_well_put(&fault.to_string());
@@ -330,12 +330,12 @@ fn tables_and_weights_hand_over_state_too() {
     guest.beside = Guest::remembering().beside;
     for module in both(&engine, &guest) {
         let (mut first, _) = table_of(&module, Some(&[7, 0, 0, 0]));
-        assert_eq!(first.state(), Some(vec![7, 0, 0, 0, 0, 0, 0, 0]));
+        assert_eq!(first.state(), Ok(Some(vec![7, 0, 0, 0, 0, 0, 0, 0])));
     }
     let mut guest = Guest::of(Shape::Weights, WEIGH_FLOWS);
     guest.beside = Guest::remembering().beside;
     for module in both(&engine, &guest) {
-        assert_eq!(weights_of(&module).0.state(), Some(vec![0; 8]));
+        assert_eq!(weights_of(&module).0.state(), Ok(Some(vec![0; 8])));
     }
 }
 

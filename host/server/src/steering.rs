@@ -196,7 +196,7 @@ impl Steerer {
         };
         match guest {
             Guest::Table(guest) => {
-                let table = guest.build(&self.candidates);
+                let table = guest.build(Clock.now(), &self.candidates);
                 let what = "a table";
                 table.map(Made::Table).map(Some).map_err(|fault| SteerError::Fault { what, fault })
             }
@@ -223,12 +223,17 @@ impl Steerer {
             Err(error) => {
                 let policy = &*self.recipe.settings.name;
                 tracing::warn!(policy, %error, "what it made before stands in");
-                self.guest = None;
-                self.due = Instant::now() + backoff(self.failures);
-                self.failures = self.failures.saturating_add(1);
+                self.give_up_guest();
                 None
             }
         }
+    }
+
+    /// A guest that has failed is not entered again.
+    fn give_up_guest(&mut self) {
+        self.guest = None;
+        self.due = Instant::now() + backoff(self.failures);
+        self.failures = self.failures.saturating_add(1);
     }
 
     fn look(&mut self, candidates: &Arc<Candidates>) {
@@ -243,10 +248,11 @@ impl Steerer {
     }
 
     fn state(&mut self) -> Option<Vec<u8>> {
-        match self.guest.as_mut()? {
+        let state = match self.guest.as_mut()? {
             Guest::Table(guest) => guest.state(),
             Guest::Weights(guest) => guest.state(),
-        }
+        };
+        state.inspect_err(|_| self.give_up_guest()).ok().flatten()
     }
 }
 

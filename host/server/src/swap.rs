@@ -40,7 +40,7 @@ use crate::plugins::Kit;
 use crate::seat::{Claim, Outcome, Seat, Sitter};
 use crate::service::Service;
 use crate::steering::SteerError;
-use crate::world::Role;
+use crate::world::{Needs, Role};
 
 use answer::SwapAnswer;
 use rehearsal::Failed;
@@ -374,7 +374,12 @@ impl<'a> Walk<'a> {
     fn publish(&self, ready: Ready, outcome: Outcome, begun: Instant) -> SwapAnswer {
         let Ready { module, crew } = ready;
         let place = (self.cluster, Role::Live);
-        self.service.show(place, crew.outlook);
+        // Whoever reads a table is not to find it gone, be it the old policy or the new one.
+        let (first, last) = match crew.outlook.needs {
+            Needs::Nothing => (None, Some(crew.outlook)),
+            _ => (Some(crew.outlook), None),
+        };
+        first.into_iter().for_each(|outlook| self.service.show(place, outlook));
         let mut policies = crew.policies.into_iter();
         let on_swap = on_swap(self.service.plan().plugin(self.plugin).on_swap);
         let told = self.service.fleet().tell_each(self.cluster, |reply| {
@@ -384,6 +389,7 @@ impl<'a> Walk<'a> {
         // Dropping the old ones gives their instances to the thread that ends them.
         let pauses: Vec<_> =
             told.into_iter().filter_map(|answer| Some(answer.ok()??.pause)).collect();
+        last.into_iter().for_each(|outlook| self.service.show(place, outlook));
         // A canary's flows stay with it until its successor, which may be itself, decides.
         trial::end(self.service, self.cluster);
         self.service.steer(place, crew.steerer);

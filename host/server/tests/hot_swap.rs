@@ -303,6 +303,21 @@ fn a_module_that_fails_with_traffic_rolls_back_by_itself_and_stays_out() {
 }
 
 #[test]
+fn a_bad_module_that_was_swapped_in_twice_gives_way_to_the_one_before_it() {
+    let scene = Scene::start("rollback_faults = 3\nrollback_window_ms = 600000\n");
+    let file = scene.file("bad.wasm", &traps_with_traffic());
+    let first = scene.balancer.listed().digest;
+    (0..2).for_each(|_| drop(scene.balancer.swap(&file)));
+    assert_eq!(scene.balancer.listed().previous, first);
+    let web = scene.web();
+    eventually("the module before decides again", || {
+        ask_once(web).expect("every flow is served");
+        scene.balancer.listed().digest == first
+    });
+    scene.assert_decides(0);
+}
+
+#[test]
 fn faults_that_come_late_are_none_of_the_swap() {
     let scene = Scene::start("rollback_faults = 1\nrollback_window_ms = 1\n");
     scene.balancer.swap(&scene.file("bad.wasm", &traps_with_traffic()));

@@ -97,7 +97,8 @@ impl Subject {
                 }
             }
             Self::Table(guest) => {
-                let table = guest.build(&case.among).map_err(|fault| fault.to_string())?;
+                let table =
+                    guest.build(case.now, &case.among).map_err(|fault| fault.to_string())?;
                 Ok(Answer::Table(table.slots().to_vec()))
             }
             Self::Weights(guest) => {
@@ -138,11 +139,12 @@ impl Subject {
 
     /// What it hands over to a successor.
     pub(super) fn state(&mut self) -> Result<Option<Vec<u8>>, String> {
-        Ok(match self {
-            Self::Chooser { guest, .. } => guest.state(),
+        let state = match self {
+            Self::Chooser { guest, .. } => Ok(guest.state()),
             Self::Table(guest) => guest.state(),
             Self::Weights(guest) => guest.state(),
-        })
+        };
+        state.map_err(|fault| fault.to_string())
     }
 
     pub(super) fn fuel_used(&self) -> Option<u64> {

@@ -1,3 +1,5 @@
+//! Each kind of check, before servers that are well and servers that are not.
+
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread::{self, JoinHandle};
