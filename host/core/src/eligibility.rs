@@ -99,7 +99,7 @@ mod tests {
         let weights: Vec<u32> = letters.chars().map(|_| 1).collect();
         let endpoints = candidates(1, &weights).endpoints.clone();
         let state = |(endpoint, letter): (_, char)| EndpointState {
-            up: letter.to_ascii_lowercase() != 'd',
+            up: !letter.eq_ignore_ascii_case(&'d'),
             draining: letter.eq_ignore_ascii_case(&'x'),
             backup: letter.is_ascii_uppercase(),
             ..EndpointState::sound(endpoint)
