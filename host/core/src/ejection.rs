@@ -91,6 +91,8 @@ pub struct Ejection {
     current: Option<(EjectionReason, Instant)>,
     /// Ejections that are not forgotten.
     times: u32,
+    /// When one of them is, if the endpoint is not ejected before.
+    forgotten_at: Instant,
     total: u64,
     /// What had been counted when it was last looked at, and when the interval began.
     seen: Outcomes,
@@ -130,14 +132,23 @@ impl Ejection {
         counts.then(|| successes as f64 / flows as f64)
     }
 
-    fn returns(&mut self, now: Instant) -> bool {
+    fn returns(&mut self, now: Instant, interval: Duration) -> bool {
         let is_over = self.current.is_some_and(|(_, until)| until <= now);
         if is_over {
             self.current = None;
             self.forgiven = self.seen.in_a_row;
             self.begun = self.seen;
+            self.forgotten_at = now + interval;
         }
         is_over
+    }
+
+    /// An endpoint that has behaved for an interval has one ejection fewer to answer for.
+    fn forget(&mut self, now: Instant, interval: Duration) {
+        if self.current.is_none() && self.times > 0 && self.forgotten_at <= now {
+            self.times -= 1;
+            self.forgotten_at = now + interval;
+        }
     }
 }
 
@@ -177,7 +188,7 @@ impl Ejector {
         for place in 0..subjects.len() {
             let Subject { ejection, outcomes, .. } = &mut subjects[place];
             let row = ejection.look(*outcomes);
-            if ejection.returns(now) {
+            if ejection.returns(now, self.rules.interval) {
                 changes.push((place, EjectionChange::Returned));
                 continue;
             }
@@ -187,6 +198,7 @@ impl Ejector {
                     self.eject(now, subjects, (place, EjectionReason::ConsecutiveFailures));
                 changes.extend(ejected.map(|change| (place, change)));
             }
+            subjects[place].ejection.forget(now, self.rules.interval);
         }
         if self.interval_ends <= now {
             self.interval_ends = now + self.rules.interval;
@@ -195,7 +207,7 @@ impl Ejector {
         changes
     }
 
-    /// The end of an interval: success rates are compared, and an ejection is forgotten.
+    /// The end of an interval: success rates are compared.
     fn compare(
         &self,
         now: Instant,
@@ -205,9 +217,6 @@ impl Ejector {
         let outliers = self.rules.success_rate.map(|rule| outliers(rule, subjects));
         for Subject { ejection, .. } in &mut *subjects {
             ejection.begun = ejection.seen;
-            if ejection.current.is_none() {
-                ejection.times = ejection.times.saturating_sub(1);
-            }
         }
         for place in outliers.unwrap_or_default() {
             let ejected = self.eject(now, subjects, (place, EjectionReason::SuccessRate));
@@ -370,7 +379,6 @@ mod tests {
             assert_eq!(case.judge(now), [(1, for_seconds(lasting))]);
             now += lasting;
             assert_eq!(case.judge(now), [(1, EjectionChange::Returned)]);
-            case.ejector.interval_ends = Instant::FAR_FUTURE;
         }
     }
 
