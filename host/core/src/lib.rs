@@ -17,6 +17,8 @@ mod board;
 pub mod boundary;
 mod chain;
 pub mod datagram;
+pub mod ejection;
+pub mod eligibility;
 pub mod health;
 pub mod kept_table;
 mod limits;
@@ -41,7 +43,7 @@ mod trial;
 pub use balancer::{Balancer, BalancerConfig};
 pub use board::Board;
 pub use limits::{SharedRate, SourceCounts};
-pub use load::{LatencySample, Load, SLOTS, Sample};
+pub use load::{LatencySample, Load, Outcomes, SLOTS, Sample};
 pub use recent::FlowFacts;
 pub use snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,
