@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, get};
 use tokio::net::{TcpListener, UnixListener};
 
+mod endpoints;
 mod policies;
 
 use crate::flows::{FlowId, Page, Query, Shown};
@@ -47,6 +48,7 @@ fn looking(service: Arc<Service>) -> Router {
 /// That, and what changes something.
 fn changing(service: Arc<Service>) -> Router {
     let changing = policies::changing().route("/v1/flows/{id}", delete(forget));
+    let changing = changing.merge(endpoints::changing());
     router().merge(changing).with_state(service)
 }
 
@@ -59,6 +61,7 @@ fn router() -> Router<Arc<Service>> {
         .route("/v1/flows", get(flows))
         .route("/v1/flows/{id}", get(flow))
         .merge(policies::looking())
+        .merge(endpoints::looking())
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> impl IntoResponse {

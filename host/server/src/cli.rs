@@ -18,6 +18,7 @@ use crate::swap::compile;
 use crate::{check, client, control, demo, doctor, runtime};
 
 mod author;
+mod endpoint;
 mod flows;
 mod policy;
 
@@ -59,6 +60,9 @@ enum Command {
     Status(Asking),
     /// List live flows and kept decisions, look at one of them, or forget it.
     Flows(Box<flows::Flows>),
+    /// Show a cluster's endpoints, and change them while it serves.
+    #[command(subcommand)]
+    Endpoint(endpoint::Endpoint),
     /// Write, build and test policies, see who decides for which cluster, and put others there.
     #[command(subcommand)]
     Policy(policy::Policy),
@@ -139,6 +143,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Check { file, folders, json } => check_file(&file, &folders.folders, json),
         Command::Status(Asking { admin, json }) => status(&admin, json),
         Command::Flows(flows) => flows.run(),
+        Command::Endpoint(endpoint) => endpoint.run(),
         Command::Policy(policy) => policy.run(),
         Command::CompilePlugin { compat } => {
             let profile = if compat { Profile::Compat } else { Profile::Strict };

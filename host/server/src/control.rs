@@ -28,7 +28,7 @@ use crate::failure::Failure;
 use crate::mailbox::Retired;
 use crate::plan::{Plan, protocol_name};
 use crate::plugins::Plugins;
-use crate::prober::{self, Seen};
+use crate::prober::{Prober, Seen};
 use crate::problem::Problem;
 use crate::random;
 use crate::runtime::{self, Appender};
@@ -105,11 +105,11 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     if let Some(http) = http {
         admin::serve_http(http, Arc::clone(&service));
     }
-    prober::start(service.plan(), &seen_sender);
     let control = Control {
         workers_left: service.fleet().len(),
         service,
         signals,
+        prober: Prober::new(seen_sender),
         seen,
         ended,
         retired,
@@ -254,6 +254,7 @@ fn tell(cluster: &str, change: &Change) {
 struct Control {
     service: Arc<Service>,
     signals: Signals,
+    prober: Prober,
     seen: UnboundedReceiver<Seen>,
     ended: UnboundedReceiver<Ended>,
     retired: UnboundedReceiver<Retired>,
@@ -307,6 +308,8 @@ impl Control {
     }
 
     fn on_tick(&mut self) -> anyhow::Result<()> {
+        let plan = self.service.plan();
+        self.service.look(|world| self.prober.follow(plan, world));
         let now = Clock.now();
         let changes = self.service.look(|world| world.look_at_flows(now));
         self.publish(&changes);

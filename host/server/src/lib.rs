@@ -27,6 +27,7 @@ pub mod cores;
 pub mod crew;
 pub mod demo;
 pub mod doctor;
+pub mod endpoints;
 pub mod failure;
 pub mod fleet;
 pub mod flows;

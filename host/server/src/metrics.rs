@@ -147,7 +147,7 @@ fn endpoints(view: &View, text: &mut Exposition) {
     let mut each = |name, kind, help, of: &dyn Fn(&EndpointState) -> u64| {
         text.family(name, kind, help);
         for cluster in &view.clusters {
-            for state in &cluster.endpoints {
+            for state in cluster.endpoints.iter().chain(&cluster.leaving) {
                 let address = state.endpoint.address.to_string();
                 let labels = [("cluster", &*cluster.name), ("endpoint", &*address)];
                 text.sample(name, &labels, of(state));
@@ -165,6 +165,12 @@ fn endpoints(view: &View, text: &mut Exposition) {
         "gauge",
         "Whether the endpoint is believed to serve.",
         &|state| state.up.into(),
+    );
+    each(
+        "pointsman_endpoint_draining",
+        "gauge",
+        "Whether the endpoint gets nothing new because an operator says so.",
+        &|state| state.draining.into(),
     );
     each(
         "pointsman_endpoint_ejections_total",
@@ -300,6 +306,7 @@ mod tests {
             "endpoint_flows_total",
             "endpoint_flows_active",
             "endpoint_up",
+            "endpoint_draining",
             "endpoint_ejected",
             "endpoint_ejections_total",
             "cluster_footing",

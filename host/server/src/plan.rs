@@ -5,6 +5,7 @@
 //! configuration wants one list and not one error per attempt.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use pointsman_core::boundary::PoolSizes;
 use pointsman_core::ejection::EjectionRules;
 use pointsman_core::eligibility::Eligibility;
 use pointsman_core::health::Thresholds;
+use pointsman_core::policy::maglev;
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
     ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
@@ -36,6 +38,11 @@ mod process;
 pub use plugins::PluginFolders;
 
 use findings::Findings;
+
+/// What an endpoint may weigh.
+pub const WEIGHTS: RangeInclusive<u32> = 1..=65_535;
+/// The most endpoints of a cluster: a lookup table has more entries than that.
+pub const ENDPOINTS_MAX: usize = maglev::DEFAULT_SIZE as usize - 1;
 
 /// Everything a balancer is started with.
 #[derive(Debug)]

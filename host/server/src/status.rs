@@ -15,6 +15,9 @@ use crate::swap::short;
 use crate::table::Table;
 use crate::view::{ClusterView, ListenerView, PluginView, View};
 
+/// What a table tells of an endpoint.
+const ENDPOINT_HEADS: [&str; 6] = ["ENDPOINT", "WEIGHT", "STATE", "ACTIVE", "FLOWS", "FAILED"];
+
 /// Counts by name; those that are zero are left out.
 pub type Counts = BTreeMap<String, u64>;
 
@@ -122,6 +125,9 @@ pub struct Endpoint {
     pub up: bool,
     /// Whether it gets nothing new.
     pub draining: bool,
+    /// Whether it was removed and is shown for the flows it still has.
+    #[serde(default)]
+    pub removed: bool,
     /// Why it gets nothing new for a time, if its flows have failed.
     #[serde(default)]
     pub ejected: Option<String>,
@@ -251,19 +257,14 @@ impl Status {
     }
 
     fn endpoints_table(&self) -> String {
-        let heads = ["CLUSTER", "ENDPOINT", "WEIGHT", "STATE", "ACTIVE", "FLOWS", "FAILED"];
+        let [address, weight, state, active, flows, failed] = ENDPOINT_HEADS;
+        let heads = ["CLUSTER", address, weight, state, active, flows, failed];
         let mut table = Table::new(&heads);
         for cluster in &self.clusters {
             for endpoint in &cluster.endpoints {
-                table.row([
-                    cluster.name.clone(),
-                    endpoint.address.clone(),
-                    endpoint.weight.to_string(),
-                    endpoint.state(),
-                    endpoint.flows_active.to_string(),
-                    endpoint.flows_total.to_string(),
-                    endpoint.connect_failures.to_string(),
-                ]);
+                let [address, rest @ ..] = endpoint.cells();
+                let [weight, state, active, flows, failed] = rest;
+                table.row([cluster.name.clone(), address, weight, state, active, flows, failed]);
             }
         }
         table.to_string()
@@ -349,7 +350,7 @@ impl Cluster {
             policy_generation: view.stats.policy_generation,
             decisions: counts(Source::ALL.map(Source::label), &view.stats.decisions_total),
             footing: view.footing.label().to_owned(),
-            endpoints: view.endpoints.iter().map(Endpoint::new).collect(),
+            endpoints: endpoints(&view.endpoints, &view.leaving),
         }
     }
 }
@@ -362,6 +363,7 @@ impl Endpoint {
             weight: state.endpoint.weight,
             up: state.up,
             draining: state.draining,
+            removed: false,
             ejected: state.ejected.map(|reason| reason.label().to_owned()),
             ejections: state.ejections_total,
             backup: state.backup,
@@ -372,9 +374,37 @@ impl Endpoint {
     }
 }
 
+/// A cluster's endpoints, and after them those that were removed and still have flows.
+pub fn endpoints(configured: &[EndpointState], leaving: &[EndpointState]) -> Vec<Endpoint> {
+    let leaving = leaving.iter().map(|one| Endpoint { removed: true, ..Endpoint::new(one) });
+    configured.iter().map(Endpoint::new).chain(leaving).collect()
+}
+
+/// The endpoints of one cluster for a person.
+pub fn endpoints_table(endpoints: &[Endpoint]) -> String {
+    let mut table = Table::new(&ENDPOINT_HEADS);
+    endpoints.iter().for_each(|endpoint| table.row(endpoint.cells()));
+    table.to_string()
+}
+
 impl Endpoint {
+    /// What [`ENDPOINT_HEADS`] names.
+    fn cells(&self) -> [String; ENDPOINT_HEADS.len()] {
+        [
+            self.address.clone(),
+            self.weight.to_string(),
+            self.state(),
+            self.flows_active.to_string(),
+            self.flows_total.to_string(),
+            self.connect_failures.to_string(),
+        ]
+    }
+
     /// Its state for a person.
     fn state(&self) -> String {
+        if self.removed {
+            return "removed".to_owned();
+        }
         let state = match (&self.ejected, self.up, self.draining) {
             (_, false, _) => "down",
             (_, true, true) => "draining",

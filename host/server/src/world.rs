@@ -9,17 +9,19 @@ use std::sync::Arc;
 
 use pointsman_core::ejection::{Ejection, Ejector};
 use pointsman_core::eligibility::{Eligibility, Footing};
-use pointsman_core::health::{Health, Observation, Transition};
+use pointsman_core::health::{Health, Observation, Thresholds, Transition};
 use pointsman_core::{
     Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Instant,
     Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts,
 };
 
-use crate::plan::{ClusterPlan, ListenerPlan, Plan};
+use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
 
+mod change;
 mod passive;
 mod sight;
 
+pub use change::{EndpointChange, Target};
 pub use passive::News;
 pub use sight::{Author, Made, Needs, Outlook};
 
@@ -32,6 +34,8 @@ pub struct World {
     listeners: Vec<ListenerState>,
     clusters: Vec<ClusterState>,
     drain_until: Option<Instant>,
+    /// How often endpoints have come or gone.
+    census: u64,
 }
 
 /// A listener, and what all workers count about it, from the first snapshot to the last.
@@ -49,7 +53,14 @@ struct ClusterState {
     eligibility: Eligibility,
     /// Who ejects endpoints whose flows fail, if anybody does.
     ejector: Option<Ejector>,
+    /// How many checks change a verdict, if there are checks.
+    thresholds: Option<Thresholds>,
+    /// In order of their ids.
     endpoints: Vec<Watched>,
+    /// Those that were removed and may have flows yet.
+    leaving: Vec<Watched>,
+    /// The id of the next endpoint that is added.
+    next_id: EndpointId,
     /// Those that may be given a new flow, as they are configured.
     base: Arc<Candidates>,
     /// As the policy sees them that decides.
@@ -112,6 +123,7 @@ impl World {
             listeners: listeners.collect(),
             clusters: clusters.collect(),
             drain_until: None,
+            census: 0,
         }
     }
 
@@ -122,7 +134,10 @@ impl World {
         endpoint: EndpointId,
         observation: Observation,
     ) -> Option<Change> {
-        let watched = self.clusters[cluster.index()].endpoints.get_mut(endpoint.0 as usize)?;
+        let endpoints = &mut self.clusters[cluster.index()].endpoints;
+        // It may have been removed while it was checked.
+        let place = endpoints.binary_search_by_key(&endpoint, |other| other.endpoint.id).ok()?;
+        let watched = &mut endpoints[place];
         let transition = watched.observe(observation)?;
         let news = News::Health(transition);
         Some(Change { cluster, address: watched.endpoint.address, news })
@@ -276,24 +291,10 @@ impl ListenerState {
 
 impl ClusterState {
     fn new(plan: &ClusterPlan, uses_table: bool) -> Self {
-        let endpoints: Vec<_> = (0..)
-            .map(EndpointId)
-            .zip(&plan.endpoints)
-            .map(|(id, endpoint)| Watched {
-                endpoint: Endpoint {
-                    id,
-                    address: endpoint.address,
-                    weight: endpoint.weight,
-                    load: Arc::new(Load::default()),
-                },
-                health: plan.check.as_ref().map(|check| Health::new(check.thresholds)),
-                draining: false,
-                backup: endpoint.backup,
-                ejection: Ejection::default(),
-                failures_seen: 0,
-                failures_forgiven: 0,
-            })
-            .collect();
+        let thresholds = plan.check.as_ref().map(|check| check.thresholds);
+        let ids = (0..).map(EndpointId).zip(&plan.endpoints);
+        let endpoints: Vec<_> =
+            ids.map(|(id, plan)| Watched::new(id, plan, thresholds.map(Health::new))).collect();
         let eligibility = plan.eligibility;
         let (footing, chosen) = choose(eligibility, &endpoints);
         let base =
@@ -306,7 +307,10 @@ impl ClusterState {
             live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
             base,
+            thresholds,
+            next_id: EndpointId(endpoints.len() as u32),
             endpoints,
+            leaving: Vec::new(),
             footing,
         }
     }
@@ -321,11 +325,11 @@ impl ClusterState {
         }
     }
 
-    /// Makes a new list only if it would hold other endpoints than the one there is.
+    /// Makes a new list only if it would hold other endpoints or weights than the one there is.
     fn choose_candidates(&mut self, generation: Generation) {
         let (footing, endpoints) = choose(self.eligibility, &self.endpoints);
-        let ids = endpoints.iter().map(|endpoint| endpoint.id);
-        if !ids.eq(self.base.endpoints.iter().map(|endpoint| endpoint.id)) {
+        let share = |endpoint: &Endpoint| (endpoint.id, endpoint.weight);
+        if !endpoints.iter().map(share).eq(self.base.endpoints.iter().map(share)) {
             self.base = Arc::new(Candidates { generation, endpoints, table: None });
             for sight in [Some(&mut self.live), self.trial.as_mut()].into_iter().flatten() {
                 sight.follow(&self.base, generation);
@@ -343,6 +347,20 @@ fn choose(eligibility: Eligibility, endpoints: &[Watched]) -> (Footing, Box<[End
 }
 
 impl Watched {
+    /// An endpoint of which nothing has been seen.
+    fn new(id: EndpointId, plan: &EndpointPlan, health: Option<Health>) -> Self {
+        let (address, weight) = (plan.address, plan.weight);
+        Self {
+            endpoint: Endpoint { id, address, weight, load: Arc::new(Load::default()) },
+            health,
+            draining: false,
+            backup: plan.backup,
+            ejection: Ejection::default(),
+            failures_seen: 0,
+            failures_forgiven: 0,
+        }
+    }
+
     fn is_up(&self) -> bool {
         self.health.as_ref().is_none_or(Health::is_up)
     }

@@ -190,7 +190,7 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Refusal> {
     Ok(bytes.into())
 }
 
-fn find_cluster(service: &Service, name: &str) -> Result<ClusterId, Refusal> {
+pub(super) fn find_cluster(service: &Service, name: &str) -> Result<ClusterId, Refusal> {
     let clusters = &service.plan().clusters;
     let found = (0..).map(ClusterId).zip(clusters).find(|(_, cluster)| cluster.name == name);
     found.map(|(id, _)| id).ok_or_else(|| {

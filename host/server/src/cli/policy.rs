@@ -164,7 +164,7 @@ fn read_plugin(file: &Path) -> Result<Vec<u8>, Failure> {
     fs::read(file).map_err(cannot)
 }
 
-fn path_of(cluster: &str) -> String {
+pub(super) fn path_of(cluster: &str) -> String {
     format!("/v1/clusters/{}", utf8_percent_encode(cluster, NON_ALPHANUMERIC))
 }
 
@@ -174,7 +174,12 @@ fn trial(asking: &Asking, cluster: &str) -> Result<TrialReport, Failure> {
 
 /// The answer's body. A file or a name that is no good is wrong input; what cannot be done just now
 /// is a failure.
-fn ask(asking: &Asking, method: &str, path: &str, body: &[u8]) -> Result<String, Failure> {
+pub(super) fn ask(
+    asking: &Asking,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Result<String, Failure> {
     let (code, answer) = client::send_body(&asking.admin, (method, path), body, PATIENCE)?;
     match code {
         200 => Ok(answer),
@@ -183,12 +188,12 @@ fn ask(asking: &Asking, method: &str, path: &str, body: &[u8]) -> Result<String,
     }
 }
 
-fn read<T: DeserializeOwned>(answer: &str) -> anyhow::Result<T> {
+pub(super) fn read<T: DeserializeOwned>(answer: &str) -> anyhow::Result<T> {
     serde_json::from_str(answer)
         .map_err(|error| anyhow!("the balancer is of another version: {error}"))
 }
 
-fn show<T: Serialize>(
+pub(super) fn show<T: Serialize>(
     asking: &Asking,
     answer: &T,
     to_text: impl FnOnce(&T) -> String,

@@ -6,7 +6,7 @@ use pointsman_core::eligibility::Eligibility;
 
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
-use super::{ClusterPlan, EndpointPlan, checks, passive};
+use super::{ClusterPlan, ENDPOINTS_MAX, EndpointPlan, WEIGHTS, checks, passive};
 use crate::config::{Cluster, Endpoint};
 
 pub(super) fn resolve(
@@ -71,6 +71,9 @@ fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<
         findings
             .add(key, "there is none; write at least one, such as { address = \"10.0.0.1:80\" }");
     }
+    if endpoints.len() > ENDPOINTS_MAX {
+        findings.add(key, format!("there are {}; at most {ENDPOINTS_MAX} fit", endpoints.len()));
+    }
     let mut addresses = Distinct::default();
     let mut plans = Vec::with_capacity(endpoints.len());
     for (place, endpoint) in endpoints.iter().enumerate() {
@@ -84,8 +87,7 @@ fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<
             }
             addresses.note(findings, &key_address, &address.to_string());
         }
-        let weight =
-            findings.within(&format!("{key}[{place}].weight"), endpoint.weight, 1..=65_535);
+        let weight = findings.within(&format!("{key}[{place}].weight"), endpoint.weight, WEIGHTS);
         plans.push(EndpointPlan { address, weight, backup: endpoint.backup });
     }
     if !plans.is_empty() && plans.iter().all(|plan| plan.backup) {

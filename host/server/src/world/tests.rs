@@ -342,3 +342,125 @@ fn too_few_endpoints_that_are_available_mean_that_all_are_used() {
     assert_eq!(candidates_of(&mut world), [0, 1]);
     assert_eq!(footing(&world), Footing::Panic);
 }
+
+fn at(ports: &[u16]) -> Vec<SocketAddr> {
+    ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port))).collect()
+}
+
+const ADD: EndpointChange = EndpointChange::Add { weight: 3, backup: false };
+const DRAIN: EndpointChange = EndpointChange::Set { weight: None, draining: Some(true) };
+
+fn change(world: &mut World, ports: &[u16], change: EndpointChange) -> Result<(), Vec<String>> {
+    world.change_endpoints(WEB, &at(ports), change)
+}
+
+#[test]
+fn an_endpoint_that_is_added_serves_once_a_check_has_passed() {
+    let mut world = world_of(TEXT);
+    change(&mut world, &[9], ADD).expect("it is added");
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+    let mut observe = || world.observe(WEB, EndpointId(2), Observation::CheckPassed);
+    assert_eq!(observe().expect("a transition").news, News::Health(Transition::WentUp));
+    assert_eq!(candidates_of(&mut world), [0, 1, 2]);
+    assert_eq!(shown(&mut world).endpoints[2].weight, 3);
+}
+
+#[test]
+fn an_endpoint_that_nobody_checks_serves_when_it_is_added() {
+    let mut world = world_of(THREE);
+    change(&mut world, &[9], ADD).expect("it is added");
+    assert_eq!(candidates_of(&mut world), [0, 1, 3]);
+}
+
+#[test]
+fn who_stays_keeps_its_name_and_counts_when_another_is_removed() {
+    let mut world = world_of(THREE);
+    let stays = Arc::clone(&world.publish().clusters[0].endpoints[1].endpoint.load);
+    change(&mut world, &[1], EndpointChange::Remove).expect("it is removed");
+    assert_eq!(candidates_of(&mut world), [1]);
+    let endpoint = &world.publish().clusters[0].endpoints[0].endpoint;
+    assert_eq!(endpoint.id, EndpointId(1));
+    assert!(Arc::ptr_eq(&endpoint.load, &stays));
+    assert_eq!(world.observe(WEB, EndpointId(0), Observation::CheckFailed), None);
+}
+
+#[test]
+fn one_that_was_removed_is_told_of_while_it_has_flows_and_comes_back_as_who_it_was() {
+    let mut world = world_of(THREE);
+    let load = Arc::clone(&world.publish().clusters[0].endpoints[0].endpoint.load);
+    load.on_flow_started();
+    change(&mut world, &[1], EndpointChange::Remove).expect("it is removed");
+    assert_eq!(world.leaving()[0].len(), 1);
+    change(&mut world, &[1], ADD).expect("it is added");
+    assert_eq!(world.leaving()[0].len(), 0);
+    let endpoint = world.publish().clusters[0].endpoints[0].endpoint.clone();
+    assert_eq!((endpoint.id, endpoint.weight), (EndpointId(0), 3));
+    assert!(Arc::ptr_eq(&endpoint.load, &load));
+
+    change(&mut world, &[1], EndpointChange::Remove).expect("it is removed");
+    load.on_flow_ended();
+    assert_eq!(world.leaving()[0].len(), 0);
+    change(&mut world, &[1], ADD).expect("it is added");
+    assert_eq!(candidates_of(&mut world), [1, 3], "a number is given once");
+}
+
+#[test]
+fn one_that_drains_gets_nothing_new_and_counts_as_up() {
+    let mut world = world_of(THREE);
+    change(&mut world, &[1], DRAIN).expect("it drains");
+    assert_eq!(candidates_of(&mut world), [1]);
+    let state = &world.snapshot().clusters[0].endpoints[0];
+    assert_eq!((state.up, state.draining), (true, true));
+    let undrain = EndpointChange::Set { weight: None, draining: Some(false) };
+    change(&mut world, &[1], undrain).expect("it serves");
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+}
+
+#[test]
+fn another_weight_makes_another_list_for_this_cluster_alone() {
+    let mut world = world_of(TEXT);
+    let before = world.publish();
+    let weight = EndpointChange::Set { weight: Some(7), draining: None };
+    change(&mut world, &[2], weight).expect("it weighs more");
+    let after = world.publish();
+    let weights = after.clusters[0].candidates.endpoints.iter().map(|endpoint| endpoint.weight);
+    assert_eq!(weights.collect::<Vec<_>>(), [1, 7]);
+    let tables = [&before, &after].map(|world| {
+        world.clusters[0].candidates.table.as_ref().expect("a table").slots().to_vec()
+    });
+    assert_ne!(tables[0], tables[1], "the table goes by weights");
+    assert!(Arc::ptr_eq(&before.clusters[1].candidates, &after.clusters[1].candidates));
+}
+
+#[test]
+fn a_change_that_cannot_be_made_of_all_is_made_of_none_and_every_reason_is_told() {
+    let mut world = world_of(THREE);
+    let before = (candidates_of(&mut world), world.census());
+    let heavy = EndpointChange::Set { weight: Some(0), draining: None };
+    for (ports, wanted, expected) in [
+        (&[9, 1][..], ADD, vec!["has 127.0.0.1:1 already"]),
+        (&[9, 0], ADD, vec!["port 0 cannot be connected to"]),
+        (&[9, 9], ADD, vec!["127.0.0.1:9 is named twice"]),
+        (&[1, 8, 9], DRAIN, vec!["has no endpoint 127.0.0.1:8", "has no endpoint 127.0.0.1:9"]),
+        (&[1, 8], EndpointChange::Remove, vec!["has no endpoint 127.0.0.1:8"]),
+        (&[1, 2, 3], EndpointChange::Remove, vec!["would have no endpoint left"]),
+        (&[1], heavy, vec!["weight 0 is out of range; write 1 to 65535, or drain"]),
+    ] {
+        let problems = change(&mut world, ports, wanted).expect_err("it is refused");
+        assert_eq!(problems.len(), expected.len(), "{problems:?}");
+        for (problem, expected) in problems.iter().zip(expected) {
+            assert!(problem.contains(expected), "{problem}");
+        }
+        assert_eq!((candidates_of(&mut world), world.census()), before);
+    }
+}
+
+#[test]
+fn no_more_endpoints_are_added_than_a_table_has_room_for() {
+    let mut world = world_of(THREE);
+    let many: Vec<_> = (0..crate::plan::ENDPOINTS_MAX as u32 - 2)
+        .map(|n| SocketAddr::from(((0x0a00_0000 + n).to_be_bytes(), 80)))
+        .collect();
+    let problems = world.change_endpoints(WEB, &many, ADD).expect_err("there is no room");
+    assert!(problems[0].ends_with("65536 is the most; remove others first"), "{problems:?}");
+}
