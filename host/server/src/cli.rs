@@ -106,19 +106,40 @@ struct Asking {
     json: bool,
 }
 
+/// What a program is told in place of an answer.
+#[derive(Serialize)]
+struct Complaint {
+    error: String,
+}
+
 /// Does what the command line asks for.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    start_logging();
-    match dispatch(cli.command) {
-        Ok(code) => code,
-        Err(failure) => {
-            for line in failure.lines() {
-                eprintln!("error: {line}");
-            }
-            failure.code()
+    // Looked for by hand, because it also says how a command line is refused.
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if json && error.use_stderr() => {
+            let text = error.render().to_string();
+            let line = text.lines().next().unwrap_or_default();
+            let line = line.trim_start_matches("error: ").to_owned();
+            return complain(&Failure::input(line), json);
         }
+        Err(error) => error.exit(),
+    };
+    start_logging();
+    dispatch(cli.command).unwrap_or_else(|failure| complain(&failure, json))
+}
+
+/// Tells a person on standard error, or a program on standard output, where it reads the answer.
+fn complain(failure: &Failure, json: bool) -> ExitCode {
+    if json {
+        let complaint = Complaint { error: failure.lines().join("\n") };
+        // A text can always be written as JSON.
+        let _ = print_json(&complaint);
+    } else {
+        failure.lines().iter().for_each(|line| eprintln!("error: {line}"));
     }
+    failure.code()
 }
 
 /// Logs go to standard error; `POINTSMAN_LOG` says how much, as in `debug` or `pointsman=trace`.

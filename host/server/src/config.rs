@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 mod read;
+mod words;
 
 pub use read::{Document, read};
 

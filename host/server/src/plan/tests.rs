@@ -246,9 +246,13 @@ fn a_missing_plugin_is_told_with_the_places_that_were_searched() {
         "{GOOD}policy = \"p\"\n[[policies]]\nname = \"p\"\nplugin = \"p.wasm\"\n"
     ));
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(
-        found[0].starts_with("policies[0].plugin: there is no file \"p.wasm\"; looked in /nowhere")
-    );
+    assert!(found[0].starts_with("policies[0].plugin: there is no file \"p.wasm\" in /nowhere"));
+}
+
+#[test]
+fn the_folder_of_a_file_that_is_named_alone_has_a_name() {
+    let folders = PluginFolders::new(Path::new("pointsman.toml"), &[]);
+    assert_eq!(folders.as_slice()[0], Path::new("."));
 }
 
 #[test]
@@ -358,7 +362,13 @@ fn every_mistake_in_a_check_is_told() {
         ),
         ("kind = \"http\", status = []", "clusters[0].health.status: holds no code"),
         ("kind = \"http\", host = \"a\\nb\"", "clusters[0].health.host: \"a\\nb\" is no host"),
-        ("kind = \"udp\"", "clusters[0].health.send: is missing"),
+        ("kind = \"http\", host = \"a b\"", "clusters[0].health.host: \"a b\" is no host"),
+        ("kind = \"http\", host = \"me@b\"", "clusters[0].health.host: \"me@b\" is no host"),
+        (
+            "kind = \"udp\"",
+            "clusters[0].health.send: is missing; write a datagram that the service answers, such \
+             as send = 'ping', or for DNS send = '\\x00\\x01",
+        ),
         ("kind = \"udp\", send = \"\\\\q\"", "clusters[0].health.send: a backslash begins"),
         ("kind = \"tls\", server_name = \"a b\"", "clusters[0].health.server_name: \"a b\" is no"),
         ("port = 0", "clusters[0].health.port: port 0 cannot be asked"),
@@ -367,7 +377,6 @@ fn every_mistake_in_a_check_is_told() {
         let found = with(health);
         assert!(found.len() == 1 && found[0].starts_with(expected), "{health}: {found:?}");
     }
-    let good =
-        "kind = \"http\", port = 8081, path = \"/a?b\", status = [\"200-204\"], body = \"ok\"";
+    let good = "kind = \"http\", host = \"[::1]:80\", port = 8081, path = \"/a?b\", status = [\"200-204\"], body = \"ok\"";
     assert_eq!(with(good), Vec::<String>::new());
 }
