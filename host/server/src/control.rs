@@ -7,7 +7,6 @@
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -16,10 +15,9 @@ use pointsman_core::health::{Observation, Transition};
 use pointsman_ring::{Clock, raise_descriptor_limit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::oneshot;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 
-use crate::access_log::{self, LogReader};
+use crate::access_log::{self, Log, LogTask};
 use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
@@ -28,9 +26,8 @@ use crate::mailbox::Retired;
 use crate::plan::{Plan, protocol_name};
 use crate::plugins::Plugins;
 use crate::prober::{self, Seen};
-use crate::problem::Problem;
 use crate::random;
-use crate::runtime::{self, Appender};
+use crate::runtime;
 use crate::service::{Parts, Service};
 use crate::sockets::{self, AdminSocket};
 use crate::steering::{Steered, Steering};
@@ -38,10 +35,8 @@ use crate::swap::{guard, watch};
 use crate::worker::Ended;
 use crate::world::{Change, Role, World};
 
-/// How often failed connects are looked at, and the access log is written.
+/// How often failed connects are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the access log may take to write its last lines.
-const LOG_END_MAX: Duration = Duration::from_secs(2);
 /// How long a worker may take to end after a drain is over before it is taken to be stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
@@ -113,7 +108,7 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         ended,
         retired,
         steered,
-        log: log.writer.map(LogWriter::start),
+        log: log.writer.map(access_log::LogWriter::start),
         drain_until: None,
         admin_socket,
     };
@@ -138,81 +133,11 @@ async fn bind_http(plan: &Plan) -> Result<Option<tokio::net::TcpListener>, Failu
     }
 }
 
-/// The access log's parts, or nothing of it.
-struct Log {
-    sender: Option<access_log::LogSender>,
-    writer: Option<LogWriter>,
-    dropped: Arc<AtomicU64>,
-}
-
-impl Log {
-    fn open(plan: &Plan) -> Result<Self, Failure> {
-        let Some(target) = &plan.access_log else {
-            return Ok(Self { sender: None, writer: None, dropped: Arc::default() });
-        };
-        let file = Appender::open(target).map_err(|error| {
-            Failure::input(Problem::new("access_log.path", format!("cannot be opened: {error}")))
-        })?;
-        let (sender, reader, dropped) = access_log::channel(plan);
-        Ok(Self { sender: Some(sender), writer: Some(LogWriter { reader, file }), dropped })
-    }
-}
-
-struct LogWriter {
-    reader: LogReader,
-    file: Appender,
-}
-
-impl LogWriter {
-    /// Writes what waits, ten times a second, in a task of its own: a disk that is full or a pipe
-    /// that nobody reads holds up nothing else.
-    fn start(self) -> LogTask {
-        let (stop, mut stopped) = oneshot::channel();
-        let (end, ended) = oneshot::channel();
-        runtime::spawn(async move {
-            while timeout(TICK, &mut stopped).await.is_err() {
-                self.write().await;
-            }
-            self.write().await;
-            self.file.close().await;
-            // Nobody waits any more if it took too long.
-            let _ = end.send(());
-        });
-        LogTask { stop, ended }
-    }
-
-    /// Writes everything that waits.
-    async fn write(&self) {
-        loop {
-            let lines = self.reader.lines();
-            if lines.is_empty() {
-                return;
-            }
-            if let Err(error) = self.file.append(lines).await {
-                tracing::error!(%error, "cannot write the access log");
-            }
-        }
-    }
-}
-
-/// A writer at work.
-struct LogTask {
-    stop: oneshot::Sender<()>,
-    ended: oneshot::Receiver<()>,
-}
-
-impl LogTask {
-    /// Lets it write its last lines. Tells if it could, in reasonable time.
-    async fn finish(self) -> bool {
-        let _ = self.stop.send(());
-        timeout(LOG_END_MAX, self.ended).await.is_ok()
-    }
-}
-
-/// The signals that end the process.
+/// The signals that mean something.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    user1: Signal,
 }
 
 impl Signals {
@@ -220,6 +145,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            user1: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -228,6 +154,7 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.user1.recv() => SignalKind::user_defined1(),
         }
     }
 }
@@ -256,6 +183,10 @@ impl Control {
                 Some(retired) = self.retired.recv() => drop(retired),
                 Some(steered) = self.steered.recv() => self.on_steered(steered),
                 signal = self.signals.next() => {
+                    if signal == SignalKind::user_defined1() {
+                        self.log.iter().for_each(LogTask::reopen);
+                        continue;
+                    }
                     if let Some(code) = self.on_signal(signal) {
                         self.leave(code);
                     }

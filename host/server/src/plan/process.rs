@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use pointsman_core::boundary::PoolSizes;
 
-use super::LogTarget;
 use super::findings::Findings;
+use super::listeners::FLOWS_MAX;
+use super::{LogPlan, LogTarget, SyslogAddress};
 use crate::config::{AccessLog, Config};
 
 /// More threads than any machine of today has cores.
@@ -20,12 +21,13 @@ pub(super) struct Process {
     pub(super) workers: usize,
     pub(super) drain_timeout: Duration,
     pub(super) flow_table_entries: u32,
+    pub(super) flows_max: u32,
     pub(super) plugin_cpu_percent: u32,
     pub(super) pools: PoolSizes,
     pub(super) datagram_buffers: u32,
     pub(super) admin_socket: PathBuf,
     pub(super) admin_http: Option<SocketAddr>,
-    pub(super) access_log: Option<LogTarget>,
+    pub(super) access_log: Option<LogPlan>,
 }
 
 pub(super) fn resolve(config: &Config, findings: &mut Findings) -> Process {
@@ -37,6 +39,7 @@ pub(super) fn resolve(config: &Config, findings: &mut Findings) -> Process {
             config.flow_table_entries,
             1..=16_777_216,
         ),
+        flows_max: findings.within("max_flows", config.max_flows, 0..=FLOWS_MAX),
         plugin_cpu_percent: findings.within(
             "plugin_cpu_percent",
             config.plugin_cpu_percent,
@@ -94,14 +97,40 @@ fn http(text: &String, findings: &mut Findings) -> SocketAddr {
     address
 }
 
-fn access_log(log: &AccessLog, findings: &mut Findings) -> LogTarget {
-    match log.path.as_deref() {
-        Some(path) if path == Path::new("-") => LogTarget::Stdout,
-        Some(path) if !path.as_os_str().is_empty() => LogTarget::File(path.to_owned()),
+fn access_log(log: &AccessLog, findings: &mut Findings) -> LogPlan {
+    if !(log.sample > 0.0 && log.sample <= 1.0) {
+        let message = format!("{} is no share; write one above 0 and up to 1", log.sample);
+        findings.add("access_log.sample", message);
+    }
+    LogPlan { target: log_target(log, findings), format: log.format, sample: log.sample }
+}
+
+fn log_target(log: &AccessLog, findings: &mut Findings) -> LogTarget {
+    match (log.path.as_deref(), log.syslog.as_deref()) {
+        (Some(_), Some(_)) => {
+            let message = "is given beside `path`; leave one of them out";
+            findings.add("access_log.syslog", message);
+            LogTarget::Stdout
+        }
+        (None, Some(text)) => LogTarget::Syslog(syslog(text, findings)),
+        (Some(path), None) if path == Path::new("-") => LogTarget::Stdout,
+        (Some(path), None) if !path.as_os_str().is_empty() => LogTarget::File(path.to_owned()),
         _ => {
-            findings
-                .add("access_log.path", "is missing; write a file, or \"-\" for standard output");
+            let message = "is missing; write a file, or \"-\" for standard output, or syslog = \
+                           \"/dev/log\"";
+            findings.add("access_log.path", message);
             LogTarget::Stdout
         }
     }
+}
+
+fn syslog(text: &str, findings: &mut Findings) -> SyslogAddress {
+    if text.starts_with('/') {
+        return SyslogAddress::Unix(text.into());
+    }
+    SyslogAddress::Udp(text.parse().unwrap_or_else(|_| {
+        let advice = "write the path of a socket, such as \"/dev/log\", or address:port";
+        findings.add("access_log.syslog", format!("\"{text}\" is no address; {advice}"));
+        SocketAddr::from(([0; 4], 0))
+    }))
 }

@@ -265,6 +265,48 @@ fn a_policy_is_a_plugin_or_native_and_not_both() {
 }
 
 #[test]
+fn networks_are_read_and_no_two_are_the_same() {
+    assert!(listener("").access.is_none(), "everybody may come");
+    let access = listener("allow = [\"10.0.0.0/8\", \"::1\"]\ndeny = [\"10.1.0.0/16\"]\n").access;
+    let access = access.expect("a list");
+    let allowed = ["10.0.0.1", "10.1.0.1", "::1", "::2"]
+        .map(|client| access.allows(client.parse().expect("an address")));
+    assert_eq!(allowed, [true, false, true, false]);
+    let twice = "allow = [\"10.0.0.0/8\", \"10.0.0.1/8\"]\ndeny = [\"10.0.0.0/8\"]\n";
+    assert_eq!(
+        problems(&with(twice)),
+        [
+            "listeners[0].allow[1]: \"10.0.0.1/8\" has bits beyond its length; write \
+             \"10.0.0.0/8\", or \"10.0.0.1\"",
+            "listeners[0].deny[0]: \"10.0.0.0/8\" is already listeners[0].allow[0]; remove one",
+        ]
+    );
+    assert_eq!(
+        problems(&format!("max_flows = 10000001\n{GOOD}")),
+        ["max_flows: 10000001 is out of range; write 0 to 10000000"]
+    );
+}
+
+#[test]
+fn a_log_goes_to_one_place_that_can_be() {
+    let log = |keys: &str| problems(&format!("[access_log]\n{keys}\n{GOOD}"));
+    for good in ["path = \"-\"", "syslog = \"/dev/log\"", "syslog = \"[::1]:514\"\nsample = 0.5"] {
+        assert_eq!(log(good), Vec::<String>::new());
+    }
+    for (keys, expected) in [
+        ("", "access_log.path: is missing"),
+        ("path = \"-\"\nsyslog = \"/dev/log\"", "access_log.syslog: is given beside `path`"),
+        ("syslog = \"localhost\"", "access_log.syslog: \"localhost\" is no address"),
+        ("path = \"-\"\nsample = 0.0", "access_log.sample: 0 is no share"),
+        ("path = \"-\"\nsample = 1.5", "access_log.sample: 1.5 is no share"),
+        ("path = \"-\"\nformat = \"tekst\"", "access_log.format: \"tekst\" is not possible here"),
+    ] {
+        let found = log(keys);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{keys}: {found:?}");
+    }
+}
+
+#[test]
 fn what_bounds_a_plugin_is_bounded_itself() {
     let text = format!(
         "plugin_cpu_percent = 0\n{GOOD}policy = \"p\"\n[[policies]]\nname = \"p\"\n\
