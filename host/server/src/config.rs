@@ -34,6 +34,10 @@ pub struct Config {
     /// flows go to the fallback. Default 10: a decision costs under 1 % of a new flow, so what comes
     /// near this is a plugin gone wrong, and nine tenths of the core go on serving.
     pub plugin_cpu_percent: u32,
+    /// The user that the process becomes once everything is bound. Default: it stays who it is.
+    pub user: Option<String>,
+    /// The only group of that user. Default: the one it has.
+    pub group: Option<String>,
     /// Receive buffers of each worker.
     pub buffers: Buffers,
     /// Where the balancer can be asked how it is.
@@ -56,6 +60,8 @@ impl Default for Config {
             flow_table_entries: 65_536,
             max_flows: 0,
             plugin_cpu_percent: 10,
+            user: None,
+            group: None,
             buffers: Buffers::default(),
             admin: Admin::default(),
             access_log: None,
@@ -94,8 +100,28 @@ pub struct Admin {
     /// is empty after a boot, and the socket's mode (0600) is its access control.
     pub socket: PathBuf,
     /// An address for `/metrics`, `/healthz`, `/readyz` and `/v1`. Default: none. It must be a
-    /// loopback address, because it asks nobody for a password.
+    /// loopback address unless it has a `token_file` and `tls`.
     pub http: Option<String>,
+    /// The socket's mode, in octal. Default `0600`: its owner's alone, because whoever may write to it
+    /// may do everything.
+    pub socket_mode: String,
+    /// The name of the socket's group, for a mode such as `0660`. Default: the process' own.
+    pub socket_group: Option<String>,
+    /// A file with the secret that whoever comes to `http` sends as `Authorization: Bearer`. Default:
+    /// none, and `http` only shows.
+    pub token_file: Option<PathBuf>,
+    /// What `http` is encrypted with. Default: nothing.
+    pub tls: Option<Tls>,
+}
+
+/// `tls`: who a server is.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Its certificate, and those that vouch for it, in PEM. Required.
+    pub cert_file: Option<PathBuf>,
+    /// The certificate's key, in PEM. Required.
+    pub key_file: Option<PathBuf>,
 }
 
 impl Admin {
@@ -105,7 +131,14 @@ impl Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { socket: PathBuf::from(Self::SOCKET_DEFAULT), http: None }
+        Self {
+            socket: PathBuf::from(Self::SOCKET_DEFAULT),
+            http: None,
+            socket_mode: "0600".to_owned(),
+            socket_group: None,
+            token_file: None,
+            tls: None,
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use pointsman_core::Instant;
 use pointsman_core::health::{Observation, Transition};
+use pointsman_core::{Instant, Snapshot};
 use pointsman_ring::{Clock, raise_descriptor_limit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -26,6 +26,7 @@ use crate::mailbox::Retired;
 use crate::plan::{Plan, protocol_name};
 use crate::plugins::Plugins;
 use crate::prober::{self, Seen};
+use crate::problem::Problem;
 use crate::random;
 use crate::runtime;
 use crate::service::{Parts, Service};
@@ -54,9 +55,10 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     let hash_key = [random::secret()?, random::secret()?];
     let mut world = World::new(&plan, &listening.addresses, hash_key);
     let seated = assembly::seat(&plan, &plugins, &mut world).map_err(Failure::Input)?;
-    let (unix, admin_socket) = AdminSocket::bind(&plan.admin_socket).map_err(Failure::input)?;
+    let (unix, admin_socket) = AdminSocket::bind(&plan).map_err(Failure::input)?;
     let http = bind_http(&plan).await?;
     let log = Log::open(&plan)?;
+    give_up_privileges(&plan)?;
 
     let (retired_sender, retired) = unbounded_channel();
     let (ended_sender, ended) = unbounded_channel();
@@ -76,11 +78,7 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         },
     };
     let fleet = assembly::start(&plan, outfit).await?;
-    for listener in &snapshot.listeners {
-        let protocol = protocol_name(listener.protocol);
-        let (listener, address) = (&*listener.name, listener.address);
-        tracing::info!(listener, %address, protocol, "accepts");
-    }
+    tell_addresses(&snapshot);
     let steering = plugins.engine().map(|_| Steering::start(steered_sender)).transpose()?;
     let parts = Parts {
         plan,
@@ -97,7 +95,7 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     watch::start(&service)?;
     admin::serve_unix(unix, Arc::clone(&service));
     if let Some(http) = http {
-        admin::serve_http(http, Arc::clone(&service));
+        admin::serve_http(http, &service).context("admin.http")?;
     }
     prober::start(service.plan(), &seen_sender);
     let control = Control {
@@ -113,6 +111,22 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         admin_socket,
     };
     control.run().await
+}
+
+/// Becomes whom the plan says. Everything that only root may bind is bound, and no worker has started.
+fn give_up_privileges(plan: &Plan) -> Result<(), Failure> {
+    let Some(run_as) = &plan.run_as else { return Ok(()) };
+    run_as.become_it().map_err(|told| Failure::input(Problem::new("user", told)))?;
+    tracing::info!(user = run_as.name, "has given up its privileges");
+    Ok(())
+}
+
+fn tell_addresses(snapshot: &Snapshot) {
+    for listener in &snapshot.listeners {
+        let protocol = protocol_name(listener.protocol);
+        let (listener, address) = (&*listener.name, listener.address);
+        tracing::info!(listener, %address, protocol, "accepts");
+    }
 }
 
 async fn read_plugins(plan: &Plan) -> Vec<io::Result<Vec<u8>>> {

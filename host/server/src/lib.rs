@@ -34,6 +34,7 @@ pub mod mailbox;
 pub mod metrics;
 pub mod plan;
 pub mod plugins;
+pub mod privileges;
 pub mod prober;
 pub mod problem;
 pub mod random;

@@ -18,10 +18,12 @@ use pointsman_core::{
 use pointsman_plugin::Profile;
 
 use crate::config::{self, Config, LogFormat, OnSwap};
+use crate::privileges::RunAs;
 use crate::prober::check::Check;
 use crate::problem::Problem;
 
 mod access;
+mod admin;
 mod checks;
 mod clusters;
 mod findings;
@@ -31,6 +33,7 @@ mod listeners;
 mod plugins;
 mod process;
 
+pub use admin::AdminPlan;
 pub use plugins::PluginFolders;
 
 use findings::Findings;
@@ -56,6 +59,10 @@ pub struct Plan {
     pub admin_socket: PathBuf,
     /// Where HTTP is served, if anywhere.
     pub admin_http: Option<SocketAddr>,
+    /// Who may ask it, and what of.
+    pub admin: AdminPlan,
+    /// Whom the process becomes once everything is bound.
+    pub run_as: Option<RunAs>,
     /// Where ended flows are logged, if anywhere.
     pub access_log: Option<LogPlan>,
     /// By `ListenerId`.
@@ -312,6 +319,8 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
         datagram_buffers: if receives_datagrams { process.datagram_buffers } else { 0 },
         admin_socket: process.admin_socket,
         admin_http: process.admin_http,
+        admin: process.admin,
+        run_as: process.run_as,
         access_log: process.access_log,
         listeners,
         clusters,

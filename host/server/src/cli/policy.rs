@@ -187,7 +187,7 @@ fn trial(asking: &Asking, cluster: &str) -> Result<TrialReport, Failure> {
 /// The answer's body. A file or a name that is no good is wrong input; what cannot be done just now
 /// is a failure.
 fn ask(asking: &Asking, method: &str, path: &str, body: &[u8]) -> Result<String, Failure> {
-    let (code, answer) = client::send_body(&asking.admin, (method, path), body, PATIENCE)?;
+    let (code, answer) = asking.send((method, path), body, PATIENCE)?;
     match code {
         200 => Ok(answer),
         400 | 404 | 422 => Err(Failure::input(answer.trim().to_owned())),

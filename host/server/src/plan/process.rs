@@ -9,13 +9,12 @@ use pointsman_core::boundary::PoolSizes;
 
 use super::findings::Findings;
 use super::listeners::FLOWS_MAX;
-use super::{LogPlan, LogTarget, SyslogAddress};
+use super::{AdminPlan, LogPlan, LogTarget, SyslogAddress, admin};
 use crate::config::{AccessLog, Config};
+use crate::privileges::RunAs;
 
 /// More threads than any machine of today has cores.
 const WORKERS_MAX: u32 = 1024;
-/// The path of a Unix socket must fit into 108 bytes with its end.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 pub(super) struct Process {
     pub(super) workers: usize,
@@ -27,10 +26,13 @@ pub(super) struct Process {
     pub(super) datagram_buffers: u32,
     pub(super) admin_socket: PathBuf,
     pub(super) admin_http: Option<SocketAddr>,
+    pub(super) admin: AdminPlan,
+    pub(super) run_as: Option<RunAs>,
     pub(super) access_log: Option<LogPlan>,
 }
 
 pub(super) fn resolve(config: &Config, findings: &mut Findings) -> Process {
+    let http = config.admin.http.as_ref();
     Process {
         workers: workers(config.workers, findings),
         drain_timeout: findings.millis("drain_timeout_ms", config.drain_timeout_ms),
@@ -54,8 +56,10 @@ pub(super) fn resolve(config: &Config, findings: &mut Findings) -> Process {
             config.buffers.datagrams,
             16..=65_536,
         ),
-        admin_socket: socket(&config.admin.socket, findings),
-        admin_http: config.admin.http.as_ref().map(|text| http(text, findings)),
+        admin_socket: admin::socket(&config.admin.socket, findings),
+        admin_http: http.map(|text| admin::http(text, &config.admin, findings)),
+        admin: admin::resolve(&config.admin, findings),
+        run_as: admin::run_as(config, findings),
         access_log: config.access_log.as_ref().map(|log| access_log(log, findings)),
     }
 }
@@ -65,36 +69,6 @@ fn workers(configured: Option<u32>, findings: &mut Findings) -> usize {
         Some(count) => findings.within("workers", count, 1..=WORKERS_MAX) as usize,
         None => available_parallelism().map_or(1, usize::from),
     }
-}
-
-fn socket(path: &Path, findings: &mut Findings) -> PathBuf {
-    if path.as_os_str().is_empty() {
-        findings
-            .add("admin.socket", "is empty; write a path, such as \"/run/pointsman/admin.sock\"");
-    } else if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-        findings.add(
-            "admin.socket",
-            format!(
-                "is longer than the {SOCKET_PATH_BYTES_MAX} bytes of a socket's path; shorten it"
-            ),
-        );
-    }
-    path.to_owned()
-}
-
-fn http(text: &String, findings: &mut Findings) -> SocketAddr {
-    let address = findings.address("admin.http", Some(text));
-    if !address.ip().is_loopback() && text.parse() == Ok(address) {
-        findings.add(
-            "admin.http",
-            format!(
-                "{address} can be reached from outside and nobody is asked for a password; use a \
-                 loopback address, such as \"127.0.0.1:{}\"",
-                address.port()
-            ),
-        );
-    }
-    address
 }
 
 fn access_log(log: &AccessLog, findings: &mut Findings) -> LogPlan {

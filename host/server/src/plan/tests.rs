@@ -241,6 +241,39 @@ fn an_admin_address_that_others_can_reach_is_refused() {
 }
 
 #[test]
+fn an_admin_address_that_others_can_reach_needs_a_token_and_tls() {
+    let admin = |keys: &str| problems(&format!("[admin]\n{keys}\n{GOOD}"));
+    let open = admin("http = \"0.0.0.0:9900\"\ntoken_file = \"/no/token\"");
+    assert!(
+        open[0].starts_with("admin.http: 0.0.0.0:9900 can be reached from outside"),
+        "{open:?}"
+    );
+    for (keys, expected) in [
+        ("http = \"127.0.0.1:1\"\ntoken_file = \"/no/token\"", "admin.token_file: cannot be read"),
+        (
+            "http = \"127.0.0.1:1\"\ntoken_file = \"/etc/passwd\"",
+            "admin.token_file: can be read by",
+        ),
+        ("token_file = \"/dev/null\"", "admin.token_file: is for admin.http"),
+        ("http = \"127.0.0.1:1\"\ntls = {}", "admin.tls.cert_file: is missing"),
+        (
+            "http = \"127.0.0.1:1\"\ntls = { cert_file = \"/dev/null\", key_file = \"/no\" }",
+            "admin.tls.cert_file: holds no certificate",
+        ),
+        ("socket_mode = \"0666\"", "admin.socket_mode: \"0666\" lets everybody change"),
+        ("socket_mode = \"rw\"", "admin.socket_mode: \"rw\" is no mode"),
+        ("socket_group = \"nobody-at-all\"", "admin.socket_group: there is no group"),
+    ] {
+        let found = admin(keys);
+        assert!(found.iter().any(|found| found.starts_with(expected)), "{keys}: {found:?}");
+    }
+    let found = problems(&format!("user = \"nobody-at-all\"\n{GOOD}"));
+    assert_eq!(found, ["user: there is no user \"nobody-at-all\"; make one, or name another"]);
+    let found = problems(&format!("group = \"root\"\n{GOOD}"));
+    assert_eq!(found, ["group: is for a user; write `user` too, or leave this out"]);
+}
+
+#[test]
 fn a_missing_plugin_is_told_with_the_places_that_were_searched() {
     let found = problems(&format!(
         "{GOOD}policy = \"p\"\n[[policies]]\nname = \"p\"\nplugin = \"p.wasm\"\n"
