@@ -23,6 +23,7 @@ use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
 use crate::failure::Failure;
 use crate::mailbox::Retired;
+use crate::notify::Notifier;
 use crate::plan::{Plan, protocol_name};
 use crate::plugins::Plugins;
 use crate::prober::{self, Seen};
@@ -48,6 +49,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
+    let notifier = Notifier::from_environment();
     let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
     let budget = Budget::divide(&mut plan, Supply::read(descriptors));
     let plugins = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
@@ -98,10 +100,12 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         admin::serve_http(http, &service).context("admin.http")?;
     }
     prober::start(service.plan(), &seen_sender);
+    notifier.ready();
     let control = Control {
         workers_left: service.fleet().len(),
         service,
         signals,
+        notifier,
         seen,
         ended,
         retired,
@@ -176,6 +180,7 @@ impl Signals {
 struct Control {
     service: Arc<Service>,
     signals: Signals,
+    notifier: Notifier,
     seen: UnboundedReceiver<Seen>,
     ended: UnboundedReceiver<Ended>,
     retired: UnboundedReceiver<Retired>,
@@ -236,6 +241,7 @@ impl Control {
         let changes = self.service.look(World::look_at_connects);
         self.publish(&changes);
         guard::look_after(&self.service);
+        self.notifier.tick();
         if self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER) {
             return Err(anyhow!("{} worker(s) did not end after the drain", self.workers_left));
         }
@@ -289,6 +295,7 @@ impl Control {
         let timeout = self.service.plan().drain_timeout;
         let until = Clock.now() + timeout;
         self.drain_until = Some(until);
+        self.notifier.stopping();
         tracing::info!(timeout_ms = timeout.as_millis(), "draining; a second signal ends at once");
         self.service.change(|world| world.drain(until));
         None

@@ -32,6 +32,7 @@ pub mod fleet;
 pub mod flows;
 pub mod mailbox;
 pub mod metrics;
+pub mod notify;
 pub mod plan;
 pub mod plugins;
 pub mod privileges;

@@ -13,9 +13,8 @@ use guests::Guest;
 use pointsman::swap::answer::SwapAnswer;
 use pointsman::swap::report::TrialReport;
 use pointsman_plugin::Shape;
-use rustix::net::{AddressFamily, SocketType};
 use support::policy::{policy, write};
-use support::raw::config_with_policy;
+use support::raw::{config_with_policy, connect_from};
 use support::{Balancer, Client, Endpoint, ask_once, eventually};
 use tempfile::TempDir;
 
@@ -80,11 +79,7 @@ impl Scene {
 
 /// Asks from an address of this machine; all of 127.0.0.0/8 is.
 fn ask_from(from: IpAddr, to: SocketAddr) -> SocketAddr {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
-    let socket = socket.expect("a socket");
-    rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("an address");
-    rustix::net::connect(&socket, &to).expect("a connection");
-    Client::of(socket.into()).ask("who are you").expect("an answer")
+    Client::of(connect_from(from, to)).ask("who are you").expect("an answer")
 }
 
 #[test]

@@ -105,6 +105,15 @@ impl Balancer {
         balancer
     }
 
+    /// The same with something in its environment.
+    pub fn start_with_environment(config: &str, variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(POINTSMAN);
+        command.envs(variables.iter().copied());
+        let mut balancer = Self::launch_by(command, config);
+        balancer.await_start();
+        balancer
+    }
+
     fn launch_by(command: Command, config: &str) -> Self {
         Self::launch_with(command, config, "")
     }
