@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 
 mod remote;
+mod trust;
 
 pub use remote::Remote;
 

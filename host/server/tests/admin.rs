@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use support::raw::config;
 use support::{Balancer, Endpoint, POINTSMAN, ask_once, eventually};
 use tempfile::TempDir;
@@ -29,7 +30,12 @@ fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
-/// The files of a token and a certificate.
+/// What `openssl req -x509` makes.
+fn own_ca() -> IsCa {
+    IsCa::Ca(BasicConstraints::Unconstrained)
+}
+
+/// The files of a token and of certificates.
 struct Files {
     folder: TempDir,
 }
@@ -37,10 +43,15 @@ struct Files {
 impl Files {
     fn new() -> Self {
         let files = Self { folder: tempfile::tempdir().expect("a folder") };
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
-        files.write("cert.pem", &pem("CERTIFICATE", made.cert.der()));
-        files.write("key.pem", &pem("PRIVATE KEY", &made.signing_key.serialize_der()));
+        for (name, is_ca) in [("", IsCa::NoCa), ("openssl-", own_ca()), ("other-", IsCa::NoCa)] {
+            let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+            let mut params = CertificateParams::new(names).expect("names");
+            params.is_ca = is_ca;
+            let key = KeyPair::generate().expect("a key");
+            let cert = params.self_signed(&key).expect("a certificate");
+            files.write(&format!("{name}cert.pem"), &pem("CERTIFICATE", cert.der()));
+            files.write(&format!("{name}key.pem"), &pem("PRIVATE KEY", &key.serialize_der()));
+        }
         files.write("token", &format!("{TOKEN}\n"));
         files.write("wrong", "incorrect-horse-battery-staple");
         files
@@ -112,13 +123,30 @@ fn whoever_comes_from_elsewhere_must_know_the_token_and_learns_it_from_nowhere()
     let flow = balancer.status().listeners.len().to_string();
     let forgotten = ask(&["flows", "forget", &flow], Some("token"));
     assert!(!said(&forgotten).contains("send the token"), "{}", said(&forgotten));
-    let stranger = pointsman(&["status", "--admin", &url, "--ca-file", &files.text("token")]);
-    assert_eq!(stranger.status.code(), Some(1), "nobody vouches for it");
+    for (file, words) in [("other-cert.pem", "certificate"), ("token", "holds no certificate")] {
+        let token = files.text("token");
+        let trust = ["--token-file", &token, "--ca-file", &files.text(file)];
+        let stranger = pointsman(&[&["status", "--admin", &url][..], &trust].concat());
+        assert_eq!(stranger.status.code(), Some(1), "nobody vouches for it");
+        assert!(said(&stranger).contains(words), "{}", said(&stranger));
+    }
     let clear = url.replace("https", "http");
     let clear = pointsman(&["status", "--admin", &clear, "--token-file", &files.text("token")]);
     assert_eq!(clear.status.code(), Some(1), "it does not answer in the clear");
     assert!(!balancer.log().contains(TOKEN));
     assert!(!balancer.metrics().contains(TOKEN));
+}
+
+#[test]
+fn a_balancer_may_show_a_certificate_of_its_own_making() {
+    let (files, endpoint, address) = (Files::new(), Endpoint::start(), free_address());
+    let keys = files.admin(address).replace("cert.pem", "openssl-cert.pem");
+    let _balancer = start(&endpoint, "", &keys.replace("key.pem", "openssl-key.pem"));
+    let url = format!("https://127.0.0.1:{}", address.port());
+    let (token, ca) = (files.text("token"), files.text("openssl-cert.pem"));
+    let trust = ["--token-file", &token, "--ca-file", &ca];
+    let status = pointsman(&[&["status", "--admin", &url][..], &trust].concat());
+    assert!(status.status.success(), "{}", said(&status));
 }
 
 fn http_get(address: SocketAddr, path: &str, more: &str) -> String {

@@ -6,16 +6,14 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
-use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
-use super::{Answer, parse};
+use super::{Answer, parse, trust};
 
 /// A balancer's address, and what it takes to be answered.
 #[derive(Debug, Clone, Copy)]
@@ -78,16 +76,11 @@ impl Remote<'_> {
         let advice = "give the certificates that vouch for it with --ca-file FILE";
         let file = self.ca_file.with_context(|| format!("nobody is trusted; {advice}"))?;
         let bad = |error| anyhow!("{} cannot be used: {error}; {advice}", file.display());
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(file).map_err(bad)? {
-            roots.add(certificate.map_err(bad)?)?;
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let named = CertificateDer::pem_file_iter(file).map_err(bad)?;
+        let named = named.collect::<Result<Vec<_>, _>>().map_err(bad)?;
+        ensure!(!named.is_empty(), "{} holds no certificate; {advice}", file.display());
         let name = ServerName::try_from(host.to_owned())?;
-        Ok(ClientConnection::new(Arc::new(config), name)?)
+        Ok(ClientConnection::new(trust::in_any_of(named)?, name)?)
     }
 }
 
