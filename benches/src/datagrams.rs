@@ -167,6 +167,7 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         name: cluster.name.clone(),
         endpoints: cluster.endpoints.clone(),
         candidates: Arc::clone(&cluster.candidates),
+        footing: cluster.footing,
         trial: None,
     });
     Arc::new(Snapshot {

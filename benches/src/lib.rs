@@ -11,6 +11,7 @@ use pointsman_core::boundary::{
     Accepted, Buffer, Completion, Link, ListenerId, Memory, Op, Ops, Pool, PoolSizes, ReceiveEnd,
     SendEnd, Side, Train,
 };
+use pointsman_core::eligibility::Footing;
 use pointsman_core::policy::{
     Decided, Decision, EndpointIndex, Flow, Policy, Scope, Source, maglev,
 };
@@ -186,11 +187,7 @@ pub(crate) fn candidates_with_table(count: u32) -> Arc<Candidates> {
 
 /// One listener and one cluster of these candidates.
 pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
-    let up = |endpoint: &Endpoint| EndpointState {
-        endpoint: endpoint.clone(),
-        up: true,
-        draining: false,
-    };
+    let up = |endpoint: &Endpoint| EndpointState::sound(endpoint.clone());
     let listener = Listener {
         name: "web".into(),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
@@ -217,7 +214,8 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         datagrams: DatagramSettings::DEFAULT,
     };
     let endpoints = candidates.endpoints.iter().map(up).collect();
-    let cluster = Cluster { name: "web".into(), endpoints, candidates, trial: None };
+    let cluster =
+        Cluster { name: "web".into(), endpoints, candidates, footing: Footing::Sound, trial: None };
     Arc::new(Snapshot {
         generation: Generation(1),
         listeners: [listener].into(),

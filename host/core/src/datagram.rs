@@ -17,6 +17,7 @@ mod flow;
 mod index;
 mod keys;
 mod lane;
+mod outcomes;
 mod ports;
 mod strangers;
 mod survey;
@@ -187,17 +188,6 @@ impl Datagrams {
         }
     }
 
-    /// The endpoint of a flow that has a port of its own cannot be reached. If it has never
-    /// replied, the client's next try is given to another.
-    pub(crate) fn on_port_unreachable(&mut self, turn: &mut Turn<'_>, port: PortId) {
-        let Some(number) = self.ports.owner(port) else { return };
-        let flow = *self.table.flow(number);
-        self.bindings.of_flow(flow.binding).endpoint.load.on_connect_failed(turn.now);
-        if !flow.is_confirmed() {
-            self.end(turn, number, CloseReason::ConnectFailed);
-        }
-    }
-
     pub(crate) fn on_port_closed(&mut self, port: PortId) {
         self.ports.on_closed(port);
     }
@@ -324,7 +314,7 @@ impl Datagrams {
         if !flow.is_confirmed() {
             self.table.on_confirmed(number);
             self.strangers.on_answered(flow.started.to_instant(turn.now));
-            self.bindings.of_flow(flow.binding).endpoint.load.on_answered();
+            self.on_first_reply(turn, &flow);
             if flow.keeps_when_answered() {
                 self.keep_answered(turn, number);
             }
@@ -604,6 +594,7 @@ impl Datagrams {
             self.table.set_timer(number, due);
             self.keep_keys(turn, &flow);
         } else {
+            self.on_idle(turn, &flow);
             self.end(turn, number, CloseReason::IdleTimeout);
         }
     }

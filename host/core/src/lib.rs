@@ -18,6 +18,8 @@ mod board;
 pub mod boundary;
 mod chain;
 pub mod datagram;
+pub mod ejection;
+pub mod eligibility;
 pub mod health;
 pub mod kept_table;
 mod limits;
@@ -43,7 +45,7 @@ pub use access::{AccessList, Network};
 pub use balancer::{Balancer, BalancerConfig};
 pub use board::Board;
 pub use limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
-pub use load::{LatencySample, Load, SLOTS, Sample};
+pub use load::{LatencySample, Load, Outcomes, SLOTS, Sample};
 pub use recent::FlowFacts;
 pub use snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,

@@ -13,6 +13,8 @@ use core::time::Duration;
 
 use crate::access::AccessList;
 use crate::boundary::ListenerId;
+use crate::ejection::EjectionReason;
+use crate::eligibility::Footing;
 use crate::limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 use crate::load::Load;
 use crate::policy::{EndpointIndex, Table};
@@ -246,6 +248,8 @@ pub struct Cluster {
     /// Those that may be given a new flow. The same `Arc` as in the snapshot before if nothing in
     /// it has changed, so that policies keep their state.
     pub candidates: Arc<Candidates>,
+    /// Who they are: those that are available, or others for want of them.
+    pub footing: Footing,
     /// The same endpoints as a policy on trial sees them, where it has a table or weights of its
     /// own.
     pub trial: Option<Arc<Candidates>>,
@@ -276,6 +280,33 @@ pub struct EndpointState {
     pub up: bool,
     /// Whether it is to get nothing new.
     pub draining: bool,
+    /// Why it is to get nothing new for a time, if its flows have failed.
+    pub ejected: Option<EjectionReason>,
+    /// How often that has ever been so.
+    pub ejections_total: u64,
+    /// Whether it is to be used only where no other is available.
+    pub backup: bool,
+}
+
+impl EndpointState {
+    /// An endpoint against which nothing speaks.
+    #[must_use]
+    pub const fn sound(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            up: true,
+            draining: false,
+            ejected: None,
+            ejections_total: 0,
+            backup: false,
+        }
+    }
+
+    /// Whether nothing speaks against giving it new flows.
+    #[must_use]
+    pub const fn is_available(&self) -> bool {
+        self.up && !self.draining && self.ejected.is_none()
+    }
 }
 
 /// One address in a cluster.
@@ -293,8 +324,7 @@ pub struct Endpoint {
 
 /// The endpoints that may be given a new flow, as a policy sees them.
 ///
-/// Those that are up and not draining; if there are none and the cluster fails open, all that are
-/// not draining.
+/// Those that [`Eligibility`](crate::eligibility::Eligibility) chooses.
 #[derive(Debug)]
 pub struct Candidates {
     /// The generation in which this list came about.

@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
+use crate::eligibility::Footing;
 use crate::limits::AllFlows;
 use crate::policy::maglev;
 use crate::snapshot::{
@@ -21,11 +22,7 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
     };
     let endpoints: alloc::boxed::Box<[Endpoint]> = (0..3).map(endpoint).collect();
     let keys = [("10.0.0.1:53", 1), ("10.0.0.2:53", 1), ("10.0.0.3:53", 1)];
-    let state = |endpoint: &Endpoint| EndpointState {
-        endpoint: endpoint.clone(),
-        up: true,
-        draining: false,
-    };
+    let state = |endpoint: &Endpoint| EndpointState::sound(endpoint.clone());
     let cluster = Cluster {
         name: "dns".into(),
         endpoints: endpoints.iter().map(state).collect(),
@@ -34,6 +31,7 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
             endpoints,
             table: maglev::build(&keys, 251),
         }),
+        footing: Footing::Sound,
         trial: None,
     };
     Snapshot {

@@ -10,9 +10,11 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+mod passive;
 mod read;
 mod words;
 
+pub use passive::{Passive, SuccessRate};
 pub use read::{Document, read};
 
 /// A whole file.
@@ -424,9 +426,15 @@ pub struct Cluster {
     pub endpoints: Vec<Endpoint>,
     /// How endpoints are checked. Default: not at all, and every endpoint counts as up.
     pub health: Option<Health>,
-    /// Whether flows are spread over all endpoints when none is up. Default true: when everything
-    /// seems down the checks are the likelier fault, and refusing all is the worst outcome.
+    /// Which endpoints are left alone for a time because flows fail on them. Default: none.
+    pub passive: Option<Passive>,
+    /// Whether flows are spread over all endpoints when none is available. Default true: when
+    /// everything seems down the checks are the likelier fault, and refusing all is the worst outcome.
     pub fail_open: bool,
+    /// The share of available endpoints, in percent, below which flows are spread over all of them, 0
+    /// to 100. Default 0, only where there is none: with connects that are retried, half of the
+    /// endpoints serve all flows, and most clusters are too small for a share to mean anything.
+    pub panic_threshold_percent: u32,
 }
 
 impl Default for Cluster {
@@ -436,7 +444,9 @@ impl Default for Cluster {
             policy: "round-robin".to_owned(),
             endpoints: Vec::new(),
             health: None,
+            passive: None,
             fail_open: true,
+            panic_threshold_percent: 0,
         }
     }
 }
@@ -449,11 +459,14 @@ pub struct Endpoint {
     pub address: Option<String>,
     /// Its share of flows relative to the others, 1 to 65535. Default 1: equals.
     pub weight: u32,
+    /// Whether it gets flows only where no other endpoint of its cluster is available; all backups
+    /// do then. Default false.
+    pub backup: bool,
 }
 
 impl Default for Endpoint {
     fn default() -> Self {
-        Self { address: None, weight: 1 }
+        Self { address: None, weight: 1, backup: false }
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use pointsman_core::ejection::EjectionChange;
 use pointsman_core::health::{Observation, Transition};
 use pointsman_core::{Instant, Snapshot};
 use pointsman_ring::{Clock, raise_descriptor_limit};
@@ -35,7 +36,7 @@ use crate::sockets::{self, AdminSocket};
 use crate::steering::{Steered, Steering};
 use crate::swap::{guard, watch};
 use crate::worker::Ended;
-use crate::world::{Change, Role, World};
+use crate::world::{Change, News, Role, World};
 
 /// How often failed connects are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -177,6 +178,24 @@ impl Signals {
     }
 }
 
+/// Logs what has become of an endpoint.
+fn tell(cluster: &str, change: &Change) {
+    let endpoint = change.address;
+    match change.news {
+        News::Health(Transition::WentUp) => tracing::info!(cluster, %endpoint, "endpoint is up"),
+        News::Health(Transition::WentDown) => {
+            tracing::warn!(cluster, %endpoint, "endpoint is down");
+        }
+        News::Ejection(EjectionChange::Ejected { reason, lasting }) => {
+            let (reason, for_ms) = (reason.label(), lasting.as_millis());
+            tracing::warn!(cluster, %endpoint, reason, for_ms, "endpoint is ejected");
+        }
+        News::Ejection(EjectionChange::Returned) => {
+            tracing::info!(cluster, %endpoint, "endpoint is no longer ejected");
+        }
+    }
+}
+
 struct Control {
     service: Arc<Service>,
     signals: Signals,
@@ -238,7 +257,8 @@ impl Control {
     }
 
     fn on_tick(&mut self) -> anyhow::Result<()> {
-        let changes = self.service.look(World::look_at_connects);
+        let now = Clock.now();
+        let changes = self.service.look(|world| world.look_at_flows(now));
         self.publish(&changes);
         guard::look_after(&self.service);
         self.notifier.tick();
@@ -257,15 +277,7 @@ impl Control {
 
     fn publish(&self, changes: &[Change]) {
         for change in changes {
-            let cluster = &self.service.plan().clusters[change.cluster.index()].name;
-            match change.transition {
-                Transition::WentUp => {
-                    tracing::info!(%cluster, endpoint = %change.address, "endpoint is up");
-                }
-                Transition::WentDown => {
-                    tracing::warn!(%cluster, endpoint = %change.address, "endpoint is down");
-                }
-            }
+            tell(&self.service.plan().clusters[change.cluster.index()].name, change);
         }
         if !changes.is_empty() {
             self.service.change(|_| {});

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::boundary::PoolSizes;
+use pointsman_core::ejection::EjectionRules;
+use pointsman_core::eligibility::Eligibility;
 use pointsman_core::health::Thresholds;
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
@@ -30,6 +32,7 @@ mod findings;
 mod json;
 mod keys;
 mod listeners;
+mod passive;
 mod plugins;
 mod process;
 
@@ -161,8 +164,10 @@ pub struct ClusterPlan {
     pub endpoints: Vec<EndpointPlan>,
     /// How the endpoints are checked, if at all.
     pub check: Option<Arc<CheckPlan>>,
-    /// Whether flows are spread over all endpoints when none is up.
-    pub fail_open: bool,
+    /// Which endpoints are ejected because flows fail on them, if any are.
+    pub passive: Option<EjectionRules>,
+    /// What is done when endpoints are missing.
+    pub eligibility: Eligibility,
 }
 
 /// One address in a cluster.
@@ -172,6 +177,8 @@ pub struct EndpointPlan {
     pub address: SocketAddr,
     /// Its share relative to the others.
     pub weight: u32,
+    /// Whether it is to be used only where no other is available.
+    pub backup: bool,
 }
 
 /// How endpoints are checked.

@@ -104,6 +104,9 @@ pub struct Cluster {
     pub policy_generation: u64,
     /// Decisions by who made them.
     pub decisions: Counts,
+    /// Who gets flows: `sound`, or `backup`, `panic`, `fail-open` or `none` for want of endpoints.
+    #[serde(default)]
+    pub footing: String,
     /// In the configuration's order.
     pub endpoints: Vec<Endpoint>,
 }
@@ -119,6 +122,15 @@ pub struct Endpoint {
     pub up: bool,
     /// Whether it gets nothing new.
     pub draining: bool,
+    /// Why it gets nothing new for a time, if its flows have failed.
+    #[serde(default)]
+    pub ejected: Option<String>,
+    /// How often that has ever been so.
+    #[serde(default)]
+    pub ejections: u64,
+    /// Whether it gets flows only where no other is available.
+    #[serde(default)]
+    pub backup: bool,
     /// Flows now.
     pub flows_active: u32,
     /// Flows ever.
@@ -243,16 +255,11 @@ impl Status {
         let mut table = Table::new(&heads);
         for cluster in &self.clusters {
             for endpoint in &cluster.endpoints {
-                let state = match (endpoint.up, endpoint.draining) {
-                    (true, false) => "up",
-                    (true, true) => "draining",
-                    (false, _) => "down",
-                };
                 table.row([
                     cluster.name.clone(),
                     endpoint.address.clone(),
                     endpoint.weight.to_string(),
-                    state.to_owned(),
+                    endpoint.state(),
                     endpoint.flows_active.to_string(),
                     endpoint.flows_total.to_string(),
                     endpoint.connect_failures.to_string(),
@@ -269,6 +276,7 @@ impl Status {
             "KIND",
             "DIGEST",
             "GENERATION",
+            "FOOTING",
             "DECISIONS",
             "P50 NS",
             "P99 NS",
@@ -287,6 +295,7 @@ impl Status {
                 cluster.shape.as_ref().unwrap_or(&cluster.kind).clone(),
                 cluster.digest.as_deref().map_or("-", short).to_owned(),
                 cluster.policy_generation.to_string(),
+                cluster.footing.clone(),
                 shown(&cluster.decisions),
                 of(&|policy| Some(policy.p50_ns?.to_string())),
                 of(&|policy| Some(policy.p99_ns?.to_string())),
@@ -339,6 +348,7 @@ impl Cluster {
             digest: view.seat.digest.clone(),
             policy_generation: view.stats.policy_generation,
             decisions: counts(Source::ALL.map(Source::label), &view.stats.decisions_total),
+            footing: view.footing.label().to_owned(),
             endpoints: view.endpoints.iter().map(Endpoint::new).collect(),
         }
     }
@@ -352,10 +362,26 @@ impl Endpoint {
             weight: state.endpoint.weight,
             up: state.up,
             draining: state.draining,
+            ejected: state.ejected.map(|reason| reason.label().to_owned()),
+            ejections: state.ejections_total,
+            backup: state.backup,
             flows_active: load.flows_active(),
             flows_total: load.flows_total(),
             connect_failures: load.connect_failures_total(),
         }
+    }
+}
+
+impl Endpoint {
+    /// Its state for a person.
+    fn state(&self) -> String {
+        let state = match (&self.ejected, self.up, self.draining) {
+            (_, false, _) => "down",
+            (_, true, true) => "draining",
+            (Some(reason), true, false) => return format!("ejected ({reason})"),
+            (None, true, false) => "up",
+        };
+        if self.backup { format!("{state}, backup") } else { state.to_owned() }
     }
 }
 

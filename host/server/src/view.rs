@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_core::eligibility::Footing;
 use pointsman_core::policy::Source;
 use pointsman_core::{ClusterStats, EndpointState, ListenerStats, Snapshot, Stats};
 use pointsman_plugin::{Module, PolicyCounts, Shape};
@@ -49,6 +50,8 @@ pub struct ClusterView {
     pub stats: ClusterStats,
     /// As of the last published world.
     pub endpoints: Vec<EndpointState>,
+    /// Who of them gets flows.
+    pub footing: Footing,
     /// Who decides.
     pub seat: SeatView,
 }
@@ -118,6 +121,7 @@ impl View {
                 name: cluster.name.to_string(),
                 stats,
                 endpoints: cluster.endpoints.to_vec(),
+                footing: cluster.footing,
                 seat: seats.next().unwrap_or_default(),
             }
         });

@@ -7,6 +7,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use pointsman_core::ejection::{Ejection, Ejector};
+use pointsman_core::eligibility::{Eligibility, Footing};
 use pointsman_core::health::{Health, Observation, Transition};
 use pointsman_core::{
     AllFlows, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation,
@@ -15,8 +17,10 @@ use pointsman_core::{
 
 use crate::plan::{ClusterPlan, ListenerPlan, Plan};
 
+mod passive;
 mod sight;
 
+pub use passive::News;
 pub use sight::{Author, Made, Needs, Outlook};
 
 use sight::Sight;
@@ -44,7 +48,9 @@ struct ListenerState {
 #[derive(Debug)]
 struct ClusterState {
     name: Box<str>,
-    fail_open: bool,
+    eligibility: Eligibility,
+    /// Who ejects endpoints whose flows fail, if anybody does.
+    ejector: Option<Ejector>,
     endpoints: Vec<Watched>,
     /// Those that may be given a new flow, as they are configured.
     base: Arc<Candidates>,
@@ -52,8 +58,8 @@ struct ClusterState {
     live: Sight,
     /// As the policy sees them that is tried beside it.
     trial: Option<Sight>,
-    /// Whether the candidates are endpoints that are down, for want of better ones.
-    is_failing_open: bool,
+    /// Who the candidates are.
+    footing: Footing,
 }
 
 /// An endpoint, and what has been seen of it.
@@ -63,6 +69,8 @@ struct Watched {
     /// `None` counts as up: nobody checks it.
     health: Option<Health>,
     draining: bool,
+    backup: bool,
+    ejection: Ejection,
     /// Failed connects when they were last looked at.
     failures_seen: u64,
     /// Failed connects in a row that were held against it before it last came up.
@@ -78,15 +86,15 @@ pub enum Role {
     Trial,
 }
 
-/// An endpoint that came up or went down.
+/// Something that has become of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     /// Its cluster.
     pub cluster: ClusterId,
     /// Its address.
     pub address: SocketAddr,
-    /// Which way.
-    pub transition: Transition,
+    /// What.
+    pub news: News,
 }
 
 impl World {
@@ -122,18 +130,17 @@ impl World {
     ) -> Option<Change> {
         let watched = self.clusters[cluster.index()].endpoints.get_mut(endpoint.0 as usize)?;
         let transition = watched.observe(observation)?;
-        Some(Change { cluster, address: watched.endpoint.address, transition })
+        let news = News::Health(transition);
+        Some(Change { cluster, address: watched.endpoint.address, news })
     }
 
-    /// Takes in what flows have seen of endpoints since the last look: connects that failed.
-    pub fn look_at_connects(&mut self) -> Vec<Change> {
+    /// Takes in what flows have seen of endpoints since the last look.
+    pub fn look_at_flows(&mut self, now: Instant) -> Vec<Change> {
         let mut changes = Vec::new();
-        for (place, cluster) in (0..).map(ClusterId).zip(&mut self.clusters) {
-            for watched in &mut cluster.endpoints {
-                let address = watched.endpoint.address;
-                let transition = watched.look_at_connects();
-                let change = |transition| Change { cluster: place, address, transition };
-                changes.extend(transition.map(change));
+        for (id, cluster) in (0..).map(ClusterId).zip(&mut self.clusters) {
+            for (place, news) in cluster.look_at_flows(now) {
+                let address = cluster.endpoints[place].endpoint.address;
+                changes.push(Change { cluster: id, address, news });
             }
         }
         changes
@@ -298,21 +305,26 @@ impl ClusterState {
                 },
                 health: plan.check.as_ref().map(|check| Health::new(check.thresholds)),
                 draining: false,
+                backup: endpoint.backup,
+                ejection: Ejection::default(),
                 failures_seen: 0,
                 failures_forgiven: 0,
             })
             .collect();
-        let all = endpoints.iter().map(|watched| watched.endpoint.clone()).collect();
-        let base = Arc::new(Candidates { generation: Generation(1), endpoints: all, table: None });
+        let eligibility = plan.eligibility;
+        let (footing, chosen) = choose(eligibility, &endpoints);
+        let base =
+            Arc::new(Candidates { generation: Generation(1), endpoints: chosen, table: None });
         let needs = if uses_table { Needs::Maglev } else { Needs::Nothing };
         Self {
             name: plan.name.as_str().into(),
-            fail_open: plan.fail_open,
+            eligibility,
+            ejector: plan.passive.clone().map(Ejector::new),
             live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
             base,
             endpoints,
-            is_failing_open: false,
+            footing,
         }
     }
 
@@ -321,43 +333,30 @@ impl ClusterState {
             name: self.name.clone(),
             endpoints: self.endpoints.iter().map(Watched::state).collect(),
             candidates: Arc::clone(&self.live.candidates),
+            footing: self.footing,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
         }
     }
 
     /// Makes a new list only if it would hold other endpoints than the one there is.
     fn choose_candidates(&mut self, generation: Generation) {
-        let serving = |watched: &&Watched| watched.is_up() && !watched.draining;
-        let mut chosen: Vec<_> = self.endpoints.iter().filter(serving).collect();
-        let nobody_serves = chosen.is_empty();
-        if nobody_serves && self.fail_open {
-            chosen = self.endpoints.iter().filter(|watched| !watched.draining).collect();
-        }
-        let ids = chosen.iter().map(|watched| watched.endpoint.id);
+        let (footing, endpoints) = choose(self.eligibility, &self.endpoints);
+        let ids = endpoints.iter().map(|endpoint| endpoint.id);
         if !ids.eq(self.base.endpoints.iter().map(|endpoint| endpoint.id)) {
-            let endpoints = chosen.iter().map(|watched| watched.endpoint.clone()).collect();
             self.base = Arc::new(Candidates { generation, endpoints, table: None });
             for sight in [Some(&mut self.live), self.trial.as_mut()].into_iter().flatten() {
                 sight.follow(&self.base, generation);
             }
         }
-        self.tell(nobody_serves);
+        self.stand_on(footing);
     }
+}
 
-    fn tell(&mut self, nobody_serves: bool) {
-        let was_failing_open = std::mem::replace(&mut self.is_failing_open, nobody_serves);
-        let cluster = &*self.name;
-        match (was_failing_open, nobody_serves, self.fail_open) {
-            (false, true, true) => {
-                tracing::warn!(cluster, "no endpoint is up: fails open, flows go to all of them");
-            }
-            (false, true, false) => {
-                tracing::warn!(cluster, "no endpoint is up: new flows are refused");
-            }
-            (true, false, _) => tracing::info!(cluster, "no longer without an endpoint"),
-            _ => {}
-        }
-    }
+/// The endpoints that may be given a new flow, and who they are.
+fn choose(eligibility: Eligibility, endpoints: &[Watched]) -> (Footing, Box<[Endpoint]>) {
+    let states: Vec<_> = endpoints.iter().map(Watched::state).collect();
+    let (footing, places) = eligibility.choose(&states);
+    (footing, places.iter().map(|place| endpoints[*place].endpoint.clone()).collect())
 }
 
 impl Watched {
@@ -366,7 +365,14 @@ impl Watched {
     }
 
     fn state(&self) -> EndpointState {
-        EndpointState { endpoint: self.endpoint.clone(), up: self.is_up(), draining: self.draining }
+        EndpointState {
+            endpoint: self.endpoint.clone(),
+            up: self.is_up(),
+            draining: self.draining,
+            ejected: self.ejection.reason(),
+            ejections_total: self.ejection.total(),
+            backup: self.backup,
+        }
     }
 
     fn observe(&mut self, observation: Observation) -> Option<Transition> {

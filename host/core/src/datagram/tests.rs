@@ -10,6 +10,7 @@ use crate::boundary::{
     Buffer, Completion, DatagramSocket, ListenerId, LossCause, Memory, Op, Ops, Path, PoolSizes,
     PortId, Train,
 };
+use crate::eligibility::Footing;
 use crate::listing::{Cursor, EntryKind, FlowState};
 use crate::policy::{Decided, Decision, EndpointIndex, Flow, Policy, RoundRobin, TablePolicy};
 use crate::policy::{Scope, Source, Verdict};
@@ -125,8 +126,13 @@ impl Rig {
             endpoints: serving.collect(),
             table: None,
         });
-        let cluster =
-            Cluster { name: "dns".into(), endpoints: endpoints.collect(), candidates, trial: None };
+        let cluster = Cluster {
+            name: "dns".into(),
+            endpoints: endpoints.collect(),
+            candidates,
+            footing: Footing::Sound,
+            trial: None,
+        };
         let snapshot = Snapshot {
             generation: Generation(2),
             listeners: [listener].into(),

@@ -7,8 +7,10 @@
 //! oracle can fail with `cargo xtask sim --mutants`.
 
 mod datagrams;
+mod fared;
 mod mutants;
 mod oracle;
+mod passive;
 mod rng;
 mod workload;
 mod world;

@@ -388,6 +388,36 @@ const MUTANTS: &[Mutant] = &[
         mutated: "            let _ = decided;\n",
     },
     Mutant {
+        breaks: "passive: an endpoint that is ejected is given new flows",
+        file: "snapshot.rs",
+        original: "self.up && !self.draining && self.ejected.is_none()",
+        mutated: "self.up && !self.draining",
+    },
+    Mutant {
+        breaks: "passive: an endpoint that is ejected loses the flows it has",
+        file: "datagram/bindings.rs",
+        original: "is_some_and(|state| state.up)",
+        mutated: "is_some_and(|state| state.is_available())",
+    },
+    Mutant {
+        breaks: "passive: one endpoint more is ejected than may be",
+        file: "ejection.rs",
+        original: "ejected >= allowed",
+        mutated: "ejected > allowed",
+    },
+    Mutant {
+        breaks: "passive: a flow that is reset before an answer is no failure",
+        file: "session.rs",
+        original: "(CloseReason::UpstreamReset, _) => allocation.endpoint.load.on_broken(now),",
+        mutated: "(CloseReason::UpstreamReset, _) => {}",
+    },
+    Mutant {
+        breaks: "passive: endpoints that are down are used before backups",
+        file: "eligibility.rs",
+        original: "if !backups.is_empty() {",
+        mutated: "if !backups.is_empty() && !self.fails_open {",
+    },
+    Mutant {
         breaks: "signals: a connection that came about is still being made",
         file: "session.rs",
         original: "            && was_connecting\n",

@@ -8,7 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pointsman_core::boundary::{Buffer, Completion, Goodbye, Link, Op, Pool, ReceiveEnd, Side};
+use pointsman_core::boundary::{
+    Buffer, Completion, ConnectFailure, Goodbye, Link, Op, Pool, ReceiveEnd, Side,
+};
 use pointsman_core::listing::{Entry, EntryKind, FlowState};
 use pointsman_core::policy::{Decision, Method, OnSwap, Scope, Verdict};
 use pointsman_core::preread::KeyRule;
@@ -17,6 +19,7 @@ use pointsman_core::{
 };
 use twox_hash::XxHash64;
 
+use crate::fared::Fared;
 use crate::workload;
 use crate::world::World;
 
@@ -67,8 +70,12 @@ struct Flow {
     client: SocketAddr,
     cluster: usize,
     conns: [Option<usize>; 2],
+    /// The endpoint it was given last.
+    target: Option<SocketAddr>,
     attempts: u32,
     established: bool,
+    /// Whether its endpoint has sent anything.
+    answered: bool,
     half_closed: bool,
     closing: bool,
     /// The endpoint took too long: whether its link is being closed for another attempt.
@@ -96,8 +103,10 @@ impl Flow {
             client: arrival.client,
             cluster,
             conns: [Some(arrival.conn), None],
+            target: None,
             attempts: 0,
             established: false,
+            answered: false,
             half_closed: false,
             closing: false,
             abandoning: false,
@@ -192,6 +201,7 @@ pub(crate) struct Oracle {
     /// Flows whose first bytes have been waited for long enough.
     deciding: Vec<(u32, Result<u64, KeylessReason>)>,
     pub(crate) binds: u64,
+    pub(crate) fared: Fared,
     /// By cluster: flows without a key, and flows that ended before anybody decided on them.
     pub(crate) keyless: BTreeMap<usize, [u64; KeylessReason::ALL.len()]>,
     pub(crate) undecided: BTreeMap<usize, u64>,
@@ -200,8 +210,8 @@ pub(crate) struct Oracle {
 impl Oracle {
     pub(crate) fn new(calls: CallLog) -> Self {
         let (flows, ended, kept) = Default::default();
-        let (deciding, keyless, undecided) = Default::default();
-        Self { flows, ended, kept, calls, deciding, binds: 0, keyless, undecided }
+        let (deciding, fared, keyless, undecided) = Default::default();
+        Self { flows, ended, kept, calls, deciding, binds: 0, fared, keyless, undecided }
     }
 
     /// A completion is about to be handled.
@@ -239,6 +249,11 @@ impl Oracle {
                 let buffers_max = HELD_BUFFERS_MAX + more;
                 let within = held.bytes <= HELD_BYTES_MAX && held.buffers <= buffers_max;
                 assert!(within || flow.closing, "{held:?}");
+                let is_open = flow.established && !flow.closing;
+                if is_open && !flow.answered && link.side() == Side::Upstream {
+                    flow.answered = true;
+                    self.fared.note(flow.target, true);
+                }
                 let counted = if flow.established { buffer.len() } else { 0 };
                 flow.received[link.side().index()] += u64::from(counted);
                 flow.check_throttle(now, link.side());
@@ -262,7 +277,19 @@ impl Oracle {
                 flow.connected = now;
                 flow.progress(now);
             }),
-            Completion::Closed { link } => self.with(*link, |flow| flow.abandoning = false),
+            Completion::ConnectFailed { link, cause: ConnectFailure::Unreachable } => {
+                let flow = &self.flows[&link.slot()];
+                if !flow.closing && !flow.abandoning {
+                    self.fared.note(flow.target, false);
+                }
+            }
+            Completion::Closed { link } => {
+                let flow = &self.flows[&link.slot()];
+                if flow.abandoning && !flow.closing {
+                    self.fared.note(flow.target, false);
+                }
+                self.with(*link, |flow| flow.abandoning = false);
+            }
             _ => {}
         }
     }
@@ -512,6 +539,7 @@ impl Oracle {
         self.binds += 1;
         let flow = self.flows.get_mut(&link.slot()).expect("a connect belongs to a flow");
         flow.attempts += 1;
+        flow.target = Some(address);
         let candidates = &view.snapshot.clusters[flow.cluster].candidates;
         assert!(candidates.endpoints.iter().any(|endpoint| endpoint.address == address));
     }
@@ -587,6 +615,12 @@ impl Oracle {
             return;
         };
         assert_eq!(record.attempts, flow.attempts, "{record:?}");
+        if flow.established && !flow.answered {
+            self.fared.on_unanswered(flow.target, record.reason);
+        }
+        if record.reason == CloseReason::EndpointDown {
+            self.fared.assert_was_lost(flow.target, flow.started);
+        }
         let client = &world.conns[flow.conns[0].expect("a flow has a client")];
         let endpoint = flow.conns[1].map(|conn| &world.conns[conn]);
         match (record.reason, endpoint) {

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::boundary::{Completion, ListenerId, Op, Ops, PoolSizes};
+use pointsman_core::eligibility::Footing;
 use pointsman_core::listing::{Cursor, Entry, EntryKind, FlowState};
 use pointsman_core::policy::{
     Decided, Decision, EndpointIndex, Flow, LeastFlows, Method, OnSwap, Policy, RoundRobin, Scope,
-    Source, TablePolicy, Verdict, maglev,
+    Source, TablePolicy, Verdict,
 };
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
@@ -20,6 +21,7 @@ use pointsman_core::{
 };
 
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
+use crate::passive::{Passive, all_of};
 use crate::rng::Rng;
 use crate::world::{Faults, World};
 
@@ -111,6 +113,7 @@ struct Run {
     rng: Rng,
     world: World,
     oracle: Oracle,
+    passive: Passive,
     balancer: Balancer,
     snapshot: Arc<Snapshot>,
     ops: Ops,
@@ -150,9 +153,13 @@ impl Run {
             record_flows: true,
         };
         let faults = faults(&mut rng);
+        let passive = Passive::new(&mut rng, clusters);
+        let mut oracle = Oracle::new(calls.clone());
+        oracle.fared.on_world(Instant::ZERO, &snapshot);
         Self {
             world: World::new(Rng::new(rng.next()), faults, pools, clusters),
-            oracle: Oracle::new(calls.clone()),
+            oracle,
+            passive,
             balancer: Balancer::new(&config, snapshot.clone(), policies),
             snapshot,
             ops: Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX),
@@ -186,6 +193,9 @@ impl Run {
             }
             if self.rng.chance(20) {
                 self.change_world();
+            }
+            if self.rng.chance(100) && self.passive.judge(self.world.now, &self.snapshot) {
+                self.publish(|_| {});
             }
             if self.rng.chance(10) {
                 self.swap_policy();
@@ -407,20 +417,19 @@ impl Run {
 
     fn change_world(&mut self) {
         let mut rng = Rng::new(self.rng.next());
+        self.passive.change_mind(&mut rng);
         self.publish(|snapshot| {
             for cluster in &mut snapshot.clusters {
                 for state in &mut cluster.endpoints {
                     state.up = rng.chance(700);
                     state.draining = rng.chance(100);
+                    state.backup = rng.chance(100);
                 }
                 if rng.chance(100) && cluster.endpoints.len() > 1 {
                     let mut endpoints = cluster.endpoints.to_vec();
                     endpoints.remove(rng.below(endpoints.len() as u64) as usize);
                     cluster.endpoints = endpoints.into();
                 }
-                let fails_open = rng.chance(700);
-                cluster.candidates =
-                    Arc::new(candidates(snapshot.generation, &cluster.endpoints, fails_open));
             }
         });
     }
@@ -429,6 +438,8 @@ impl Run {
         let mut next = copy(&self.snapshot);
         next.generation = Generation(next.generation.0 + 1);
         change(&mut next);
+        self.passive.choose(&mut next);
+        self.oracle.fared.on_world(self.world.now, &next);
         self.snapshot = Arc::new(next);
         let old = self.balancer.apply(self.world.now, self.snapshot.clone(), &mut self.ops);
         assert_eq!(old.generation.0 + 1, self.snapshot.generation.0);
@@ -512,6 +523,7 @@ impl Run {
         for state in self.snapshot.clusters.iter().flat_map(|cluster| &cluster.endpoints) {
             assert_eq!(state.endpoint.load.flows_active(), 0, "load is taken off");
             assert_eq!(state.endpoint.load.connecting(), 0, "nobody connects for ever");
+            self.oracle.fared.assert_counted(&state.endpoint);
             bound += state.endpoint.load.flows_total();
         }
         assert!(bound <= self.oracle.binds);
@@ -643,21 +655,20 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
     };
     let cluster = |number: usize, rng: &mut Rng| {
         let endpoints: Box<[EndpointState]> = (0..rng.between(1, 5) as u32)
-            .map(|id| EndpointState {
-                endpoint: Endpoint {
+            .map(|id| {
+                EndpointState::sound(Endpoint {
                     id: EndpointId(id),
                     address: (Ipv4Addr::new(10, 0, number as u8, id as u8), 80).into(),
                     weight: rng.between(1, 4) as u32,
                     load: Arc::default(),
-                },
-                up: true,
-                draining: false,
+                })
             })
             .collect();
         Cluster {
             name: format!("cluster-{number}").into(),
-            candidates: Arc::new(candidates(generation, &endpoints, true)),
+            candidates: Arc::new(all_of(generation, &endpoints)),
             endpoints,
+            footing: Footing::Sound,
             trial: None,
         }
     };
@@ -667,21 +678,6 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
         clusters: (0..clusters).map(|number| cluster(number, rng)).collect(),
         drain_until: None,
     }
-}
-
-pub(crate) fn candidates(
-    generation: Generation,
-    states: &[EndpointState],
-    fails_open: bool,
-) -> Candidates {
-    let serving = |state: &&EndpointState| state.up && !state.draining;
-    let open = fails_open && !states.iter().any(|state| serving(&state));
-    let chosen = states.iter().filter(|state| if open { !state.draining } else { serving(state) });
-    let endpoints: Box<[Endpoint]> = chosen.map(|state| state.endpoint.clone()).collect();
-    let keys: Vec<(String, u32)> =
-        endpoints.iter().map(|e| (e.address.to_string(), e.weight)).collect();
-    let keys: Vec<(&str, u32)> = keys.iter().map(|(key, weight)| (&**key, *weight)).collect();
-    Candidates { generation, endpoints, table: maglev::build(&keys, 251) }
 }
 
 pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
@@ -699,6 +695,7 @@ pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
         name: old.name.clone(),
         endpoints: old.endpoints.clone(),
         candidates: old.candidates.clone(),
+        footing: old.footing,
         trial: None,
     });
     Snapshot {

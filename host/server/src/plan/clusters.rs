@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use pointsman_core::eligibility::Eligibility;
+
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
-use super::{ClusterPlan, EndpointPlan, checks};
+use super::{ClusterPlan, EndpointPlan, checks, passive};
 use crate::config::{Cluster, Endpoint};
 
 pub(super) fn resolve(
@@ -45,8 +47,23 @@ fn resolve_one(
             .health
             .as_ref()
             .map(|health| Arc::new(checks::resolve(&format!("{key}.health"), health, findings))),
-        fail_open: cluster.fail_open,
+        passive: cluster
+            .passive
+            .as_ref()
+            .map(|passive| passive::resolve(&format!("{key}.passive"), passive, findings)),
+        eligibility: eligibility(key, cluster, findings),
     }
+}
+
+fn eligibility(key: &str, cluster: &Cluster, findings: &mut Findings) -> Eligibility {
+    let key = format!("{key}.panic_threshold_percent");
+    let threshold = findings.within(&key, cluster.panic_threshold_percent, 0..=100);
+    if threshold > 0 && !cluster.fail_open {
+        let advice = "uses all endpoints where few are available, and fail_open = false forbids that \
+                      where none is; remove one of the two";
+        findings.add(key, advice);
+    }
+    Eligibility { fails_open: cluster.fail_open, panic_threshold_percent: threshold }
 }
 
 fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<EndpointPlan> {
@@ -69,7 +86,10 @@ fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<
         }
         let weight =
             findings.within(&format!("{key}[{place}].weight"), endpoint.weight, 1..=65_535);
-        plans.push(EndpointPlan { address, weight });
+        plans.push(EndpointPlan { address, weight, backup: endpoint.backup });
+    }
+    if !plans.is_empty() && plans.iter().all(|plan| plan.backup) {
+        findings.add(key, "all of them are backups, of nobody; remove `backup` from at least one");
     }
     plans
 }

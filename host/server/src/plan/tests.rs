@@ -455,3 +455,50 @@ fn every_mistake_in_a_check_is_told() {
     let good = "kind = \"http\", host = \"[::1]:80\", port = 8081, path = \"/a?b\", status = [\"200-204\"], body = \"ok\"";
     assert_eq!(with(good), Vec::<String>::new());
 }
+
+#[test]
+fn every_mistake_about_endpoints_that_are_missing_is_told() {
+    let with =
+        |keys: &str| problems(&GOOD.replace("[[clusters]]", &format!("[[clusters]]\n{keys}")));
+    let cases = [
+        (
+            "passive = { consecutive_failures = 0 }",
+            "clusters[0].passive.consecutive_failures: with 0 and no success_rate nobody is",
+        ),
+        (
+            "passive = { base_ejection_ms = 9000, ejection_ms_max = 8999 }",
+            "clusters[0].passive.ejection_ms_max: 8999 is shorter than base_ejection_ms",
+        ),
+        (
+            "passive = { ejected_percent_max = 0 }",
+            "clusters[0].passive.ejected_percent_max: 0 is out of range; write 1 to 100",
+        ),
+        (
+            "passive = { success_rate = { deviations = 0.0 } }",
+            "clusters[0].passive.success_rate.deviations: 0 is out of range",
+        ),
+        (
+            "passive = { success_rate = { endpoints_min = 1 } }",
+            "clusters[0].passive.success_rate.endpoints_min: 1 is out of range",
+        ),
+        (
+            "passive = { sucess_rate = {} }",
+            "clusters[0].passive.sucess_rate: there is no such key; did you mean \"success_rate\"?",
+        ),
+        (
+            "panic_threshold_percent = 101",
+            "clusters[0].panic_threshold_percent: 101 is out of range; write 0 to 100",
+        ),
+        (
+            "panic_threshold_percent = 50\nfail_open = false",
+            "clusters[0].panic_threshold_percent: uses all endpoints where few are available",
+        ),
+    ];
+    for (keys, expected) in cases {
+        let found = with(keys);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{keys}: {found:?}");
+    }
+    let found = problems(&GOOD.replace("9001\"", "9001\", backup = true"));
+    let expected = "clusters[0].endpoints: all of them are backups, of nobody";
+    assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
+}

@@ -1,7 +1,9 @@
 //! Transitions, what they publish, and what they leave alone.
 
 use std::path::Path;
+use std::time::Duration;
 
+use pointsman_core::ejection::{EjectionChange, EjectionReason};
 use pointsman_core::policy::Table;
 
 use super::*;
@@ -53,10 +55,11 @@ fn an_endpoint_that_goes_down_is_no_candidate_until_it_comes_up() {
     let mut world = world_of(TEXT);
     assert_eq!(candidates_of(&mut world), [0, 1]);
     let change = fail(&mut world, 0).expect("a transition");
-    assert_eq!(change.transition, Transition::WentDown);
+    assert_eq!(change.news, News::Health(Transition::WentDown));
     assert_eq!(change.address.port(), 1);
     assert_eq!(candidates_of(&mut world), [1]);
-    assert_eq!(pass(&mut world, 0).map(|change| change.transition), Some(Transition::WentUp));
+    let change = pass(&mut world, 0).expect("a transition");
+    assert_eq!(change.news, News::Health(Transition::WentUp));
     assert_eq!(candidates_of(&mut world), [0, 1]);
 }
 
@@ -111,9 +114,9 @@ fn failed_connects_of_flows_take_an_endpoint_down() {
     let snapshot = world.publish();
     let load = &snapshot.clusters[0].endpoints[1].endpoint.load;
     load.on_connect_failed(Instant::ZERO);
-    assert_eq!(world.look_at_connects(), []);
+    assert_eq!(world.look_at_flows(Instant::ZERO), []);
     load.on_connect_failed(Instant::ZERO);
-    let changes = world.look_at_connects();
+    let changes = world.look_at_flows(Instant::ZERO);
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0].address.port(), 2);
     assert_eq!(candidates_of(&mut world), [0]);
@@ -126,13 +129,13 @@ fn old_failures_are_not_held_against_an_endpoint_that_came_up() {
     let load = &snapshot.clusters[0].endpoints[0].endpoint.load;
     load.on_connect_failed(Instant::ZERO);
     load.on_connect_failed(Instant::ZERO);
-    assert_eq!(world.look_at_connects().len(), 1);
+    assert_eq!(world.look_at_flows(Instant::ZERO).len(), 1);
     assert!(pass(&mut world, 0).is_some());
-    assert_eq!(world.look_at_connects(), []);
+    assert_eq!(world.look_at_flows(Instant::ZERO), []);
     load.on_connect_failed(Instant::ZERO);
-    assert_eq!(world.look_at_connects(), [], "one new failure is fewer than two");
+    assert_eq!(world.look_at_flows(Instant::ZERO), [], "one new failure is fewer than two");
     load.on_connect_failed(Instant::ZERO);
-    assert_eq!(world.look_at_connects().len(), 1);
+    assert_eq!(world.look_at_flows(Instant::ZERO).len(), 1);
 }
 
 #[test]
@@ -142,7 +145,7 @@ fn endpoints_that_nobody_checks_stay_up() {
     for _ in 0..10 {
         snapshot.clusters[1].endpoints[0].endpoint.load.on_connect_failed(Instant::ZERO);
     }
-    assert_eq!(world.look_at_connects(), []);
+    assert_eq!(world.look_at_flows(Instant::ZERO), []);
     assert_eq!(world.publish().clusters[1].candidates.endpoints.len(), 1);
 }
 
@@ -264,4 +267,78 @@ fn a_policy_that_needs_what_the_one_before_needed_is_shown_nothing_new() {
     show(&mut world, Needs::Table, None);
     let other = Outlook { needs: Needs::Table, author: Some(Author(8)), made: None };
     assert!(!world.shows(LIVE, &other), "another guest makes another table");
+}
+
+const THREE: &str = r#"
+[[listeners]]
+name = "web"
+address = "127.0.0.1:8080"
+cluster = "web"
+
+[[clusters]]
+name = "web"
+endpoints = [
+  { address = "127.0.0.1:1" },
+  { address = "127.0.0.1:2" },
+  { address = "127.0.0.1:3", backup = true },
+]
+"#;
+
+const PASSIVE: &str = "passive = { consecutive_failures = 2, base_ejection_ms = 1000 }";
+
+fn break_flows(world: &World, endpoint: usize, flows: usize) {
+    let load = &world.clusters[0].endpoints[endpoint].endpoint.load;
+    (0..flows).for_each(|_| load.on_broken(Instant::ZERO));
+}
+
+fn footing(world: &World) -> Footing {
+    world.snapshot().clusters[0].footing
+}
+
+#[test]
+fn an_endpoint_whose_flows_fail_is_ejected_and_returns() {
+    let mut world = world_of(&(THREE.to_owned() + PASSIVE));
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+    break_flows(&world, 1, 2);
+    let changes = world.look_at_flows(Instant::from_millis(100));
+    let reason = EjectionReason::ConsecutiveFailures;
+    let ejected = EjectionChange::Ejected { reason, lasting: Duration::from_secs(1) };
+    assert_eq!(changes.len(), 1);
+    assert_eq!((changes[0].address.port(), changes[0].news), (2, News::Ejection(ejected)));
+    assert_eq!(candidates_of(&mut world), [0]);
+    let state = &world.snapshot().clusters[0].endpoints[1];
+    assert_eq!((state.up, state.ejected, state.ejections_total), (true, Some(reason), 1));
+    assert_eq!(world.look_at_flows(Instant::from_millis(1_099)), []);
+    let changes = world.look_at_flows(Instant::from_millis(1_100));
+    assert_eq!(changes[0].news, News::Ejection(EjectionChange::Returned));
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+}
+
+#[test]
+fn nobody_is_ejected_where_that_is_not_asked_for() {
+    let mut world = world_of(THREE);
+    break_flows(&world, 1, 100);
+    assert_eq!(world.look_at_flows(Instant::from_millis(100)), []);
+}
+
+#[test]
+fn backups_serve_while_no_other_endpoint_is_available() {
+    let mut world = world_of(&(THREE.to_owned() + "health = { rise = 2, fall = 2 }"));
+    fail(&mut world, 0);
+    assert_eq!(candidates_of(&mut world), [1]);
+    fail(&mut world, 1);
+    assert_eq!(candidates_of(&mut world), [2]);
+    assert_eq!(footing(&world), Footing::Backup);
+    pass(&mut world, 0);
+    assert_eq!(candidates_of(&mut world), [0]);
+    assert_eq!(footing(&world), Footing::Sound);
+}
+
+#[test]
+fn too_few_endpoints_that_are_available_mean_that_all_are_used() {
+    let threshold = "panic_threshold_percent = 60\nhealth = { rise = 2, fall = 2 }";
+    let mut world = world_of(&(THREE.to_owned() + threshold));
+    fail(&mut world, 0);
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+    assert_eq!(footing(&world), Footing::Panic);
 }

@@ -294,6 +294,11 @@ fn accept(
     }
 }
 
+/// Serves one connection as an endpoint at this address does.
+pub fn serve(stream: TcpStream, address: SocketAddr) {
+    answer(stream, address, &AtomicUsize::new(0));
+}
+
 fn answer(stream: TcpStream, address: SocketAddr, served: &AtomicUsize) {
     let Ok(mut writer) = stream.try_clone() else { return };
     for line in BufReader::new(stream).lines().map_while(Result::ok) {

@@ -11,6 +11,7 @@ use pointsman_core::{
     CloseReason, EndpointId, FlowRecord, Instant, Listener, ListenerStats, OnEndpointDown, Snapshot,
 };
 
+use super::fared::Fared;
 use super::kept::Shelf;
 use super::setup::{Call, Kind, PREFIX};
 
@@ -216,6 +217,7 @@ impl Rests {
 pub(super) struct Model {
     pub(super) workers: Vec<Worker>,
     pub(super) shelf: Shelf,
+    pub(super) fared: Fared,
     pub(super) capacity: usize,
     pub(super) kinds: Vec<Kind>,
     /// By listener: when everything admitted so far is on schedule.

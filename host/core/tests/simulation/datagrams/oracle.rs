@@ -435,6 +435,9 @@ impl Model {
             worker.stats[listener].drops_total[why.index()] += u64::from(datagrams);
             return;
         };
+        let before = worker.flows[place].clone();
+        self.on_replied(&before);
+        let worker = self.worker(scene);
         let flow = &mut worker.flows[place];
         let Fate::Forwarded { socket, peer, local } = fate else { panic!("a reply was dropped") };
         assert_eq!(socket, DatagramSocket::Listener(ListenerId(listener as u16)));
@@ -493,16 +496,6 @@ impl Model {
         assert!(closed.is_some_and(|port| port.closing && !port.failed));
     }
 
-    /// A connected port's endpoint is not there: its flow ends if it was never answered.
-    pub(super) fn on_unreachable(&mut self, scene: &Scene<'_>, port: PortId, seen: &mut Seen) {
-        let mut flows = self.workers[scene.worker].flows.iter();
-        let flow = flows.find(|flow| flow.port == Some(port));
-        if flow.is_some_and(|flow| !flow.is_confirmed()) {
-            let (reason, ended) = self.end(scene, seen);
-            assert_eq!((reason, ended.port), (CloseReason::ConnectFailed, Some(port)));
-        }
-    }
-
     /// Whether the next step looks at all flows, for the world has changed.
     pub(super) fn is_swept(&self, scene: &Scene<'_>) -> bool {
         let worker = &self.workers[scene.worker];
@@ -557,6 +550,7 @@ impl Model {
             let silent = flow.active + scene.timeout(&flow) <= scene.now;
             assert!(silent || flow.target.is_err(), "too early: {flow:?}");
             assert_eq!(reason, flow.target.err().unwrap_or(CloseReason::IdleTimeout));
+            self.on_idle(scene, &flow);
         }
         let due = |flow: &&mut Flow| flow.is_due(scene.now);
         let mut used = Vec::new();

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pointsman_core::boundary::Path;
+use pointsman_core::eligibility::Footing;
 use pointsman_core::policy::{
     Decided, Decision, EndpointIndex, Flow, LeastFlows, Method, Policy, RoundRobin, Scope, Source,
     TablePolicy, Verdict,
@@ -16,8 +17,8 @@ use pointsman_core::{
     SharedRate, Snapshot, SourceCounts, SourceRates, Timeouts,
 };
 
+use crate::passive::all_of;
 use crate::rng::Rng;
-use crate::workload::candidates;
 
 pub(super) const PREFIX: PrefixLengths = PrefixLengths { v4: 32, v6: 64 };
 /// Where the key stands in a datagram.
@@ -249,8 +250,9 @@ fn cluster(rng: &mut Rng, number: usize, generation: Generation) -> Cluster {
         (0..rng.between(1, 5) as u32).map(|id| endpoint(rng, number, id, id)).collect();
     Cluster {
         name: format!("cluster-{number}").into(),
-        candidates: Arc::new(candidates(generation, &endpoints, true)),
+        candidates: Arc::new(all_of(generation, &endpoints)),
         endpoints,
+        footing: Footing::Sound,
         trial: None,
     }
 }
@@ -268,7 +270,7 @@ pub(super) fn endpoint(rng: &mut Rng, cluster: usize, id: u32, host: u32) -> End
         weight: rng.between(1, 4) as u32,
         load: Arc::default(),
     };
-    EndpointState { endpoint, up: true, draining: false }
+    EndpointState::sound(endpoint)
 }
 
 const fn v4(host: u8, port: u16) -> SocketAddr {
