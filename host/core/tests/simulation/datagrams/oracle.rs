@@ -277,7 +277,8 @@ impl Model {
         }
     }
 
-    /// Where there is no port for an endpoint, a flow without a reply gives its own.
+    /// Where there is no port for an endpoint, a flow without a reply gives its own. Tells whether one
+    /// was given that can be used: not every port could be opened.
     fn take_over_port(&mut self, scene: &Scene<'_>, listener: usize, seen: &mut Seen) -> bool {
         let evicted =
             seen.records.front().is_some_and(|first| first.reason == CloseReason::Evicted);
@@ -287,8 +288,10 @@ impl Model {
             let address = flow.address().expect("it had an endpoint");
             assert!(flow.listener == listener && !flow.is_confirmed());
             assert!(!before.contains(&address), "there was a port for its endpoint");
+            let port = flow.port.and_then(|port| self.workers[scene.worker].ports.get(&port));
+            return port.is_some_and(|port| !port.failed);
         }
-        evicted
+        false
     }
 
     /// The endpoints for whose next flow there is certainly a port.
