@@ -16,7 +16,7 @@ use pointsman_core::policy::{
     Decided, Decision, EndpointIndex, Flow, Policy, Scope, Source, maglev,
 };
 use pointsman_core::{
-    Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint,
+    AllFlows, Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint,
     EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown, PrefixLengths,
     Protocol, Snapshot, Timeouts,
 };
@@ -195,6 +195,8 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         cluster: ClusterId(0),
         flows_max: 100_000,
         flows_active: Arc::default(),
+        all_flows: AllFlows::unlimited(),
+        access: None,
         client_prefix: PrefixLengths { v4: 32, v6: 64 },
         connect_attempts: 3,
         on_endpoint_down: OnEndpointDown::Keep,
@@ -207,6 +209,7 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         key: None,
         preread_bytes_max: 16_384,
         new_flow_rate: None,
+        new_flow_rate_per_client: None,
         flows_per_client: None,
         datagrams: DatagramSettings::DEFAULT,
     };

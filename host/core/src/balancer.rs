@@ -352,6 +352,9 @@ impl Balancer {
     /// Whether there is room for one more flow. Takes its place in the listener's count if so.
     fn admit(&self, now: Instant, id: ListenerId, client: IpAddr) -> Result<(), ShedReason> {
         let listener = self.snapshot.listener(id);
+        if !listener.allows(client) {
+            return Err(ShedReason::NotAllowed);
+        }
         if self.chains.is_short(Pool::Small) {
             return Err(ShedReason::Buffers);
         }
@@ -361,22 +364,16 @@ impl Balancer {
         if self.drain_is_over(now) {
             return Err(ShedReason::Draining);
         }
-        // The client first: one at its limit must not use up the rate of all.
-        let counts = listener.flows_per_client.as_deref();
-        if counts.is_some_and(|counts| !counts.try_add(client)) {
-            return Err(ShedReason::ClientFlowsMax);
-        }
-        let admitted = if !listener.admits_another(now) {
-            Err(ShedReason::NewFlowRate)
-        } else if listener.flows_active.try_increment(listener.flows_max) {
-            Ok(())
-        } else {
+        listener.admit_client(now, client)?;
+        let placed = if !listener.flows_active.try_increment(listener.flows_max) {
             Err(ShedReason::FlowsMax)
+        } else if !listener.all_flows.try_add() {
+            listener.flows_active.decrement();
+            Err(ShedReason::AllFlowsMax)
+        } else {
+            Ok(())
         };
-        if let (Err(_), Some(counts)) = (admitted, counts) {
-            counts.remove(client);
-        }
-        admitted
+        placed.inspect_err(|_| listener.dismiss_client(client))
     }
 
     /// Ends a flow that was admitted and then denied: it never gets a session.

@@ -10,6 +10,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod access;
 mod affinity;
 mod allocation;
 mod balancer;
@@ -40,9 +41,10 @@ mod time;
 mod timers;
 mod trial;
 
+pub use access::{AccessList, Network};
 pub use balancer::{Balancer, BalancerConfig};
 pub use board::Board;
-pub use limits::{SharedRate, SourceCounts};
+pub use limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 pub use load::{LatencySample, Load, Outcomes, SLOTS, Sample};
 pub use recent::FlowFacts;
 pub use snapshot::{

@@ -11,13 +11,15 @@ use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use core::time::Duration;
 
+use crate::access::AccessList;
 use crate::boundary::ListenerId;
 use crate::ejection::EjectionReason;
 use crate::eligibility::Footing;
-use crate::limits::{SharedRate, SourceCounts};
+use crate::limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 use crate::load::Load;
 use crate::policy::{EndpointIndex, Table};
 use crate::preread::KeyRule;
+use crate::stats::ShedReason;
 use crate::time::Instant;
 
 /// Names a cluster; an index into the snapshot's clusters.
@@ -76,6 +78,10 @@ pub struct Listener {
     pub flows_max: u32,
     /// Flows now, over all workers.
     pub flows_active: Arc<SharedCount>,
+    /// Flows of this and all other listeners.
+    pub all_flows: AllFlows,
+    /// Who may come, if not everybody.
+    pub access: Option<Arc<AccessList>>,
     /// Which clients count as one for decisions of client scope.
     pub client_prefix: PrefixLengths,
     /// How often a flow may try to connect, at least 1, at most [`Listener::CONNECT_ATTEMPTS_MAX`].
@@ -90,6 +96,8 @@ pub struct Listener {
     pub preread_bytes_max: u32,
     /// New flows per second, over all workers, if that is limited.
     pub new_flow_rate: Option<Arc<SharedRate>>,
+    /// New flows of each client per second, over all workers, if that is limited.
+    pub new_flow_rate_per_client: Option<Arc<SourceRates>>,
     /// Flows of each client at a time, over all workers, if that is limited.
     pub flows_per_client: Option<Arc<SourceCounts>>,
     /// What only datagrams need.
@@ -100,17 +108,42 @@ impl Listener {
     /// The upper bound of `connect_attempts`: a session remembers which endpoints failed it.
     pub const CONNECT_ATTEMPTS_MAX: u32 = 5;
 
-    /// Whether the rate of new flows lets one more through. It counts as one if so.
-    pub(crate) fn admits_another(&self, now: Instant) -> bool {
-        self.new_flow_rate.as_ref().is_none_or(|rate| rate.try_take(now))
+    /// Whether this client may come at all.
+    pub(crate) fn allows(&self, client: IpAddr) -> bool {
+        self.access.as_ref().is_none_or(|access| access.allows(client))
+    }
+
+    /// Whether this client may have another flow at this time. It counts as one if so. What concerns
+    /// the client alone comes first: one at its limit must not use up the rate of all.
+    pub(crate) fn admit_client(&self, now: Instant, client: IpAddr) -> Result<(), ShedReason> {
+        let counts = self.flows_per_client.as_ref();
+        if counts.is_some_and(|counts| !counts.try_add(client)) {
+            return Err(ShedReason::ClientFlowsMax);
+        }
+        let own = self.new_flow_rate_per_client.as_ref();
+        let reason = if own.is_some_and(|rates| !rates.try_take(now, client)) {
+            ShedReason::ClientNewFlowRate
+        } else if self.new_flow_rate.as_ref().is_some_and(|rate| !rate.try_take(now)) {
+            ShedReason::NewFlowRate
+        } else {
+            return Ok(());
+        };
+        self.dismiss_client(client);
+        Err(reason)
+    }
+
+    /// A client that was admitted gets no flow: there is no place for it.
+    pub(crate) fn dismiss_client(&self, client: IpAddr) {
+        if let Some(counts) = &self.flows_per_client {
+            counts.remove(client);
+        }
     }
 
     /// A flow of this client that was admitted has ended.
     pub(crate) fn give_back(&self, client: IpAddr) {
         self.flows_active.decrement();
-        if let Some(counts) = &self.flows_per_client {
-            counts.remove(client);
-        }
+        self.all_flows.remove();
+        self.dismiss_client(client);
     }
 
     /// Whether it receives datagrams, not connections.

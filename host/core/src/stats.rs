@@ -178,8 +178,12 @@ reasons! {
 reasons! {
     /// Why a new flow was refused before anything was allocated for it.
     ShedReason {
+        /// The client is not one of those that may come.
+        NotAllowed => "not-allowed",
         /// The listener has as many flows as it may.
         FlowsMax => "flows-max",
+        /// All listeners together have as many flows as they may.
+        AllFlowsMax => "all-flows-max",
         /// The worker has no free session.
         Sessions => "sessions",
         /// The worker is short of buffers, and keeps the rest for established flows.
@@ -190,12 +194,24 @@ reasons! {
         Draining => "draining",
         /// More new flows came than the listener admits in this time.
         NewFlowRate => "new-flow-rate",
+        /// More new flows came from the client than one client may start in this time.
+        ClientNewFlowRate => "client-new-flow-rate",
         /// The client has as many flows as one client may.
         ClientFlowsMax => "client-flows-max",
         /// The worker's table has no place for another flow of datagrams.
         FlowTableFull => "flow-table-full",
         /// Every upstream port that may be opened is taken for the endpoint.
         Ports => "ports",
+    }
+}
+
+impl ShedReason {
+    /// Whether it is meant to keep a datagram from every endpoint, and not for want of a place.
+    pub(crate) const fn yields(self) -> bool {
+        matches!(
+            self,
+            Self::NotAllowed | Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate
+        )
     }
 }
 

@@ -5,6 +5,7 @@ use core::net::Ipv4Addr;
 use core::time::Duration;
 
 use crate::eligibility::Footing;
+use crate::limits::AllFlows;
 use crate::policy::maglev;
 use crate::snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,
@@ -50,6 +51,8 @@ pub(crate) fn listener(ports_max: u32) -> Listener {
         cluster: ClusterId(0),
         flows_max: 1_000,
         flows_active: Arc::default(),
+        all_flows: AllFlows::unlimited(),
+        access: None,
         client_prefix: PrefixLengths { v4: 32, v6: 64 },
         connect_attempts: 1,
         on_endpoint_down: OnEndpointDown::Keep,
@@ -62,6 +65,7 @@ pub(crate) fn listener(ports_max: u32) -> Listener {
         key: None,
         preread_bytes_max: 16_384,
         new_flow_rate: None,
+        new_flow_rate_per_client: None,
         flows_per_client: None,
         datagrams: DatagramSettings { ports_max, ..DatagramSettings::DEFAULT },
     }

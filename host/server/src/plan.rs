@@ -17,14 +17,17 @@ use pointsman_core::health::Thresholds;
 use pointsman_core::policy::maglev;
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
-    ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
+    AccessList, ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
 };
 use pointsman_plugin::Profile;
 
-use crate::config::{self, Config, OnSwap};
+use crate::config::{self, Config, LogFormat, OnSwap};
+use crate::privileges::RunAs;
 use crate::prober::check::Check;
 use crate::problem::Problem;
 
+mod access;
+mod admin;
 mod checks;
 mod clusters;
 mod findings;
@@ -35,6 +38,7 @@ mod passive;
 mod plugins;
 mod process;
 
+pub use admin::AdminPlan;
 pub use plugins::PluginFolders;
 
 use findings::Findings;
@@ -53,6 +57,8 @@ pub struct Plan {
     pub drain_timeout: Duration,
     /// Kept decisions per worker.
     pub flow_table_entries: u32,
+    /// Flows at a time, of all listeners and over all workers; 0 if that is not limited.
+    pub flows_max: u32,
     /// How much of each worker's core plugins may take.
     pub plugin_cpu_percent: u32,
     /// Receive buffers per worker.
@@ -63,14 +69,29 @@ pub struct Plan {
     pub admin_socket: PathBuf,
     /// Where HTTP is served, if anywhere.
     pub admin_http: Option<SocketAddr>,
+    /// Who may ask it, and what of.
+    pub admin: AdminPlan,
+    /// Whom the process becomes once everything is bound.
+    pub run_as: Option<RunAs>,
     /// Where ended flows are logged, if anywhere.
-    pub access_log: Option<LogTarget>,
+    pub access_log: Option<LogPlan>,
     /// By `ListenerId`.
     pub listeners: Vec<ListenerPlan>,
     /// By `ClusterId`.
     pub clusters: Vec<ClusterPlan>,
     /// The policies that are plugins, by [`PluginId`].
     pub plugins: Vec<PluginPlan>,
+}
+
+/// What is logged of ended flows, and where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogPlan {
+    /// Where.
+    pub target: LogTarget,
+    /// How.
+    pub format: LogFormat,
+    /// The share of those that have not failed, up to 1.
+    pub sample: f64,
 }
 
 /// Where a log goes.
@@ -80,6 +101,17 @@ pub enum LogTarget {
     Stdout,
     /// The end of this file.
     File(PathBuf),
+    /// A syslog daemon.
+    Syslog(SyslogAddress),
+}
+
+/// Where a syslog daemon takes datagrams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SyslogAddress {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A UDP port.
+    Udp(SocketAddr),
 }
 
 /// A listener with everything looked up.
@@ -99,6 +131,10 @@ pub struct ListenerPlan {
     pub flows_per_client_max: u32,
     /// New flows per second, over all workers; 0 if that is not limited.
     pub new_flows_per_second: u32,
+    /// New flows of each client per second, over all workers; 0 if that is not limited.
+    pub new_flows_per_second_per_client: u32,
+    /// Who may come, if not everybody.
+    pub access: Option<Arc<AccessList>>,
     /// Which clients count as one.
     pub client_prefix: PrefixLengths,
     /// How often a flow may try to connect.
@@ -291,11 +327,14 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
         workers: process.workers,
         drain_timeout: process.drain_timeout,
         flow_table_entries: process.flow_table_entries,
+        flows_max: process.flows_max,
         plugin_cpu_percent: process.plugin_cpu_percent,
         pools: process.pools,
         datagram_buffers: if receives_datagrams { process.datagram_buffers } else { 0 },
         admin_socket: process.admin_socket,
         admin_http: process.admin_http,
+        admin: process.admin,
+        run_as: process.run_as,
         access_log: process.access_log,
         listeners,
         clusters,

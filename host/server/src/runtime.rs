@@ -80,6 +80,7 @@ impl Appender {
         let file = match target {
             LogTarget::Stdout => StdFile::from(io::stdout().as_fd().try_clone_to_owned()?),
             LogTarget::File(path) => StdFile::options().append(true).create(true).open(path)?,
+            LogTarget::Syslog(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         Ok(Self { file: File::from_std(file) })
     }
@@ -87,17 +88,17 @@ impl Appender {
     /// Appends all of `bytes`.
     ///
     /// # Errors
-    /// Whatever the kernel says; some of the bytes may then be written.
-    pub async fn append(&self, bytes: Vec<u8>) -> io::Result<()> {
+    /// Whatever the kernel says, with the bytes that are not written.
+    pub async fn append(&self, bytes: Vec<u8>) -> Result<(), (io::Error, Vec<u8>)> {
         let mut rest = bytes;
         while !rest.is_empty() {
             let (result, back) = self.file.write_at(rest, AT_POSITION).submit().await;
-            let count = result?;
             rest = back;
-            if count == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+            match result {
+                Ok(0) => return Err((io::ErrorKind::WriteZero.into(), rest)),
+                Ok(count) => drop(rest.drain(..count)),
+                Err(error) => return Err((error, rest)),
             }
-            rest.drain(..count);
         }
         Ok(())
     }

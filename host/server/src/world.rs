@@ -11,8 +11,8 @@ use pointsman_core::ejection::{Ejection, Ejector};
 use pointsman_core::eligibility::{Eligibility, Footing};
 use pointsman_core::health::{Health, Observation, Thresholds, Transition};
 use pointsman_core::{
-    Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Instant,
-    Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts,
+    AllFlows, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation,
+    Instant, Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts, SourceRates,
 };
 
 use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
@@ -43,7 +43,9 @@ pub struct World {
 struct ListenerState {
     plan: ListenerPlan,
     flows_active: Arc<SharedCount>,
+    all_flows: AllFlows,
     new_flow_rate: Option<Arc<SharedRate>>,
+    new_flow_rate_per_client: Option<Arc<SourceRates>>,
     flows_per_client: Option<Arc<SourceCounts>>,
 }
 
@@ -111,9 +113,13 @@ impl World {
     /// which are the plan's but for the port where that is 0. `hash_key` keeps clients from choosing
     /// what they are counted as; it is secret where there is traffic.
     pub fn new(plan: &Plan, addresses: &[SocketAddr], hash_key: [u64; 2]) -> Self {
-        let listeners = plan.listeners.iter().zip(addresses);
-        let listeners =
-            listeners.map(|(plan, address)| ListenerState::new(plan, *address, hash_key));
+        let all_flows = match plan.flows_max {
+            0 => AllFlows::unlimited(),
+            max => AllFlows { max, active: Arc::default() },
+        };
+        let listeners = plan.listeners.iter().zip(addresses).map(|(plan, address)| {
+            ListenerState::new(plan, *address, (all_flows.clone(), hash_key))
+        });
         let clusters = plan
             .clusters
             .iter()
@@ -256,14 +262,22 @@ impl ListenerState {
     /// refusing.
     const CLIENTS_MAX: u32 = 1_000_000;
 
-    fn new(plan: &ListenerPlan, address: SocketAddr, hash_key: [u64; 2]) -> Self {
+    fn new(
+        plan: &ListenerPlan,
+        address: SocketAddr,
+        (all_flows, hash_key): (AllFlows, [u64; 2]),
+    ) -> Self {
         let (rate, per_client) = (plan.new_flows_per_second, plan.flows_per_client_max);
         let clients = plan.flows_max.min(Self::CLIENTS_MAX);
         let counts = || SourceCounts::new(per_client, clients, plan.client_prefix, hash_key);
+        let own_rate = plan.new_flows_per_second_per_client;
+        let rates = || SourceRates::new(own_rate, Self::CLIENTS_MAX, plan.client_prefix, hash_key);
         Self {
             plan: ListenerPlan { address, ..plan.clone() },
             flows_active: Arc::default(),
+            all_flows,
             new_flow_rate: (rate > 0).then(|| Arc::new(SharedRate::new(rate))),
+            new_flow_rate_per_client: (own_rate > 0).then(|| Arc::new(rates())),
             flows_per_client: (per_client > 0).then(|| Arc::new(counts())),
         }
     }
@@ -276,6 +290,8 @@ impl ListenerState {
             cluster: self.plan.cluster,
             flows_max: self.plan.flows_max,
             flows_active: Arc::clone(&self.flows_active),
+            all_flows: self.all_flows.clone(),
+            access: self.plan.access.clone(),
             client_prefix: self.plan.client_prefix,
             connect_attempts: self.plan.connect_attempts,
             on_endpoint_down: self.plan.on_endpoint_down,
@@ -283,6 +299,7 @@ impl ListenerState {
             key: self.plan.key,
             preread_bytes_max: self.plan.preread_bytes_max,
             new_flow_rate: self.new_flow_rate.clone(),
+            new_flow_rate_per_client: self.new_flow_rate_per_client.clone(),
             flows_per_client: self.flows_per_client.clone(),
             datagrams: self.plan.datagrams,
         }

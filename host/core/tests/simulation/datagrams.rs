@@ -1,5 +1,6 @@
 //! Flows of datagrams: one or two workers of one process, and all that is sent to and fro.
 
+mod admission;
 mod decisions;
 mod fared;
 mod kept;
@@ -427,6 +428,7 @@ impl Run {
             }
         }
         for listener in &self.snapshot.listeners {
+            assert_eq!(listener.all_flows.active.get(), 0, "flows are counted off");
             let Some(counts) = &listener.flows_per_client else { continue };
             let max = setup::per_client_max(counts);
             for client in setup::CLIENTS {
@@ -557,6 +559,11 @@ fn model(
         capacity: capacity as usize,
         kinds,
         rates: vec![Instant::ZERO; listeners],
+        own_rates: BTreeMap::new(),
+        per_second_of_client: limits
+            .clone()
+            .map(|it| it.new_flow_rate_per_client.as_deref().map(setup::per_second_of_client))
+            .collect(),
         per_client: limits
             .clone()
             .map(|it| it.flows_per_client.as_deref().map(setup::per_client_max))

@@ -216,8 +216,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: a client that was turned away stays counted",
         file: "datagram.rs",
-        original: "        if let (Err(_), Some(counts)) = (placed, counts) {",
-        mutated: "        if let (Ok(()), Some(counts)) = (placed.and(Err(ShedReason::FlowsMax)), counts) {",
+        original: "placed.inspect_err(|_| turn.listener(key.listener).dismiss_client(client))",
+        mutated: "placed",
     },
     Mutant {
         breaks: "datagrams: the walk over all flows skips every other",
@@ -233,9 +233,39 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         breaks: "datagrams: a client at its limit is served without a flow",
-        file: "datagram.rs",
-        original: "matches!(reason, ShedReason::Draining | ShedReason::ClientFlowsMax)",
-        mutated: "matches!(reason, ShedReason::Draining)",
+        file: "stats.rs",
+        original: "Self::NotAllowed | Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate",
+        mutated: "Self::NotAllowed | Self::Draining | Self::ClientNewFlowRate",
+    },
+    Mutant {
+        breaks: "datagrams: a client that may not come is served without a flow",
+        file: "stats.rs",
+        original: "Self::NotAllowed | Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate",
+        mutated: "Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate",
+    },
+    Mutant {
+        breaks: "access: the smallest address of a denied network may come",
+        file: "access.rs",
+        original: "partition_point(|change| *change <= address)",
+        mutated: "partition_point(|change| *change < address)",
+    },
+    Mutant {
+        breaks: "limits: one client's rate is everybody's",
+        file: "limits.rs",
+        original: "[hash as usize & mask, (hash >> 32) as usize & mask]",
+        mutated: "[hash as usize & mask & 0, (hash >> 32) as usize & mask & 0]",
+    },
+    Mutant {
+        breaks: "limits: a client that is too fast stays counted",
+        file: "snapshot.rs",
+        original: "        self.dismiss_client(client);\n        Err(reason)",
+        mutated: "        Err(reason)",
+    },
+    Mutant {
+        breaks: "limits: a flow that ends stays counted among all",
+        file: "snapshot.rs",
+        original: "        self.all_flows.remove();",
+        mutated: "",
     },
     Mutant {
         breaks: "datagrams: a decision for nobody binds the client",

@@ -20,6 +20,7 @@ use pointsman_core::{
 use twox_hash::XxHash64;
 
 use crate::fared::Fared;
+use crate::workload;
 use crate::world::World;
 
 /// One call of a policy under observation.
@@ -325,6 +326,9 @@ impl Oracle {
             assert!(calls.is_empty(), "what is shed costs nothing");
             return;
         }
+        let denied = listener.access.is_some() && workload::is_denied(arrival.client);
+        assert!(!denied, "a client came that may not");
+        assert!(before.active < u64::from(listener.all_flows.max), "more flows than all may have");
         assert!(before.active < u64::from(view.sessions_max), "more flows than sessions");
         assert!(before.active < u64::from(listener.flows_max) || view.snapshot.listeners.len() > 1);
         let cluster = listener.cluster.index();

@@ -1,7 +1,7 @@
 //! One seed's schedule: what the world looks like, who does what, and in which order.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use pointsman_core::policy::{
 };
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
-    Balancer, BalancerConfig, Board, CANARY_SLOTS, Candidates, CloseReason, Cluster, ClusterId,
-    DatagramSettings, DropReason, Endpoint, EndpointId, EndpointState, Generation, Instant,
-    KeylessReason, Listener, OnEndpointDown, PrefixLengths, Protocol, SharedRate, ShedReason,
-    Snapshot, SourceCounts, Stats, Tally, Timeouts, Trial,
+    AccessList, AllFlows, Balancer, BalancerConfig, Board, CANARY_SLOTS, Candidates, CloseReason,
+    Cluster, ClusterId, DatagramSettings, DropReason, Endpoint, EndpointId, EndpointState,
+    Generation, Instant, KeylessReason, Listener, Network, OnEndpointDown, PrefixLengths, Protocol,
+    SharedRate, ShedReason, Snapshot, SourceCounts, SourceRates, Stats, Tally, Timeouts, Trial,
 };
 
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
@@ -512,6 +512,7 @@ impl Run {
             self.snapshot.listeners.iter().zip(&self.balancer.stats().listeners)
         {
             assert_eq!(listener.flows_active.get(), 0, "flows are counted off");
+            assert_eq!(listener.all_flows.active.get(), 0, "here too");
             listener.flows_per_client.as_deref().map(assert_nobody_is_counted);
             assert_eq!(stats.flows_active, 0);
             assert_eq!(stats.flows_total, stats.closes_total.iter().sum::<u64>());
@@ -610,8 +611,19 @@ fn assert_nobody_is_counted(counts: &SourceCounts) {
     }
 }
 
+/// Every address is a client.
+const ADDRESSES: PrefixLengths = PrefixLengths { v4: 32, v6: 128 };
+/// Where some clients of some listeners come from, who may not.
+const DENIED: Network = Network { address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 4)), length: 31 };
+
+/// What that means for the clients there are.
+pub(crate) fn is_denied(client: SocketAddr) -> bool {
+    [4, 5].map(|host| IpAddr::from([192, 0, 2, host])).contains(&client.ip())
+}
+
 fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
     let generation = Generation(1);
+    let all_flows = AllFlows { max: rng.pick(&[u32::MAX, 6]), active: Arc::default() };
     let listener = |number: usize, rng: &mut Rng| Listener {
         name: format!("listener-{number}").into(),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
@@ -619,7 +631,9 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
         cluster: ClusterId(number as u16),
         flows_max: rng.pick(&[4, 1_000]),
         flows_active: Arc::default(),
-        client_prefix: PrefixLengths { v4: 32, v6: 128 },
+        all_flows: all_flows.clone(),
+        access: rng.chance(200).then(|| Arc::new(AccessList::new(&[], &[DENIED]))),
+        client_prefix: ADDRESSES,
         connect_attempts: rng.between(1, 5) as u32,
         on_endpoint_down: rng.pick(&[OnEndpointDown::Keep, OnEndpointDown::Reset]),
         timeouts: Timeouts {
@@ -631,9 +645,12 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
         key: key_rule(rng),
         preread_bytes_max: rng.pick(&[10, 4_096]),
         new_flow_rate: rng.chance(100).then(|| Arc::new(SharedRate::new(20))),
+        new_flow_rate_per_client: rng
+            .chance(100)
+            .then(|| Arc::new(SourceRates::new(5, 1, ADDRESSES, [1, 2]))),
         flows_per_client: rng
             .chance(200)
-            .then(|| Arc::new(SourceCounts::new(3, 1, PrefixLengths { v4: 32, v6: 128 }, [1, 2]))),
+            .then(|| Arc::new(SourceCounts::new(3, 1, ADDRESSES, [1, 2]))),
         datagrams: DatagramSettings::DEFAULT,
     };
     let cluster = |number: usize, rng: &mut Rng| {
@@ -667,7 +684,10 @@ pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
     let listeners = snapshot.listeners.iter().map(|old| Listener {
         name: old.name.clone(),
         flows_active: old.flows_active.clone(),
+        all_flows: old.all_flows.clone(),
+        access: old.access.clone(),
         new_flow_rate: old.new_flow_rate.clone(),
+        new_flow_rate_per_client: old.new_flow_rate_per_client.clone(),
         flows_per_client: old.flows_per_client.clone(),
         ..*old
     });

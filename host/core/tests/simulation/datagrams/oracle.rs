@@ -15,6 +15,7 @@ use pointsman_core::{
 };
 use twox_hash::XxHash64;
 
+use super::admission;
 use super::kept::KeptKey;
 use super::model::{Flow, Model, Port, Role, Scene, Seen, coarse};
 use super::setup::Kind;
@@ -239,33 +240,6 @@ impl Model {
         }
     }
 
-    fn admit(
-        &mut self,
-        scene: &Scene<'_>,
-        request: &Request,
-        seen: &mut Seen,
-    ) -> Result<(), ShedReason> {
-        let id = request.listener;
-        let client = request.client.ip();
-        if scene.snapshot.drain_until.is_some() {
-            return Err(ShedReason::Draining);
-        }
-        if self.per_client[id].is_some_and(|max| self.active_of(id, client) >= max as usize) {
-            return Err(ShedReason::ClientFlowsMax);
-        }
-        if !self.try_rate(scene.now, id) {
-            return Err(ShedReason::NewFlowRate);
-        }
-        let full = self.active(id) >= scene.listener(id).flows_max as usize;
-        if full && !self.evict(scene, Some(id), seen) {
-            return Err(ShedReason::FlowsMax);
-        }
-        if self.is_full(scene) && !self.evict(scene, None, seen) {
-            return Err(ShedReason::FlowTableFull);
-        }
-        Ok(())
-    }
-
     fn start(&mut self, scene: &Scene<'_>, request: &Request, key: Option<u64>, seen: &mut Seen) {
         let listener = request.listener;
         let Some(allocated) = self.allocate(scene, (listener, request.client, key), seen) else {
@@ -303,7 +277,8 @@ impl Model {
         }
     }
 
-    /// Where there is no port for an endpoint, a flow without a reply gives its own.
+    /// Where there is no port for an endpoint, a flow without a reply gives its own. Tells whether one
+    /// was given that can be used: not every port could be opened.
     fn take_over_port(&mut self, scene: &Scene<'_>, listener: usize, seen: &mut Seen) -> bool {
         let evicted =
             seen.records.front().is_some_and(|first| first.reason == CloseReason::Evicted);
@@ -313,8 +288,10 @@ impl Model {
             let address = flow.address().expect("it had an endpoint");
             assert!(flow.listener == listener && !flow.is_confirmed());
             assert!(!before.contains(&address), "there was a port for its endpoint");
+            let port = flow.port.and_then(|port| self.workers[scene.worker].ports.get(&port));
+            return port.is_some_and(|port| !port.failed);
         }
-        evicted
+        false
     }
 
     /// The endpoints for whose next flow there is certainly a port.
@@ -379,7 +356,7 @@ impl Model {
     ) {
         let listener = request.listener;
         let among = &scene.snapshot.clusters[listener].candidates;
-        let yields = matches!(reason, ShedReason::Draining | ShedReason::ClientFlowsMax);
+        let yields = admission::yields(reason);
         let follows = !yields && self.kinds[listener] == Kind::Maglev;
         let unsure = self.is_unsure(scene, listener);
         let may_open = self.may_open(scene, listener);

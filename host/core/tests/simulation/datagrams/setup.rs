@@ -12,9 +12,9 @@ use pointsman_core::policy::{
 };
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
-    Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,
-    Generation, Listener, OnEndpointDown, PrefixLengths, Protocol, SharedRate, Snapshot,
-    SourceCounts, Timeouts,
+    AccessList, AllFlows, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId,
+    EndpointState, Generation, Instant, Listener, Network, OnEndpointDown, PrefixLengths, Protocol,
+    SharedRate, Snapshot, SourceCounts, SourceRates, Timeouts,
 };
 
 use crate::passive::all_of;
@@ -123,16 +123,20 @@ impl Policy for Scripted {
 /// A world with one cluster for each listener.
 pub(super) fn first_snapshot(rng: &mut Rng, listeners: usize, keyed: bool) -> Snapshot {
     let generation = Generation(1);
+    let all_flows =
+        AllFlows { max: rng.pick(&[u32::MAX, u32::MAX, 3, 12]), active: Arc::default() };
+    let listener = |number| listener(rng, number, keyed, &all_flows);
     Snapshot {
         generation,
-        listeners: (0..listeners).map(|number| listener(rng, number, keyed)).collect(),
+        listeners: (0..listeners).map(listener).collect(),
         clusters: (0..listeners).map(|number| cluster(rng, number, generation)).collect(),
         drain_until: None,
     }
 }
 
-fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
+fn listener(rng: &mut Rng, number: usize, keyed: bool, all_flows: &AllFlows) -> Listener {
     let per_client = rng.chance(300).then(|| Arc::new(source_counts(rng)));
+    let own_rate = rng.chance(250).then(|| Arc::new(source_rates(rng)));
     let rate = rng.chance(250).then(|| Arc::new(SharedRate::new(rng.pick(&[1, 5, 50]))));
     let (offset, length) = KEY;
     Listener {
@@ -142,6 +146,8 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
         cluster: ClusterId(number as u16),
         flows_max: rng.pick(&[2, 10, 1_000, 1_000]),
         flows_active: Arc::default(),
+        all_flows: all_flows.clone(),
+        access: rng.chance(250).then(|| Arc::new(AccessList::new(&ALLOWED, &DENIED))),
         client_prefix: PREFIX,
         connect_attempts: 1,
         on_endpoint_down: rng.pick(&[
@@ -159,6 +165,7 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
         key: (keyed && rng.chance(700)).then_some(KeyRule::Bytes { offset, length }),
         preread_bytes_max: 16_384,
         new_flow_rate: rate,
+        new_flow_rate_per_client: own_rate,
         flows_per_client: per_client,
         datagrams: DatagramSettings {
             replies_expected: rng.pick(&[0, 0, 1, 2]),
@@ -170,9 +177,25 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
     }
 }
 
-/// Counts in which no two of the clients fall on the same places.
-fn source_counts(rng: &mut Rng) -> SourceCounts {
-    let max = rng.pick(&[1, 3]);
+/// Networks of whose clients some may come where there is a list.
+const ALLOWED: [Network; 2] = [
+    network4([192, 0, 2, 0], 24),
+    Network { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), length: 0 },
+];
+/// Those who may not.
+const DENIED: [Network; 2] = [network4([192, 0, 2, 2], 31), network4([192, 0, 2, 7], 32)];
+
+const fn network4([a, b, c, d]: [u8; 4], length: u8) -> Network {
+    Network { address: IpAddr::V4(Ipv4Addr::new(a, b, c, d)), length }
+}
+
+/// What the lists above mean for the clients there are.
+pub(super) fn is_denied(client: IpAddr) -> bool {
+    [2, 3, 7].map(|host| IpAddr::from([192, 0, 2, host])).contains(&client)
+}
+
+/// A secret with which no two of the clients fall on the same places.
+fn apart(rng: &mut Rng) -> [u64; 2] {
     loop {
         let key = [rng.next(), rng.next()];
         let alone = |client: &SocketAddr| {
@@ -183,9 +206,26 @@ fn source_counts(rng: &mut Rng) -> SourceCounts {
             added > 0 && counts.try_add(client.ip())
         };
         if CLIENTS.iter().all(alone) {
-            return SourceCounts::new(max, 1, PREFIX, key);
+            return key;
         }
     }
+}
+
+fn source_counts(rng: &mut Rng) -> SourceCounts {
+    let max = rng.pick(&[1, 3]);
+    SourceCounts::new(max, 1, PREFIX, apart(rng))
+}
+
+fn source_rates(rng: &mut Rng) -> SourceRates {
+    let per_second = rng.pick(&[1, 4]);
+    SourceRates::new(per_second, 1, PREFIX, apart(rng))
+}
+
+/// What `SourceRates` was told, which it does not say: as many at once after a quiet second.
+pub(super) fn per_second_of_client(rates: &SourceRates) -> u64 {
+    let nobody = IpAddr::from([203, 0, 113, 77]);
+    let now = Instant::ZERO;
+    (0..).take_while(|_| rates.try_take(now, nobody)).count() as u64
 }
 
 /// What `SourceCounts` was told, which it does not say: how many flows a client may have.
