@@ -118,10 +118,12 @@ impl Ejection {
     /// are new.
     fn look(&mut self, outcomes: Outcomes) -> Option<u32> {
         let before = core::mem::replace(&mut self.seen, outcomes);
-        if outcomes.in_a_row < self.forgiven {
+        // A good flow has begun a new row, however long that is by now.
+        if before.successes != outcomes.successes {
             self.forgiven = 0;
         }
-        (before.failures != outcomes.failures).then(|| outcomes.in_a_row - self.forgiven)
+        let row = outcomes.in_a_row.saturating_sub(self.forgiven);
+        (before.failures != outcomes.failures).then_some(row)
     }
 
     /// The share of good flows in this interval, if there were enough.
@@ -368,6 +370,17 @@ mod tests {
         assert_eq!(case.judge(32), [], "two new ones are fewer than three");
         case.fail(1, 1);
         assert_eq!(case.judge(33).len(), 1);
+    }
+
+    #[test]
+    fn a_row_that_began_after_a_good_flow_counts_whole() {
+        let mut case = Case::new(4, RULES);
+        case.fail(1, 3);
+        case.judge(0);
+        assert_eq!(case.judge(30), [(1, EjectionChange::Returned)]);
+        case.serve(1, 1);
+        case.fail(1, 3);
+        assert_eq!(case.judge(31), [(1, for_seconds(60))]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Active health checks: asks endpoints whether they serve, again and again.
 //!
-//! One task per endpoint, for as long as there is that endpoint. Nothing is judged here: what a check saw goes to the control loop, which
-//! feeds it to the core's `Health`.
+//! One task per endpoint, for as long as there is that endpoint. Nothing is judged here: what a check
+//! saw goes to the control loop, which feeds it to the core's `Health`.
 
 pub mod check;
 pub mod tls;

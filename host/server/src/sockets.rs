@@ -86,8 +86,8 @@ pub struct AdminSocket {
 }
 
 impl AdminSocket {
-    /// Binds the socket, for those whom the plan says. A file left behind by a balancer that is gone is
-    /// replaced, one that somebody answers at is not.
+    /// Binds the socket, for those whom the plan says. A file left behind by a balancer that is gone
+    /// is replaced, one that somebody answers at is not.
     ///
     /// # Errors
     /// One line that says what to do.

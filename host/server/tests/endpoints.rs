@@ -9,25 +9,10 @@ use std::process::{Command, Output};
 use pointsman::status::Endpoint as Shown;
 use support::policy::Traffic;
 use support::udp::{Asker, Server};
-use support::{Balancer, Client, Endpoint, POINTSMAN, ask_once, eventually};
+use support::{Balancer, Client, Endpoint, POINTSMAN, ask_once, eventually, raw};
 
 fn config(endpoints: &[SocketAddr], listener: &str, cluster: &str) -> String {
-    let endpoints: String =
-        endpoints.iter().map(|address| format!("{{ address = \"{address}\" }},")).collect();
-    format!(
-        r#"
-workers = 2
-[[listeners]]
-name = "web"
-address = "127.0.0.1:0"
-cluster = "web"
-{listener}
-[[clusters]]
-name = "web"
-endpoints = [{endpoints}]
-{cluster}
-"#
-    )
+    raw::config("workers = 2", listener, endpoints) + cluster + "\n"
 }
 
 fn run(balancer: &Balancer, arguments: &[&str]) -> Output {

@@ -63,7 +63,8 @@ impl Sink {
     fn open(log: &LogPlan) -> std::io::Result<Self> {
         Ok(match &log.target {
             LogTarget::Syslog(address) => Self::Syslog(Syslog::new(address.clone())),
-            file => Self::File(Appender::open(file)?, false),
+            LogTarget::Stdout => Self::File(Appender::stdout()?, false),
+            LogTarget::File(path) => Self::File(Appender::open(path)?, false),
         })
     }
 }

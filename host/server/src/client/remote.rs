@@ -1,6 +1,7 @@
 //! Asks a balancer elsewhere, by its admin address.
 //!
-//! A token is sent to whom the certificate names, or on this machine, and to nobody else.
+//! A token is sent to whom a trusted certificate names, to whoever shows one of the trusted ones, or
+//! in the clear on this machine, and to nobody else.
 
 use std::fs;
 use std::io::{Read, Write};

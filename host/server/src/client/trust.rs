@@ -1,6 +1,7 @@
 //! Whom the command line trusts: those for whom named certificates vouch, and those who show one of
 //! these themselves, as a balancer with a certificate of its own making does. Such a certificate is
-//! often marked as one that vouches for others, which by the rules is no server's.
+//! often marked as one that vouches for others, which by the rules is no server's. Of one that was
+//! named itself neither its own names nor its time are asked: to name it is to trust its holder.
 
 use std::sync::Arc;
 
