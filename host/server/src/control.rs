@@ -22,6 +22,7 @@ use crate::access_log::{self, Log, LogTask};
 use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
+use crate::discovery::{Discovery, Found};
 use crate::failure::Failure;
 use crate::mailbox::Retired;
 use crate::notify::Notifier;
@@ -36,7 +37,7 @@ use crate::sockets::{self, AdminSocket};
 use crate::steering::{Steered, Steering};
 use crate::swap::{guard, watch};
 use crate::worker::Ended;
-use crate::world::{Change, News, Role, World};
+use crate::world::{Change, News, Role, Unchanged, World};
 
 /// How often failed connects are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -57,6 +58,7 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     let listening = sockets::listen(&plan).map_err(Failure::input)?;
     let hash_key = [random::secret()?, random::secret()?];
     let mut world = World::new(&plan, &listening.addresses, hash_key);
+    let discovery = Discovery::start(&plan, &mut world).await;
     let seated = assembly::seat(&plan, &plugins, &mut world).map_err(Failure::Input)?;
     let (unix, admin_socket) = AdminSocket::bind(&plan).map_err(Failure::input)?;
     let http = bind_http(&plan).await?;
@@ -106,6 +108,7 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         service,
         signals,
         prober: Prober::new(seen_sender),
+        discovery,
         notifier,
         seen,
         ended,
@@ -200,6 +203,7 @@ struct Control {
     service: Arc<Service>,
     signals: Signals,
     prober: Prober,
+    discovery: Discovery,
     notifier: Notifier,
     seen: UnboundedReceiver<Seen>,
     ended: UnboundedReceiver<Ended>,
@@ -218,6 +222,7 @@ impl Control {
         while self.workers_left > 0 {
             tokio::select! {
                 Some(seen) = self.seen.recv() => self.on_seen(seen),
+                found = self.discovery.next() => self.on_found(&found),
                 Some(ended) = self.ended.recv() => self.on_ended(ended)?,
                 Some(retired) = self.retired.recv() => drop(retired),
                 Some(steered) = self.steered.recv() => self.on_steered(steered),
@@ -257,8 +262,14 @@ impl Control {
         self.publish(change.as_slice());
     }
 
+    fn on_found(&self, found: &Found) {
+        // Where nothing has changed there is nothing to publish.
+        let _: Result<(), Unchanged> = self.service.try_change(|world| world.take_found(found));
+    }
+
     fn on_tick(&mut self) -> anyhow::Result<()> {
         let plan = self.service.plan();
+        self.discovery.follow(plan);
         self.service.look(|world| self.prober.follow(plan, world));
         let now = Clock.now();
         let changes = self.service.look(|world| world.look_at_flows(now));

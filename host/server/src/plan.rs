@@ -30,6 +30,7 @@ mod access;
 mod admin;
 mod checks;
 mod clusters;
+mod discovery;
 mod findings;
 mod json;
 mod keys;
@@ -39,6 +40,7 @@ mod plugins;
 mod process;
 
 pub use admin::AdminPlan;
+pub use discovery::{DiscoveryPlan, DnsPlan, Source, read_endpoints};
 pub use plugins::PluginFolders;
 
 use findings::Findings;
@@ -167,8 +169,10 @@ pub struct ClusterPlan {
     pub policy_name: String,
     /// What allocates its flows.
     pub policy: PolicyPlan,
-    /// Who serves, in the file's order.
+    /// Who serves, in the file's order; nobody where they are found.
     pub endpoints: Vec<EndpointPlan>,
+    /// Where those who serve are found, if they are not written.
+    pub discovery: Option<Arc<DiscoveryPlan>>,
     /// How the endpoints are checked, if at all.
     pub check: Option<Arc<CheckPlan>>,
     /// Which endpoints are ejected because flows fail on them, if any are.
@@ -320,7 +324,7 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let mut findings = Findings::default();
     let process = process::resolve(config, &mut findings);
     let policies = plugins::resolve(&config.policies, folders, &mut findings);
-    let clusters = clusters::resolve(&config.clusters, &policies, &mut findings);
+    let clusters = clusters::resolve(&config.clusters, &policies, folders, &mut findings);
     let listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
     let receives_datagrams = listeners.iter().any(ListenerPlan::is_datagrams);
     let plan = Plan {
