@@ -262,7 +262,7 @@ impl Control {
         self.publish(change.as_slice());
     }
 
-    fn on_found(&self, found: &Found) {
+    fn on_found(&self, found: &[Found]) {
         // Where nothing has changed there is nothing to publish.
         let _: Result<(), Unchanged> = self.service.try_change(|world| world.take_found(found));
     }

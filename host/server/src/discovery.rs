@@ -17,7 +17,6 @@ mod pace;
 mod standing;
 
 use std::collections::BTreeMap;
-use std::future::pending;
 use std::sync::Arc;
 
 use pointsman_core::ClusterId;
@@ -34,6 +33,9 @@ pub use standing::{Standing, Who};
 
 use asker::Askers;
 use file::{FileWatch, Watch};
+
+/// Attempts that are taken in together.
+const FOUND_MAX: usize = 1_000;
 
 /// What came of one attempt to find a cluster's endpoints.
 #[derive(Debug)]
@@ -123,7 +125,9 @@ impl Discovery {
             clusters.filter_map(|(id, cluster)| Some((id, until(cluster)?))).collect();
         while let Some(until) = awaited.values().max().copied() {
             let Ok(found) = timeout_at(until, self.next()).await else { break };
-            awaited.remove(&found.cluster);
+            for found in &found {
+                awaited.remove(&found.cluster);
+            }
             // It is published before anybody could see it.
             let _: Result<(), Unchanged> = world.take_found(&found);
         }
@@ -133,12 +137,11 @@ impl Discovery {
         }
     }
 
-    /// What is found next.
-    pub async fn next(&mut self) -> Found {
-        match self.found.recv().await {
-            Some(found) => found,
-            // Nobody can have closed it: the other end is here.
-            None => pending().await,
-        }
+    /// What is found next, and what else has been by then: when resolvers come back, thousands of names
+    /// may change, and each change of the world is a copy of all of it.
+    pub async fn next(&mut self) -> Vec<Found> {
+        let mut found = Vec::new();
+        self.found.recv_many(&mut found, FOUND_MAX).await;
+        found
     }
 }

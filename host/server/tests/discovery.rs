@@ -221,6 +221,73 @@ fn services_have_ports_weights_and_backups() {
 }
 
 #[test]
+fn a_target_that_cannot_be_asked_about_keeps_its_endpoint_and_holds_up_no_other() {
+    let [one, two, three] = on_one_port();
+    let server = NameServer::start();
+    let port = one.address.port();
+    let of = |target| service(1, 1, port, target);
+    server.set("a.test", hosts(&[one.address]));
+    server.set("b.test", hosts(&[two.address]));
+    server.set("_web._tcp.test", vec![of("a.test."), of("b.test.")]);
+    let discovery = format!(
+        "kind = \"srv\", name = \"_web._tcp.test\", resolvers = [\"{}\"], refresh_min_ms = 20",
+        server.address
+    );
+    let balancer = Balancer::start(&config("round-robin", &discovery));
+    let web = balancer.address("web");
+    eventually("both serve", || who_answers(web).len() == 2);
+    server.fail("a.test");
+    server.set("b.test", hosts(&[three.address]));
+    let after = BTreeSet::from([one.address, three.address]);
+    eventually("the other has another", || who_answers(web) == after);
+    server.await_questions(10);
+    assert_eq!(who_answers(web), after);
+    server.set("_web._tcp.test", vec![of("b.test.")]);
+    eventually("it goes with its name", || who_answers(web) == BTreeSet::from([three.address]));
+}
+
+#[test]
+fn the_family_says_which_addresses_count() {
+    let server = NameServer::start();
+    let host = |text: &str| host(text.parse().expect("an address"));
+    server.set("web.test", vec![host("127.0.0.11"), host("::1")]);
+    let found = |family: &str| {
+        let balancer = Balancer::start(&by_name(&server, 1, &format!(", family = \"{family}\"")));
+        let endpoints = cluster(&balancer).endpoints;
+        endpoints.into_iter().map(|endpoint| endpoint.address).collect::<Vec<_>>()
+    };
+    let (v4, v6) = ("127.0.0.11:1", "[::1]:1");
+    assert_eq!(found("prefer-ipv4"), [v4]);
+    assert_eq!(found("prefer-ipv6"), [v6]);
+    assert_eq!(found("both"), [v4, v6]);
+    server.set("web.test", vec![host("::1")]);
+    assert_eq!(found("prefer-ipv4"), [v6], "the other counts where there is none");
+    assert_eq!(found("both"), [v6]);
+    assert!(found("ipv4").is_empty());
+    assert_eq!(found("ipv6"), [v6]);
+}
+
+#[test]
+fn no_flow_fails_while_answers_change() {
+    let [stays, one, two] = on_one_port();
+    let server = NameServer::start();
+    server.set("web.test", hosts(&[stays.address]));
+    let balancer = Balancer::start(&by_name(&server, stays.address.port(), ""));
+    let web = balancer.address("web");
+    let mut client = Client::connect(web).expect("a connection");
+    assert_eq!(client.ask("before").expect("an answer"), stays.address);
+    let load = Traffic::start(web, 4);
+    for addresses in [&[stays.address, one.address][..], &[two.address, stays.address]].repeat(10) {
+        server.set("web.test", hosts(addresses));
+        server.await_questions(2);
+    }
+    server.set("web.test", hosts(&[stays.address]));
+    assert!(load.stop() > 0, "there was traffic");
+    assert_eq!(client.ask("after").expect("an answer"), stays.address);
+    eventually("everybody is forgotten", || cluster(&balancer).endpoints.len() == 1);
+}
+
+#[test]
 fn an_answer_that_does_not_fit_a_datagram_is_fetched_by_tcp() {
     let [one] = on_one_port();
     let server = NameServer::start();

@@ -122,7 +122,7 @@ impl Asker {
     pub(super) async fn ask(&self, name: &Name, of: RecordType) -> Result<Told<RData>, Failure> {
         let line = self.line().await?;
         let mut denial = None;
-        for name in line.places(name) {
+        for name in places(name, &line.search, line.dots_min) {
             match self.ask_one(&line.resolver, name, of).await {
                 Err(failure) if failure.outcome.is_denial() => denial = Some(failure),
                 told => return told,
@@ -218,26 +218,21 @@ impl Asker {
     }
 }
 
-impl Line {
-    /// The absolute names that a name may stand for, in the order in which they are tried.
-    fn places(&self, name: &Name) -> Vec<Name> {
-        let mut absolute = name.clone();
-        absolute.set_fqdn(true);
-        if name.is_fqdn() {
-            return vec![absolute];
-        }
-        let within = self.search.iter().filter_map(|at| name.clone().append_domain(at).ok());
-        let mut places: Vec<_> = within
-            .map(|mut place| {
-                place.set_fqdn(true);
-                place
-            })
-            .collect();
-        let dots = usize::from(name.num_labels()).saturating_sub(1);
-        let place = if dots >= self.dots_min { 0 } else { places.len() };
-        places.insert(place, absolute);
-        places
+/// The absolute names that a name may stand for, in the order in which they are tried.
+fn places(name: &Name, search: &[Name], dots_min: usize) -> Vec<Name> {
+    let absolute = |mut name: Name| {
+        name.set_fqdn(true);
+        name
+    };
+    if name.is_fqdn() {
+        return vec![name.clone()];
     }
+    let within = search.iter().filter_map(|at| name.clone().append_domain(at).ok());
+    let mut places: Vec<_> = within.map(absolute).collect();
+    let dots = usize::from(name.num_labels()).saturating_sub(1);
+    let place = if dots >= dots_min { 0 } else { places.len() };
+    places.insert(place, absolute(name.clone()));
+    places
 }
 
 fn addresses(told: &Told<RData>) -> Told<IpAddr> {
@@ -262,4 +257,24 @@ fn failure(error: &NetError) -> Failure {
         _ => error.to_string(),
     };
     Failure::new(outcome, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relative_name_is_looked_for_where_the_system_says_and_an_absolute_one_is_not() {
+        let name = |text| Name::from_ascii(text).expect("a name");
+        let search = [name("a.test"), name("b.test.")];
+        let of = |text, dots_min| {
+            let places = places(&name(text), &search, dots_min);
+            assert!(places.iter().all(Name::is_fqdn), "{places:?}");
+            places.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(of("web.", 1), ["web."]);
+        assert_eq!(of("web", 1), ["web.a.test.", "web.b.test.", "web."]);
+        assert_eq!(of("web.c", 1), ["web.c.", "web.c.a.test.", "web.c.b.test."]);
+        assert_eq!(of("web.c", 5), ["web.c.a.test.", "web.c.b.test.", "web.c."]);
+    }
 }

@@ -30,11 +30,16 @@ impl Discovered {
 pub struct Unchanged;
 
 impl World {
-    /// Takes in what came of a search.
+    /// Takes in what came of searches.
     ///
     /// # Errors
     /// There is no need of another world.
-    pub fn take_found(&mut self, found: &Found) -> Result<(), Unchanged> {
+    pub fn take_found(&mut self, found: &[Found]) -> Result<(), Unchanged> {
+        let changed = found.iter().filter(|found| self.take_one(found).is_ok()).count();
+        if changed > 0 { Ok(()) } else { Err(Unchanged) }
+    }
+
+    fn take_one(&mut self, found: &Found) -> Result<(), Unchanged> {
         let cluster = self.clusters.get_mut(found.cluster.index()).ok_or(Unchanged)?;
         let discovered = cluster.discovered.as_mut().ok_or(Unchanged)?;
         if discovered.plan != found.plan {

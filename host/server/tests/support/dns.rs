@@ -1,6 +1,6 @@
 //! A name server that answers as the test says, over UDP and TCP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -48,6 +48,8 @@ struct Zone {
     mood: Mood,
     ttl: u32,
     records: BTreeMap<Name, Vec<RData>>,
+    /// Names that it cannot say anything about.
+    failing: BTreeSet<Name>,
 }
 
 impl NameServer {
@@ -60,7 +62,8 @@ impl NameServer {
         });
         let (udp, tcp) = sockets.expect("sockets");
         let address = udp.local_addr().expect("its address");
-        let zone = Mutex::new(Zone { mood: Mood::Answers, ttl: 0, records: BTreeMap::new() });
+        let (records, failing) = (BTreeMap::new(), BTreeSet::new());
+        let zone = Mutex::new(Zone { mood: Mood::Answers, ttl: 0, records, failing });
         let shared = Arc::new(Shared {
             zone,
             asked: AtomicUsize::new(0),
@@ -88,6 +91,11 @@ impl NameServer {
     /// From now on a name has these records; none at all means that the name is there without any.
     pub fn set(&self, name: &str, records: Vec<RData>) {
         self.shared.zone().records.insert(name_of(name), records);
+    }
+
+    /// From now on it says that it cannot, when it is asked about this name.
+    pub fn fail(&self, name: &str) {
+        self.shared.zone().failing.insert(name_of(name));
     }
 
     /// From now on there is no such name.
@@ -175,6 +183,9 @@ impl Zone {
             // The right number, so that the rest is looked at.
             Mood::Babbles => return Some([&question[..2], &[0xff; 30]].concat()),
             Mood::ServFail => answer.metadata.response_code = ResponseCode::ServFail,
+            _ if self.failing.contains(query.name()) => {
+                answer.metadata.response_code = ResponseCode::ServFail;
+            }
             Mood::Truncates if is_datagram => answer.metadata.truncation = true,
             Mood::Answers | Mood::Truncates => match self.records.get_mut(query.name()) {
                 None => answer.metadata.response_code = ResponseCode::NXDomain,

@@ -46,7 +46,7 @@ impl Scene {
 
     fn hear(&mut self, said: Result<Answer, Failure>) -> Result<(), Unchanged> {
         let plan = Arc::clone(&self.plan);
-        self.world.take_found(&Found { cluster: WEB, plan, said })
+        self.world.take_found(&[Found { cluster: WEB, plan, said }])
     }
 
     /// Hears of endpoints by the last byte of their addresses; the weights of those above 99 are 2.
@@ -160,7 +160,7 @@ fn what_was_found_for_another_search_or_cluster_is_not_taken() {
     for cluster in [ClusterId(1), ClusterId(2)] {
         let said = Err(Failure { forgets: true, ..Failure::new(Outcome::NxDomain, "why") });
         let found = Found { cluster, plan: Arc::clone(&scene.plan), said };
-        assert_eq!(scene.world.take_found(&found), Err(Unchanged));
+        assert_eq!(scene.world.take_found(&[found]), Err(Unchanged));
     }
 }
 
