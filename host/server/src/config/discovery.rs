@@ -37,10 +37,11 @@ pub struct Discovery {
     /// the endpoints are removed. Default: for ever, because a mistake in a zone is likelier than a
     /// service that is meant to end.
     pub forget_after_ms: Option<u64>,
+    /// `dns` and `srv`: the most endpoints that are taken from one answer. Default 1000: more than most
+    /// clusters have, and fewer than an answer has room for.
+    pub max_endpoints: Option<u32>,
     /// `file`: what is watched, looked up beside the configuration. Required.
     pub path: Option<PathBuf>,
-    /// The most endpoints that are taken from one answer. Default 1000: more than most clusters have.
-    pub max_endpoints: u32,
     /// How long the start waits for the first answer. Default 2000; then the balancer serves, and
     /// this cluster has nobody until there is one. 0 does not wait.
     pub start_timeout_ms: u64,
@@ -57,6 +58,8 @@ impl Discovery {
     pub const REFRESH_MAX_MS: u64 = 60_000;
     /// The default of `retry_max_ms`.
     pub const RETRY_MAX_MS: u64 = 10_000;
+    /// The default of `max_endpoints`.
+    pub const MAX_ENDPOINTS: u32 = 1_000;
 }
 
 impl Default for Discovery {
@@ -72,8 +75,8 @@ impl Default for Discovery {
             refresh_max_ms: None,
             retry_max_ms: None,
             forget_after_ms: None,
+            max_endpoints: None,
             path: None,
-            max_endpoints: 1_000,
             start_timeout_ms: 2_000,
         }
     }

@@ -86,9 +86,11 @@ pub(super) fn resolve(
         DiscoveryKind::File => Source::File(path(at, discovery, folders, findings)),
         DiscoveryKind::Dns | DiscoveryKind::Srv => Source::Dns(dns(at, discovery, findings)?),
     };
-    let most = ENDPOINTS_MAX as u32;
     let key = format!("{at}.max_endpoints");
-    let endpoints_max = findings.within(&key, discovery.max_endpoints, 1..=most) as usize;
+    let most = ENDPOINTS_MAX as u32;
+    let default = if kind == DiscoveryKind::File { most } else { Discovery::MAX_ENDPOINTS };
+    let endpoints_max = discovery.max_endpoints.unwrap_or(default);
+    let endpoints_max = findings.within(&key, endpoints_max, 1..=most) as usize;
     let key = format!("{at}.start_timeout_ms");
     let start_timeout_ms = findings.within(&key, discovery.start_timeout_ms, 0..=600_000);
     let start_timeout = Duration::from_millis(start_timeout_ms);
@@ -108,6 +110,7 @@ fn refuse_strangers(at: &str, given: &Discovery, kind: DiscoveryKind, findings: 
         ("refresh_max_ms", given.refresh_max_ms.is_some(), !is_file),
         ("retry_max_ms", given.retry_max_ms.is_some(), !is_file),
         ("forget_after_ms", given.forget_after_ms.is_some(), !is_file),
+        ("max_endpoints", given.max_endpoints.is_some(), !is_file),
         ("path", given.path.is_some(), is_file),
     ];
     for (name, is_given, is_possible) in settings {

@@ -79,7 +79,6 @@ struct Replaced {
 
 impl ClusterState {
     fn replace(&mut self, wanted: &[EndpointPlan]) -> Replaced {
-        self.forget_idle();
         let mut missing: BTreeMap<_, _> = wanted.iter().map(|it| (it.address, it)).collect();
         let mut replaced = Replaced { added: 0, removed: 0, set: 0 };
         let mut staying = Vec::with_capacity(wanted.len());
@@ -97,6 +96,7 @@ impl ClusterState {
             staying.push(watched);
         }
         self.endpoints = staying;
+        self.forget_idle();
         replaced.added = missing.len();
         for plan in missing.into_values() {
             tracing::debug!(endpoint = %plan.address, "is found");
