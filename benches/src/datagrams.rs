@@ -115,7 +115,7 @@ impl DatagramBench {
     /// A turn without a look ahead.
     pub fn handle(&mut self, completions: &mut Vec<Completion>) {
         for completion in completions.drain(..) {
-            self.balancer.handle(self.now, completion, &NoMemory, &mut self.ops);
+            self.balancer.handle(self.now, completion, &mut NoMemory, &mut self.ops);
         }
         self.balancer.handle_timeout(self.now, &mut self.ops);
     }
@@ -157,12 +157,14 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         key: None,
         new_flow_rate: None,
         flows_per_client: None,
+        proxy: None,
         ..*listener
     };
     let clusters = tcp.clusters.iter().map(|cluster| pointsman_core::Cluster {
         name: cluster.name.clone(),
         endpoints: cluster.endpoints.clone(),
         candidates: Arc::clone(&cluster.candidates),
+        proxy: None,
         trial: None,
     });
     Arc::new(Snapshot {

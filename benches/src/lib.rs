@@ -69,6 +69,14 @@ impl Memory for NoMemory {
         &[]
     }
 
+    fn write(&mut self, _: &[u8]) -> Option<Buffer> {
+        None
+    }
+
+    fn local_address(&self, _: Link) -> Option<SocketAddr> {
+        None
+    }
+
     fn first_datagram(&self, _: &Train) -> &[u8] {
         &[]
     }
@@ -105,7 +113,7 @@ impl Bench {
     }
 
     fn handle(&mut self, completion: Completion) {
-        self.balancer.handle(self.now, completion, &NoMemory, &mut self.ops);
+        self.balancer.handle(self.now, completion, &mut NoMemory, &mut self.ops);
     }
 
     /// Connects a client and its endpoint; returns the session's slot.
@@ -211,10 +219,11 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         preread_bytes_max: 16_384,
         new_flow_rate: None,
         flows_per_client: None,
+        proxy: None,
         datagrams: DatagramSettings::DEFAULT,
     };
     let endpoints = candidates.endpoints.iter().map(up).collect();
-    let cluster = Cluster { name: "web".into(), endpoints, candidates, trial: None };
+    let cluster = Cluster { name: "web".into(), endpoints, candidates, proxy: None, trial: None };
     Arc::new(Snapshot {
         generation: Generation(1),
         listeners: [listener].into(),

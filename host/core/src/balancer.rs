@@ -4,6 +4,7 @@
 //! place that knows all of them; what a session or a relay does by itself stands in their files.
 //! Read [`handle`](Balancer::handle) as the table of contents.
 
+mod introduction;
 mod survey;
 
 use alloc::boxed::Box;
@@ -22,11 +23,12 @@ use crate::chain::Chains;
 use crate::datagram::{Datagrams, Turn, serves};
 use crate::policy::{OnSwap, Policy};
 use crate::preread::Preread;
+use crate::proxy::Reader;
 use crate::recent::FlowFacts;
 use crate::relay::Step;
 use crate::session::{Allocation, Due, RecordFacts, Session, State};
 use crate::slab::Slab;
-use crate::snapshot::{Cluster, ClusterId, OnEndpointDown, Snapshot};
+use crate::snapshot::{Cluster, ClusterId, Listener, OnEndpointDown, Snapshot};
 use crate::stats::{CloseReason, FlowRecord, KeylessReason, ShedReason, Stats};
 use crate::time::Instant;
 use crate::timers::Timers;
@@ -58,6 +60,8 @@ pub struct Balancer {
     pub(crate) snapshot: Arc<Snapshot>,
     allocator: Allocator,
     sessions: Slab<Session>,
+    /// What has been read of the headers that sessions wait for.
+    readers: Slab<Reader>,
     timers: Timers,
     chains: Chains,
     stats: Stats,
@@ -101,6 +105,7 @@ impl Balancer {
             listeners_open: snapshot.listeners.len(),
             allocator: Allocator::new(policies, affinity, config.seed),
             sessions: Slab::with_capacity(config.sessions_max),
+            readers: Slab::with_capacity(config.sessions_max),
             timers: Timers::with_capacity(config.sessions_max),
             chains: Chains::new(config.pools),
             datagrams: Datagrams::new(config, &snapshot),
@@ -110,12 +115,12 @@ impl Balancer {
         }
     }
 
-    /// Something happened. `memory` lends the bytes of what has arrived.
+    /// Something happened. `memory` lends the bytes of what has arrived, and takes those of headers.
     pub fn handle(
         &mut self,
         now: Instant,
         completion: Completion,
-        memory: &impl Memory,
+        memory: &mut impl Memory,
         ops: &mut Ops,
     ) {
         match completion {
@@ -126,7 +131,7 @@ impl Balancer {
                 self.stats.listener(listener).on_shed(ShedReason::Descriptors);
             }
             Completion::AcceptEnded { .. } => self.listeners_open -= 1,
-            Completion::Connected { link } => self.on_connected(now, link, ops),
+            Completion::Connected { link } => self.on_connected(now, link, memory, ops),
             Completion::ConnectFailed { link, cause } => {
                 self.on_connect_failed(now, link, cause, ops);
             }
@@ -279,7 +284,13 @@ impl Balancer {
         }
         self.stats.listener(id).on_flow_started();
         let session = Session::new(now, id, client);
-        if self.snapshot.listener(id).key.is_some() {
+        let listener = self.snapshot.listener(id);
+        if listener.proxy.is_some() {
+            let slot = self.adopt(session, socket, ops);
+            self.await_introduction(now, slot, ops);
+            return;
+        }
+        if listener.key.is_some() {
             let slot = self.adopt(session, socket, ops);
             self.preread(now, slot, ops);
             return;
@@ -334,11 +345,17 @@ impl Balancer {
     /// Allocates a session whose first bytes have been waited for.
     fn decide(&mut self, now: Instant, slot: u32, key: Result<u64, KeylessReason>, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        session.set_state(State::Unbound);
         session.key = key.ok();
         if let Err(reason) = key {
             self.stats.listener(session.listener).keyless_total[reason.index()] += 1;
         }
+        self.allocate_held(now, slot, ops);
+    }
+
+    /// Allocates a session that has its slot already.
+    fn allocate_held(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
+        let session = &mut self.sessions[slot];
+        session.set_state(State::Unbound);
         let request = session.request(now, &self.snapshot);
         match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
             Ok(allocation) => self.bind(now, slot, allocation, ops),
@@ -349,9 +366,13 @@ impl Balancer {
         }
     }
 
-    /// Whether there is room for one more flow. Takes its place in the listener's count if so.
-    fn admit(&self, now: Instant, id: ListenerId, client: IpAddr) -> Result<(), ShedReason> {
+    /// Whether there is room for one more flow. Takes its place in the listener's count if so, and in
+    /// its client's if that is who connects.
+    fn admit(&self, now: Instant, id: ListenerId, peer: IpAddr) -> Result<(), ShedReason> {
         let listener = self.snapshot.listener(id);
+        if listener.proxy.as_ref().is_some_and(|rule| !rule.trusts(peer)) {
+            return Err(ShedReason::UntrustedPeer);
+        }
         if self.chains.is_short(Pool::Small) {
             return Err(ShedReason::Buffers);
         }
@@ -361,22 +382,17 @@ impl Balancer {
         if self.drain_is_over(now) {
             return Err(ShedReason::Draining);
         }
-        // The client first: one at its limit must not use up the rate of all.
-        let counts = listener.flows_per_client.as_deref();
-        if counts.is_some_and(|counts| !counts.try_add(client)) {
-            return Err(ShedReason::ClientFlowsMax);
+        let is_client = listener.proxy.is_none();
+        if is_client {
+            admit_client(now, listener, peer)?;
         }
-        let admitted = if !listener.admits_another(now) {
-            Err(ShedReason::NewFlowRate)
-        } else if listener.flows_active.try_increment(listener.flows_max) {
-            Ok(())
-        } else {
-            Err(ShedReason::FlowsMax)
-        };
-        if let (Err(_), Some(counts)) = (admitted, counts) {
-            counts.remove(client);
+        if listener.has_place() {
+            return Ok(());
         }
-        admitted
+        if is_client {
+            listener.give_back_client(peer);
+        }
+        Err(ShedReason::FlowsMax)
     }
 
     /// Ends a flow that was admitted and then denied: it never gets a session.
@@ -395,6 +411,8 @@ impl Balancer {
                 listener: id,
                 cluster: listener.cluster,
                 client,
+                peer: None,
+                unique_id: None,
                 endpoint: None,
                 policy_generation: denied.policy_generation,
                 source: denied.source,
@@ -409,13 +427,18 @@ impl Balancer {
         }
     }
 
-    fn on_connected(&mut self, now: Instant, link: Link, ops: &mut Ops) {
-        let session = &mut self.sessions[link.slot()];
-        if session.state != State::Connecting {
+    fn on_connected(&mut self, now: Instant, link: Link, memory: &mut impl Memory, ops: &mut Ops) {
+        let slot = link.slot();
+        if self.sessions[slot].state != State::Connecting {
             return;
         }
-        session.establish(now, &mut Step { now, slot: link.slot(), chains: &mut self.chains, ops });
-        self.set_timer(link.slot());
+        let Ok(header) = self.announcement(slot, memory) else {
+            self.shed(now, slot, ShedReason::Buffers, ops);
+            return;
+        };
+        let mut step = Step { now, slot, chains: &mut self.chains, ops };
+        self.sessions[slot].establish(header, &mut step);
+        self.set_timer(slot);
     }
 
     fn on_connect_failed(
@@ -485,6 +508,10 @@ impl Balancer {
             ops.push(Op::Recycle { buffer });
             return;
         }
+        if matches!(session.state, State::Introducing { .. }) {
+            self.on_introduction(now, (link.slot(), buffer), memory, ops);
+            return;
+        }
         if session.state == State::Established {
             session.on_bytes(now, link.side());
         }
@@ -515,7 +542,12 @@ impl Balancer {
         session.relay_from(link.side()).on_receive_ended(end, &mut step);
         match session.state {
             State::Established => {}
-            State::Prereading => return self.on_preread(now, link.slot(), memory, ops),
+            State::Introducing { .. } => return self.on_introduction_ended(now, link.slot(), ops),
+            State::Prereading => {
+                let listener = self.snapshot.listener(session.listener);
+                session.relay_from(link.side()).hold_more(listener.preread_bytes_max, &mut step);
+                return self.on_preread(now, link.slot(), memory, ops);
+            }
             _ => return,
         }
         if end == ReceiveEnd::EndOfStream {
@@ -564,8 +596,7 @@ impl Balancer {
 
     fn on_timer(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        let timeouts = &self.snapshot.listener(session.listener).timeouts;
-        match session.due(timeouts) {
+        match session.due(self.snapshot.listener(session.listener)) {
             None => {}
             Some((at, _)) if at > now => self.timers.set(slot, at),
             Some((_, Due::Decide)) => {
@@ -584,8 +615,7 @@ impl Balancer {
 
     fn set_timer(&mut self, slot: u32) {
         let session = &self.sessions[slot];
-        let timeouts = &self.snapshot.listener(session.listener).timeouts;
-        match session.due(timeouts) {
+        match session.due(self.snapshot.listener(session.listener)) {
             Some((at, _)) => self.timers.set(slot, at),
             None => self.timers.cancel(slot),
         }
@@ -593,6 +623,9 @@ impl Balancer {
 
     fn close(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
         self.timers.cancel(slot);
+        if let State::Introducing { reader } = self.sessions[slot].state {
+            self.readers.remove(reader);
+        }
         self.sessions[slot].close(reason, &mut Step { now, slot, chains: &mut self.chains, ops });
     }
 
@@ -602,7 +635,10 @@ impl Balancer {
         self.stats.sessions_active = self.sessions.len();
         self.timers.cancel(slot);
         let listener = self.snapshot.listener(session.listener);
-        listener.give_back(session.client.ip());
+        listener.flows_active.decrement();
+        if session.is_counted {
+            listener.give_back_client(session.client.ip());
+        }
         if let Some(ended) = session.ended(now, reason) {
             self.allocator.on_flow_ended(listener.cluster, &ended);
         }
@@ -678,10 +714,19 @@ impl Balancer {
         let active: u64 = self.stats.listeners.iter().map(|listener| listener.flows_active).sum();
         let flows = self.sessions.len() + self.datagrams.len();
         assert_eq!(active, u64::from(flows), "each active flow is kept");
+        let introducing =
+            |(_, session): &(u32, &Session)| matches!(session.state, State::Introducing { .. });
+        let introducing = self.sessions.iter().filter(introducing).count();
+        assert_eq!(self.readers.len() as usize, introducing, "each reader is somebody's");
         for (slot, session) in self.sessions.iter() {
             session.check_invariants();
-            let waits =
-                matches!(session.state, State::Prereading | State::Connecting | State::Established);
+            let waits = matches!(
+                session.state,
+                State::Introducing { .. }
+                    | State::Prereading
+                    | State::Connecting
+                    | State::Established
+            );
             assert_eq!(self.timers.is_set(slot), waits, "what can last for ever has a deadline");
         }
     }
@@ -699,6 +744,20 @@ struct Arrival {
 struct Delivery {
     bytes: u32,
     end: SendEnd,
+}
+
+/// Whether a client may have one more flow, as for its number and the rate of all. Counts it if so.
+fn admit_client(now: Instant, listener: &Listener, client: IpAddr) -> Result<(), ShedReason> {
+    // The client first: one at its limit must not use up the rate of all.
+    let counts = listener.flows_per_client.as_deref();
+    if counts.is_some_and(|counts| !counts.try_add(client)) {
+        return Err(ShedReason::ClientFlowsMax);
+    }
+    if listener.admits_another(now) {
+        return Ok(());
+    }
+    listener.give_back_client(client);
+    Err(ShedReason::NewFlowRate)
 }
 
 const fn reset_by(side: Side) -> CloseReason {

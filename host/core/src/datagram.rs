@@ -701,6 +701,8 @@ impl Datagrams {
                 listener: key.listener,
                 cluster,
                 client: key.client,
+                peer: None,
+                unique_id: None,
                 endpoint,
                 policy_generation: flow.policy_generation.into(),
                 source: Some(flow.source),

@@ -22,9 +22,11 @@ pub mod kept_table;
 mod limits;
 pub mod listing;
 mod load;
+mod networks;
 mod pace;
 pub mod policy;
 pub mod preread;
+pub mod proxy;
 mod recent;
 mod relay;
 mod session;
@@ -42,6 +44,7 @@ pub use balancer::{Balancer, BalancerConfig};
 pub use board::Board;
 pub use limits::{SharedRate, SourceCounts};
 pub use load::{LatencySample, Load, SLOTS, Sample};
+pub use networks::Network;
 pub use recent::FlowFacts;
 pub use snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,

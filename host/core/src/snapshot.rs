@@ -16,6 +16,7 @@ use crate::limits::{SharedRate, SourceCounts};
 use crate::load::Load;
 use crate::policy::{EndpointIndex, Table};
 use crate::preread::KeyRule;
+use crate::proxy::{Inbound, Outbound};
 use crate::time::Instant;
 
 /// Names a cluster; an index into the snapshot's clusters.
@@ -90,6 +91,8 @@ pub struct Listener {
     pub new_flow_rate: Option<Arc<SharedRate>>,
     /// Flows of each client at a time, over all workers, if that is limited.
     pub flows_per_client: Option<Arc<SourceCounts>>,
+    /// Who must say for whom it connects, if anybody. Connections only.
+    pub proxy: Option<Arc<Inbound>>,
     /// What only datagrams need.
     pub datagrams: DatagramSettings,
 }
@@ -103,9 +106,19 @@ impl Listener {
         self.new_flow_rate.as_ref().is_none_or(|rate| rate.try_take(now))
     }
 
+    /// Counts one more flow if there may be one; tells whether there may.
+    pub(crate) fn has_place(&self) -> bool {
+        self.flows_active.try_increment(self.flows_max)
+    }
+
     /// A flow of this client that was admitted has ended.
     pub(crate) fn give_back(&self, client: IpAddr) {
         self.flows_active.decrement();
+        self.give_back_client(client);
+    }
+
+    /// A client has one flow less.
+    pub(crate) fn give_back_client(&self, client: IpAddr) {
         if let Some(counts) = &self.flows_per_client {
             counts.remove(client);
         }
@@ -213,6 +226,8 @@ pub struct Cluster {
     /// Those that may be given a new flow. The same `Arc` as in the snapshot before if nothing in
     /// it has changed, so that policies keep their state.
     pub candidates: Arc<Candidates>,
+    /// How its endpoints are told of their clients, if they always are.
+    pub proxy: Option<Outbound>,
     /// The same endpoints as a policy on trial sees them, where it has a table or weights of its
     /// own.
     pub trial: Option<Arc<Candidates>>,

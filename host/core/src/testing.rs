@@ -33,6 +33,7 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
             endpoints,
             table: maglev::build(&keys, 251),
         }),
+        proxy: None,
         trial: None,
     };
     Snapshot {
@@ -65,6 +66,7 @@ pub(crate) fn listener(ports_max: u32) -> Listener {
         preread_bytes_max: 16_384,
         new_flow_rate: None,
         flows_per_client: None,
+        proxy: None,
         datagrams: DatagramSettings { ports_max, ..DatagramSettings::DEFAULT },
     }
 }

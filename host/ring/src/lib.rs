@@ -25,7 +25,6 @@
 #![deny(unsafe_code)]
 #![allow(rustdoc::private_intra_doc_links)]
 
-mod announce;
 mod buffers;
 mod datagram;
 mod error;

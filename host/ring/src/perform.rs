@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use pointsman_core::Instant;
 use pointsman_core::boundary::{
     Accepted, Buffer, Completion, ConnectFailure, DatagramSocket, Goodbye, Link, ListenerId,
-    Memory, Op, Pool, PoolSizes, ReceiveEnd, SendEnd, Train,
+    Memory, Op, Pool, PoolSizes, ReceiveEnd, Train,
 };
 
 use crate::buffers::{Buffers, DATAGRAM_WINDOW};
@@ -24,7 +24,7 @@ use crate::reap::Reap;
 use crate::ring::{Run, Uring};
 use crate::socket::{Receive, Socket};
 use crate::token::Token;
-use crate::{RingError, RingFeatures, Waker, announce, sys};
+use crate::{RingError, RingFeatures, Waker, sys};
 
 /// How many events of links the completion queue makes room for.
 const LINK_EVENTS_MAX: u32 = 16_384;
@@ -205,7 +205,6 @@ impl Ring {
             Op::Pause { link } => self.pause(link),
             Op::Send { link, buffer, more } => self.send(link, &buffer, more),
             Op::Recycle { buffer } => self.uring.put(&buffer),
-            Op::Announce { link, about } => self.announce(link, about),
             Op::Shutdown { link } => self.shutdown(link),
             Op::Close { link, goodbye } => self.close(link, goodbye),
             Op::StopAccepting { listener } if self.datagrams.listens(listener) => {
@@ -334,22 +333,6 @@ impl Ring {
         self.uring.send(Token::Send(link), socket.descriptor(), &run);
     }
 
-    /// Sends the header in a buffer of our own. Without one, or without a client to tell of, the
-    /// flow cannot be what its policy decided, and ends.
-    fn announce(&mut self, link: Link, about: Link) {
-        let client = self.sockets[about.index()].stream.as_ref();
-        let addresses =
-            client.and_then(|stream| stream.peer_addr().ok().zip(stream.local_addr().ok()));
-        let header = addresses.map(|(client, local)| announce::header(client, local));
-        match header.and_then(|header| self.uring.write(&header)) {
-            Some(buffer) => self.send(link, &buffer, false),
-            None => {
-                let (bytes, end) = (0, SendEnd::Broken);
-                self.pending.push_back(Completion::Sent { link, bytes, end });
-            }
-        }
-    }
-
     fn shutdown(&mut self, link: Link) {
         let socket = &self.sockets[link.index()];
         let stream = socket.stream.as_ref().expect("a link in use has a socket");
@@ -424,6 +407,14 @@ impl Ring {
 impl Memory for Ring {
     fn bytes(&self, buffer: &Buffer) -> &[u8] {
         self.uring.buffers().bytes(buffer)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Option<Buffer> {
+        self.uring.write(bytes)
+    }
+
+    fn local_address(&self, link: Link) -> Option<SocketAddr> {
+        self.sockets.get(link.index())?.stream.as_ref()?.local_addr().ok()
     }
 
     fn first_datagram(&self, train: &Train) -> &[u8] {

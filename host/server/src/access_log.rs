@@ -92,6 +92,7 @@ impl Names {
         Line {
             started_unix_ms: wall.unix_ms(record.started),
             client: record.client.to_string(),
+            peer: record.peer.map(|peer| peer.to_string()),
             listener,
             protocol,
             cluster,
@@ -101,6 +102,7 @@ impl Names {
             source: record.source.map(pointsman_core::policy::Source::label),
             attempts: record.attempts,
             tag: record.tag,
+            unique_id: record.unique_id.map(|id| format!("{id:032x}")),
             bytes_upstream: record.bytes[Side::Upstream.index()],
             bytes_downstream: record.bytes[Side::Downstream.index()],
             connect_us: record.connected.map(|connected| micros(connected, record.started)),
@@ -115,6 +117,7 @@ impl Names {
 struct Line<'a> {
     started_unix_ms: u64,
     client: String,
+    peer: Option<String>,
     listener: &'a str,
     protocol: &'static str,
     cluster: &'a str,
@@ -124,6 +127,7 @@ struct Line<'a> {
     source: Option<&'static str>,
     attempts: u32,
     tag: u32,
+    unique_id: Option<String>,
     bytes_upstream: u64,
     bytes_downstream: u64,
     connect_us: Option<u64>,
@@ -178,6 +182,8 @@ endpoints = [{ address = "127.0.0.1:1" }]
             listener: ListenerId(0),
             cluster: ClusterId(0),
             client: "192.0.2.7:1234".parse().expect("an address"),
+            peer: Some("10.0.0.1:80".parse().expect("an address")),
+            unique_id: Some(0xabc),
             endpoint: Some((EndpointId(0), "127.0.0.1:1".parse().expect("an address"))),
             policy_generation: 1,
             source: Some(Source::Native),
@@ -209,6 +215,11 @@ endpoints = [{ address = "127.0.0.1:1" }]
         assert_eq!(line["policy"], "round-robin");
         assert_eq!(line["endpoint"], "127.0.0.1:1");
         assert_eq!(line["source"], "native");
+        assert_eq!(
+            (&line["client"], &line["peer"]),
+            (&"192.0.2.7:1234".into(), &"10.0.0.1:80".into())
+        );
+        assert_eq!(line["unique_id"], "00000000000000000000000000000abc");
         assert_eq!(line["bytes_upstream"], 10);
         assert_eq!(line["bytes_downstream"], 20);
         assert_eq!(line["connect_us"], 1000);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use pointsman_core::boundary::PoolSizes;
 use pointsman_core::health::Thresholds;
 use pointsman_core::preread::KeyRule;
+use pointsman_core::proxy::{Inbound, Outbound, Version};
 use pointsman_core::{
     ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
 };
@@ -29,6 +30,7 @@ mod keys;
 mod listeners;
 mod plugins;
 mod process;
+mod proxy;
 
 pub use plugins::PluginFolders;
 
@@ -101,6 +103,8 @@ pub struct ListenerPlan {
     pub key: Option<KeyRule>,
     /// Bytes that may be waited for until the key is found.
     pub preread_bytes_max: u32,
+    /// Who must say for whom it connects, if anybody.
+    pub proxy: Option<Arc<Inbound>>,
     /// What only datagrams need.
     pub datagrams: DatagramSettings,
 }
@@ -127,6 +131,8 @@ pub struct ClusterPlan {
     pub check: Option<Arc<CheckPlan>>,
     /// Whether flows are spread over all endpoints when none is up.
     pub fail_open: bool,
+    /// How endpoints are told of their clients, if they always are.
+    pub proxy: Option<Outbound>,
 }
 
 /// One address in a cluster.
@@ -143,6 +149,8 @@ pub struct EndpointPlan {
 pub struct CheckPlan {
     /// What a check does.
     pub check: Check,
+    /// The header that comes first, if one does.
+    pub proxy: Option<Version>,
     /// The port that is asked, if it is not the endpoint's own.
     pub port: Option<u16>,
     /// Between the starts of two checks.
@@ -272,6 +280,7 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let policies = plugins::resolve(&config.policies, folders, &mut findings);
     let clusters = clusters::resolve(&config.clusters, &policies, &mut findings);
     let listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
+    proxy::refuse_what_cannot_be(&listeners, &clusters, &mut findings);
     let receives_datagrams = listeners.iter().any(ListenerPlan::is_datagrams);
     let plan = Plan {
         workers: process.workers,

@@ -169,7 +169,7 @@ impl Worker {
             self.completions.extend(self.ring.reap(REAP_MAX));
             self.balancer.look_ahead(&self.completions);
             for completion in self.completions.drain(..) {
-                self.balancer.handle(now, completion, &self.ring, &mut self.ops);
+                self.balancer.handle(now, completion, &mut self.ring, &mut self.ops);
             }
             self.balancer.handle_timeout(now, &mut self.ops);
             self.take_commands(now);

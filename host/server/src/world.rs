@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pointsman_core::health::{Health, Observation, Transition};
+use pointsman_core::proxy::Outbound;
 use pointsman_core::{
     Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Instant,
     Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts,
@@ -43,6 +44,7 @@ struct ListenerState {
 struct ClusterState {
     name: Box<str>,
     fail_open: bool,
+    proxy: Option<Outbound>,
     endpoints: Vec<Watched>,
     /// Those that may be given a new flow, as they are configured.
     base: Arc<Candidates>,
@@ -262,6 +264,7 @@ impl ListenerState {
             preread_bytes_max: self.plan.preread_bytes_max,
             new_flow_rate: self.new_flow_rate.clone(),
             flows_per_client: self.flows_per_client.clone(),
+            proxy: self.plan.proxy.clone(),
             datagrams: self.plan.datagrams,
         }
     }
@@ -291,6 +294,7 @@ impl ClusterState {
         Self {
             name: plan.name.as_str().into(),
             fail_open: plan.fail_open,
+            proxy: plan.proxy,
             live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
             base,
@@ -304,6 +308,7 @@ impl ClusterState {
             name: self.name.clone(),
             endpoints: self.endpoints.iter().map(Watched::state).collect(),
             candidates: Arc::clone(&self.live.candidates),
+            proxy: self.proxy,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
         }
     }

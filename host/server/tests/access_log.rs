@@ -9,9 +9,10 @@ use serde_json::Value;
 use support::raw::{Origin, config, connect, refusing, reset, rest};
 use support::{Balancer, eventually};
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 18] = [
     "started_unix_ms",
     "client",
+    "peer",
     "listener",
     "protocol",
     "cluster",
@@ -21,6 +22,7 @@ const KEYS: [&str; 16] = [
     "source",
     "attempts",
     "tag",
+    "unique_id",
     "bytes_upstream",
     "bytes_downstream",
     "connect_us",

@@ -300,8 +300,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "preread: the bytes that were held are lost",
         file: "relay.rs",
-        original: "        if self.outbound == Outbound::Idle && !self.queue.is_empty() {\n            self.send(step);\n        }\n        self.proceed(step);\n    }\n\n    /// Tells the destination who",
-        mutated: "        self.discard(step);\n        self.proceed(step);\n    }\n\n    /// Tells the destination who",
+        original: "        if self.outbound == Outbound::Idle && !self.queue.is_empty() {\n            self.send(step);\n        }\n        self.proceed(step);\n    }\n\n    /// Puts the header that tells",
+        mutated: "        self.discard(step);\n        self.proceed(step);\n    }\n\n    /// Puts the header that tells",
     },
     Mutant {
         breaks: "preread: the client is waited for as long as it likes",
@@ -320,6 +320,66 @@ const MUTANTS: &[Mutant] = &[
         file: "balancer.rs",
         original: "Preread::More if relay.has_ended() => Err(KeylessReason::Absent),",
         mutated: "Preread::More if relay.has_ended() && now == Instant::ZERO => Err(KeylessReason::Absent),",
+    },
+    Mutant {
+        breaks: "proxy: what follows a header in its segment is lost",
+        file: "balancer/introduction.rs",
+        original: "                session.relay_from(Side::Downstream).on_received(rest, &mut step);",
+        mutated: "                step.ops.push(Op::Recycle { buffer: rest });",
+    },
+    Mutant {
+        breaks: "proxy: the header is taken for a part of the stream",
+        file: "boundary.rs",
+        original: "start: self.start + bytes as u16,",
+        mutated: "start: self.start,",
+    },
+    Mutant {
+        breaks: "proxy: whoever connects is trusted",
+        file: "balancer.rs",
+        original: "is_some_and(|rule| !rule.trusts(peer))",
+        mutated: "is_some_and(|rule| !rule.trusts(peer) && rule.trusted.is_empty())",
+    },
+    Mutant {
+        breaks: "proxy: long headers are given up",
+        file: "balancer/introduction.rs",
+        original: "            relay.hold_more(listener.preread_bytes_max, &mut step);",
+        mutated: "            let _ = (relay, listener, &mut step);",
+    },
+    Mutant {
+        breaks: "proxy: a header is waited for as long as it likes",
+        file: "session.rs",
+        original: "map_or(timeouts.preread, |rule| rule.timeout)",
+        mutated: "map_or(timeouts.preread, |rule| rule.timeout + timeouts.idle)",
+    },
+    Mutant {
+        breaks: "proxy: a header that breaks off is waited for",
+        file: "balancer/introduction.rs",
+        original: "        if relay.has_ended() {",
+        mutated: "        if relay.has_ended() && now == Instant::ZERO {",
+    },
+    Mutant {
+        breaks: "proxy: the peer is taken for the client",
+        file: "session.rs",
+        original: "            self.peer = Some(core::mem::replace(&mut self.client, client));",
+        mutated: "            self.peer = Some(client);",
+    },
+    Mutant {
+        breaks: "proxy: the announced client is not counted",
+        file: "balancer/introduction.rs",
+        original: "        session.is_counted = true;",
+        mutated: "",
+    },
+    Mutant {
+        breaks: "proxy: endpoints are not told of their clients",
+        file: "balancer/introduction.rs",
+        original: "cluster.proxy.or(by_policy)",
+        mutated: "by_policy",
+    },
+    Mutant {
+        breaks: "proxy: an announcement counts as bytes of the stream",
+        file: "relay.rs",
+        original: "self.announced = header.len();",
+        mutated: "",
     },
     Mutant {
         breaks: "survey: a flow that has ended is taken for the next in its place",

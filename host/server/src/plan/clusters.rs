@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
-use super::{ClusterPlan, EndpointPlan, checks};
+use super::{ClusterPlan, EndpointPlan, checks, proxy};
 use crate::config::{Cluster, Endpoint};
 
 pub(super) fn resolve(
@@ -46,6 +46,10 @@ fn resolve_one(
             .as_ref()
             .map(|health| Arc::new(checks::resolve(&format!("{key}.health"), health, findings))),
         fail_open: cluster.fail_open,
+        proxy: cluster
+            .proxy_protocol
+            .as_ref()
+            .map(|outbound| proxy::outbound(&format!("{key}.proxy_protocol"), outbound, findings)),
     }
 }
 

@@ -1,11 +1,13 @@
 //! Looks up listeners.
 
+use std::sync::Arc;
+
 use pointsman_core::{
     ClusterId, DatagramSettings, Listener as CoreListener, PrefixLengths, Timeouts,
 };
 
 use super::findings::{Distinct, Findings};
-use super::{ListenerPlan, keys};
+use super::{ListenerPlan, keys, proxy};
 use crate::config::{Cluster, Listener, OnEndpointDown, Protocol, UpstreamSockets};
 use crate::problem::suggestion;
 
@@ -82,6 +84,7 @@ impl Resolver<'_> {
             timeouts: self.timeouts(),
             key: self.key_rule(preread_bytes_max),
             preread_bytes_max,
+            proxy: self.proxy(),
             datagrams: self.datagrams(),
         }
     }
@@ -120,6 +123,12 @@ impl Resolver<'_> {
         let key = self.listener.key.as_ref()?;
         let source = keys::Source { protocol: self.listener.protocol, preread_bytes_max };
         keys::resolve(&self.at("key"), key, source, self.findings)
+    }
+
+    fn proxy(&mut self) -> Option<Arc<pointsman_core::proxy::Inbound>> {
+        let value = self.listener.proxy_protocol.as_ref();
+        let inbound = self.only(Protocol::Tcp, "proxy_protocol", value)?;
+        Some(Arc::new(proxy::inbound(&self.at("proxy_protocol"), inbound, self.findings)))
     }
 
     fn datagrams(&mut self) -> DatagramSettings {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use pointsman_core::Instant;
 use pointsman_core::boundary::{
-    Buffer, Completion, DatagramSocket, ListenerId, LossCause, Memory, Op, Path, PortId, PortKind,
-    Train,
+    Buffer, Completion, DatagramSocket, Link, ListenerId, LossCause, Memory, Op, Path, PortId,
+    PortKind, Train,
 };
 
 use crate::rng::Rng;
@@ -337,6 +337,14 @@ impl Net {
 impl Memory for Net {
     fn bytes(&self, buffer: &Buffer) -> &[u8] {
         panic!("there are no connections here: {buffer:?}")
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Option<Buffer> {
+        panic!("there are no connections here: {bytes:?}")
+    }
+
+    fn local_address(&self, link: Link) -> Option<SocketAddr> {
+        panic!("there are no connections here: {link:?}")
     }
 
     fn first_datagram(&self, train: &Train) -> &[u8] {

@@ -159,6 +159,7 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
         preread_bytes_max: 16_384,
         new_flow_rate: rate,
         flows_per_client: per_client,
+        proxy: None,
         datagrams: DatagramSettings {
             replies_expected: rng.pick(&[0, 0, 1, 2]),
             ports_max: rng.pick(&[1, 3, 12, 100]),
@@ -211,6 +212,7 @@ fn cluster(rng: &mut Rng, number: usize, generation: Generation) -> Cluster {
         name: format!("cluster-{number}").into(),
         candidates: Arc::new(candidates(generation, &endpoints, true)),
         endpoints,
+        proxy: None,
         trial: None,
     }
 }

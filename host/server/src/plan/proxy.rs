@@ -1,0 +1,89 @@
+//! Looks up who says for whom it connects, and who is told.
+
+use std::net::IpAddr;
+
+use pointsman_core::preread::KeyRule;
+use pointsman_core::proxy::{Inbound, Outbound, Version};
+use pointsman_core::{ClusterId, Network};
+
+use super::findings::Findings;
+use super::{ClusterPlan, ListenerPlan};
+use crate::config::{ProxyInbound, ProxyOutbound, ProxyValue, ProxyVersion};
+
+pub(super) fn inbound(key: &str, inbound: &ProxyInbound, findings: &mut Findings) -> Inbound {
+    let trusted = inbound.trusted.as_deref().unwrap_or_default();
+    if trusted.is_empty() {
+        let advice = "write who may say for whom it connects, such as [\"10.0.0.0/8\"]";
+        findings.add(format!("{key}.trusted"), format!("names nobody; {advice}"));
+    }
+    let mut networks = Vec::with_capacity(trusted.len());
+    for (place, text) in trusted.iter().enumerate() {
+        match network(text) {
+            Some(network) => networks.push(network),
+            None => {
+                let advice = "write an address or a network, such as \"10.0.0.0/8\"";
+                findings.add(
+                    format!("{key}.trusted[{place}]"),
+                    format!("\"{text}\" is none; {advice}"),
+                );
+            }
+        }
+    }
+    let timeout_ms = inbound.timeout_ms.unwrap_or(ProxyInbound::TIMEOUT_MS);
+    let timeout = findings.millis(&format!("{key}.timeout_ms"), timeout_ms);
+    Inbound { trusted: networks.into(), timeout }
+}
+
+fn network(text: &str) -> Option<Network> {
+    let Some((address, length)) = text.split_once('/') else {
+        let address: IpAddr = text.parse().ok()?;
+        return Network::new(address, if address.is_ipv4() { 32 } else { 128 });
+    };
+    Network::new(address.parse().ok()?, length.parse().ok()?)
+}
+
+pub(super) fn outbound(key: &str, outbound: &ProxyOutbound, findings: &mut Findings) -> Outbound {
+    let version = version(outbound.version.unwrap_or(ProxyVersion::V2));
+    if version == Version::V1 && !outbound.tlvs.is_empty() {
+        let advice = "version 1 has none; leave them out, or write version = \"v2\"";
+        findings.add(format!("{key}.tlvs"), advice);
+    }
+    let has = |value| version == Version::V2 && outbound.tlvs.contains(&value);
+    Outbound {
+        version,
+        unique_id: has(ProxyValue::UniqueId),
+        authority: has(ProxyValue::Authority),
+        crc32c: has(ProxyValue::Crc32c),
+    }
+}
+
+pub(super) const fn version(version: ProxyVersion) -> Version {
+    match version {
+        ProxyVersion::V1 => Version::V1,
+        ProxyVersion::V2 => Version::V2,
+    }
+}
+
+/// Refuses headers that can never be sent, or never with what they are to have.
+pub(super) fn refuse_what_cannot_be(
+    listeners: &[ListenerPlan],
+    clusters: &[ClusterPlan],
+    findings: &mut Findings,
+) {
+    for (id, cluster) in (0..).map(ClusterId).zip(clusters) {
+        let Some(outbound) = cluster.proxy else { continue };
+        let key = format!("clusters[{}].proxy_protocol", id.index());
+        let mut served = listeners.iter().filter(|listener| listener.cluster == id);
+        if outbound.authority && !served.clone().any(|l| l.key == Some(KeyRule::ServerName)) {
+            let advice = "needs a listener of this cluster with key = { kind = \"sni\" }";
+            findings.add(
+                format!("{key}.tlvs"),
+                format!("\"authority\" {advice}; add one, or leave it out"),
+            );
+        }
+        if served.any(ListenerPlan::is_datagrams) {
+            let advice = "is for connections; use another cluster for the udp listeners";
+            findings.add(key, advice);
+        }
+    }
+}
