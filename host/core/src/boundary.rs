@@ -25,6 +25,8 @@ mod datagrams;
 use alloc::vec::{Drain, Vec};
 use core::net::{IpAddr, SocketAddr};
 
+use crate::proxy::{Outbound, Route};
+
 pub use datagrams::{DatagramSocket, LossCause, Path, PortId, PortKind, Train};
 
 /// Names a listener; an index into the listeners of the [`Snapshot`](crate::Snapshot).
@@ -346,6 +348,14 @@ pub enum Op {
     ClosePort {
         /// A port that was opened.
         port: PortId,
+    },
+    /// Puts a PROXY protocol header of its own before each datagram of the `Forward` that must follow
+    /// next; has no completion.
+    Announce {
+        /// Who has sent them, and whom to.
+        route: Route,
+        /// How that is told.
+        outbound: Outbound,
     },
     /// Sends a train. Has a completion, `Lost`, only if that fails; the performing side takes the
     /// buffer back.

@@ -155,6 +155,8 @@ pub struct DatagramSettings {
     pub port_per_flow: bool,
     /// Whether trains are received and sent whole.
     pub offload: bool,
+    /// How endpoints are told who has sent a datagram, if they are.
+    pub announce: Option<Outbound>,
 }
 
 impl DatagramSettings {
@@ -165,6 +167,7 @@ impl DatagramSettings {
         ports_min: 32,
         port_per_flow: false,
         offload: true,
+        announce: None,
     };
 }
 

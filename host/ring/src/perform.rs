@@ -15,10 +15,11 @@ use pointsman_core::boundary::{
     Accepted, Buffer, Completion, ConnectFailure, DatagramSocket, Goodbye, Link, ListenerId,
     Memory, Op, Pool, PoolSizes, ReceiveEnd, Train,
 };
+use pointsman_core::proxy::{Header, Identity};
 
 use crate::buffers::{Buffers, DATAGRAM_WINDOW};
 use crate::datagram::Datagrams;
-use crate::forward::Routes;
+use crate::forward::{Preface, Routes};
 use crate::listener::Listeners;
 use crate::reap::Reap;
 use crate::ring::{Run, Uring};
@@ -82,6 +83,7 @@ pub struct Ring {
     pub(crate) listeners: Listeners,
     pub(crate) datagrams: Datagrams,
     pub(crate) routes: Routes,
+    pub(crate) preface: Preface,
     pub(crate) waker: Waker,
 }
 
@@ -106,6 +108,7 @@ impl Ring {
             listeners: Listeners::new(config.listeners_max),
             datagrams: Datagrams::new(config.listeners_max, config.ports_max),
             routes: Routes::default(),
+            preface: Preface::default(),
             waker,
         })
     }
@@ -213,6 +216,9 @@ impl Ring {
             Op::StopAccepting { listener } => self.stop_accepting(listener),
             Op::OpenPort { port, kind } => self.open_port(port, &kind),
             Op::ClosePort { port } => self.close_gate(DatagramSocket::Port(port)),
+            Op::Announce { route, outbound } => {
+                self.preface.set(&Header::of_datagram(&outbound, route, Identity::default()));
+            }
             Op::Forward { socket, peer, local, train } => self.forward(socket, peer, local, &train),
             Op::Discard { train } => self.discard(&train),
         }

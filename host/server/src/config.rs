@@ -298,9 +298,10 @@ impl ProxyInbound {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProxyOutbound {
-    /// `v1` or `v2`. Default `v2`: it is read faster, and has room for more than addresses.
+    /// `v1` (TCP) or `v2`. Default `v2`: it is read faster, and has room for more than addresses.
     pub version: Option<ProxyVersion>,
-    /// `v2`: what is told besides the addresses: `unique-id`, `authority`, `crc32c`. Default: nothing.
+    /// `v2`: what is told besides the addresses: `unique-id` and `authority` (TCP), `crc32c`. Default:
+    /// nothing.
     pub tlvs: Vec<ProxyValue>,
 }
 
@@ -407,8 +408,8 @@ pub struct Cluster {
     /// Whether flows are spread over all endpoints when none is up. Default true: when everything
     /// seems down the checks are the likelier fault, and refusing all is the worst outcome.
     pub fail_open: bool,
-    /// How endpoints are told of their clients: by a PROXY protocol header before the first byte.
-    /// Default: only where the policy says so, by the plainest header of version 2.
+    /// How endpoints are told of their clients: by a PROXY protocol header before the first byte, or
+    /// before each datagram. Default: only where the policy says so, by the plainest header of version 2.
     pub proxy_protocol: Option<ProxyOutbound>,
 }
 

@@ -279,8 +279,8 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let process = process::resolve(config, &mut findings);
     let policies = plugins::resolve(&config.policies, folders, &mut findings);
     let clusters = clusters::resolve(&config.clusters, &policies, &mut findings);
-    let listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
-    proxy::refuse_what_cannot_be(&listeners, &clusters, &mut findings);
+    let mut listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
+    proxy::tell_endpoints(&mut listeners, &clusters, &mut findings);
     let receives_datagrams = listeners.iter().any(ListenerPlan::is_datagrams);
     let plan = Plan {
         workers: process.workers,

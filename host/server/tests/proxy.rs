@@ -9,7 +9,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use pointsman_core::proxy::{Header, Identity, Outbound, Reader, Reading, Route, Version};
 use serde_json::Value;
 use support::raw::{Origin, connect, rest};
-use support::{Balancer, eventually};
+use support::{Balancer, eventually, udp};
 
 const TRUSTING: &str = "proxy_protocol = { trusted = [\"127.0.0.0/8\"] }";
 const CLIENT: &str = "203.0.113.9:4321";
@@ -133,9 +133,9 @@ fn whoever_is_not_trusted_is_shed_whatever_it_says() {
     let listener = "proxy_protocol = { trusted = [\"192.0.2.0/24\", \"2001:db8::1\"] }";
     let balancer = start(listener, "", &origin);
     let mut client = connect(balancer.address("web"));
-    // The reset may be there already.
-    let _ = client.write_all(&header_of(Version::V2, CLIENT));
-    assert!(rest(&mut client).is_err());
+    // Whichever comes first is told of the reset.
+    let written = client.write_all(&header_of(Version::V2, CLIENT));
+    assert!(written.is_err() || rest(&mut client).is_err());
     eventually("it is shed", || balancer.count("sheds", "untrusted-peer") == 1.0);
     assert_eq!(balancer.web("flows_total"), 0.0);
 }
@@ -270,4 +270,32 @@ fn every_endpoint_is_told_by_the_header_of_its_cluster() {
         let known: [SocketAddr; 2] = [route.client, route.local];
         assert_eq!(known, [client.local_addr().expect("its address"), web]);
     }
+}
+
+#[test]
+fn every_datagram_of_a_client_has_a_header_and_replies_have_none() {
+    let endpoint = udp::socket("127.0.0.1");
+    let address = endpoint.local_addr().expect("its address");
+    let outbound = "proxy_protocol = { tlvs = [\"crc32c\"] }";
+    let text = udp::udp_config("workers = 1", "", "round-robin", &[address]);
+    let balancer = Balancer::start(&text.replace("policy =", &format!("{outbound}\npolicy =")));
+    let web = balancer.address("web");
+    let client = udp::socket("127.0.0.1");
+    client.connect(web).expect("it is connected");
+    let known = client.local_addr().expect("its address");
+    for payload in [&b"first"[..], b"", b"third"] {
+        client.send(payload).expect("a datagram");
+        let mut bytes = [0; 2_000];
+        let (length, balancer) = endpoint.recv_from(&mut bytes).expect("a datagram");
+        let header = Header::of_datagram(
+            &Outbound { crc32c: true, ..Outbound::PLAIN },
+            Route { client: known, local: web },
+            Identity::default(),
+        );
+        assert_eq!(&bytes[..length], [header.as_bytes(), payload].concat());
+        endpoint.send_to(b"reply", balancer).expect("a reply");
+        let length = client.recv(&mut bytes).expect("a reply");
+        assert_eq!(&bytes[..length], b"reply");
+    }
+    assert_eq!(balancer.datagrams("upstream"), 3.0);
 }

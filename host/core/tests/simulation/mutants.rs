@@ -382,6 +382,18 @@ const MUTANTS: &[Mutant] = &[
         mutated: "",
     },
     Mutant {
+        breaks: "proxy: the datagrams of flows that are there have no header",
+        file: "datagram.rs",
+        original: "if turn.announces(flow.listener) {",
+        mutated: "if turn.announces(flow.listener) && !flow.is_confirmed() {",
+    },
+    Mutant {
+        breaks: "proxy: datagrams without a flow have no header",
+        file: "datagram.rs",
+        original: "                turn.announce(&key);\n",
+        mutated: "",
+    },
+    Mutant {
         breaks: "survey: a flow that has ended is taken for the next in its place",
         file: "datagram/survey.rs",
         original: "is_some_and(|flow| u32::from(flow.stamp) == stamp)",

@@ -464,6 +464,7 @@ impl World {
         match op {
             Op::OpenPort { .. }
             | Op::ClosePort { .. }
+            | Op::Announce { .. }
             | Op::Forward { .. }
             | Op::Discard { .. } => {
                 unreachable!("no listener speaks datagrams")

@@ -147,6 +147,7 @@ impl Resolver<'_> {
             ports_min: DatagramSettings::DEFAULT.ports_min,
             port_per_flow: sockets == UpstreamSockets::PerFlow,
             offload: offload.unwrap_or(Listener::SEGMENTATION_OFFLOAD),
+            announce: None,
         }
     }
 

@@ -64,9 +64,10 @@ pub(super) const fn version(version: ProxyVersion) -> Version {
     }
 }
 
-/// Refuses headers that can never be sent, or never with what they are to have.
-pub(super) fn refuse_what_cannot_be(
-    listeners: &[ListenerPlan],
+/// Shows listeners of datagrams how their clusters tell endpoints of clients, and refuses headers that can
+/// never be sent, or never with what they are to have.
+pub(super) fn tell_endpoints(
+    listeners: &mut [ListenerPlan],
     clusters: &[ClusterPlan],
     findings: &mut Findings,
 ) {
@@ -74,16 +75,34 @@ pub(super) fn refuse_what_cannot_be(
         let Some(outbound) = cluster.proxy else { continue };
         let key = format!("clusters[{}].proxy_protocol", id.index());
         let mut served = listeners.iter().filter(|listener| listener.cluster == id);
-        if outbound.authority && !served.clone().any(|l| l.key == Some(KeyRule::ServerName)) {
+        if outbound.authority && !served.any(|l| l.key == Some(KeyRule::ServerName)) {
             let advice = "needs a listener of this cluster with key = { kind = \"sni\" }";
             findings.add(
                 format!("{key}.tlvs"),
                 format!("\"authority\" {advice}; add one, or leave it out"),
             );
         }
-        if served.any(ListenerPlan::is_datagrams) {
-            let advice = "is for connections; use another cluster for the udp listeners";
-            findings.add(key, advice);
+        let datagrams = |l: &&mut ListenerPlan| l.cluster == id && l.is_datagrams();
+        for listener in listeners.iter_mut().filter(datagrams) {
+            refuse_for_datagrams(&key, outbound, findings);
+            listener.datagrams.announce = Some(outbound);
         }
+    }
+}
+
+/// A datagram is announced by itself: there is no flow in the header that an id could be the id of.
+fn refuse_for_datagrams(key: &str, outbound: Outbound, findings: &mut Findings) {
+    let advice = "use another cluster for the udp listeners";
+    if outbound.version == Version::V1 {
+        findings.add(
+            format!("{key}.version"),
+            format!("version 1 knows no datagrams; write \"v2\", or {advice}"),
+        );
+    }
+    if outbound.unique_id {
+        findings.add(
+            key,
+            format!("\"unique-id\" is for connections; leave it out of tlvs, or {advice}"),
+        );
     }
 }

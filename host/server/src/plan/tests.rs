@@ -398,7 +398,7 @@ fn mistakes_about_the_proxy_protocol_are_told_together() {
 
 #[test]
 fn a_header_that_can_never_be_sent_is_refused() {
-    let cluster = "[[clusters]]\nproxy_protocol = { tlvs = [\"authority\"] }";
+    let cluster = "[[clusters]]\nproxy_protocol = { tlvs = [\"authority\", \"unique-id\"] }";
     let udp = "cluster = \"web\"\nprotocol = \"udp\"\nproxy_protocol = {}";
     let text = GOOD.replace("cluster = \"web\"", udp).replace("[[clusters]]", cluster);
     assert_eq!(
@@ -406,7 +406,8 @@ fn a_header_that_can_never_be_sent_is_refused() {
         [
             "listeners[0].proxy_protocol: is for tcp listeners; leave it out, or write protocol = \
              \"tcp\"",
-            "clusters[0].proxy_protocol: is for connections; use another cluster for the udp listeners",
+            "clusters[0].proxy_protocol: \"unique-id\" is for connections; leave it out of tlvs, or use \
+             another cluster for the udp listeners",
             "clusters[0].proxy_protocol.tlvs: \"authority\" needs a listener of this cluster with key \
              = { kind = \"sni\" }; add one, or leave it out",
         ]

@@ -234,6 +234,7 @@ impl Net {
                 }
             }
             Op::Discard { train } => self.give_back(&train),
+            Op::Announce { .. } => {}
             Op::StopAccepting { listener } => {
                 assert_eq!(self.listeners[listener.index()], Listening::Open, "stopped once");
                 self.listeners[listener.index()] = Listening::Stopping;

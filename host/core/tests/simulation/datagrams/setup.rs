@@ -166,6 +166,7 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
             ports_min: rng.pick(&[1, 2, 8, 32]),
             port_per_flow: rng.chance(300),
             offload: rng.chance(500),
+            announce: crate::introduction::outbound(&mut rng.clone()),
         },
     }
 }
