@@ -315,3 +315,9 @@ fn only_networks_that_are_named_are_trusted() {
     assert!(inbound.trusts("2001:db8::7".parse().unwrap()));
     assert!(!inbound.trusts("192.0.2.1".parse().unwrap()));
 }
+
+#[test]
+fn a_reader_costs_little() {
+    let bytes = size_of::<Reader>();
+    assert!(bytes <= 208, "{bytes} bytes");
+}
