@@ -28,7 +28,7 @@ use crate::recent::FlowFacts;
 use crate::relay::Step;
 use crate::session::{Allocation, Due, RecordFacts, Session, State};
 use crate::slab::Slab;
-use crate::snapshot::{Cluster, ClusterId, Listener, OnEndpointDown, Snapshot};
+use crate::snapshot::{Cluster, ClusterId, OnEndpointDown, Snapshot};
 use crate::stats::{CloseReason, FlowRecord, KeylessReason, ShedReason, Stats};
 use crate::time::Instant;
 use crate::timers::Timers;
@@ -384,13 +384,13 @@ impl Balancer {
         }
         let is_client = listener.proxy.is_none();
         if is_client {
-            admit_client(now, listener, peer)?;
+            listener.admit_client(now, peer)?;
         }
-        if listener.has_place() {
+        if listener.flows_active.try_increment(listener.flows_max) {
             return Ok(());
         }
         if is_client {
-            listener.give_back_client(peer);
+            listener.dismiss_client(peer);
         }
         Err(ShedReason::FlowsMax)
     }
@@ -635,9 +635,9 @@ impl Balancer {
         self.stats.sessions_active = self.sessions.len();
         self.timers.cancel(slot);
         let listener = self.snapshot.listener(session.listener);
-        listener.flows_active.decrement();
+        listener.give_back_place();
         if session.is_counted {
-            listener.give_back_client(session.client.ip());
+            listener.dismiss_client(session.client.ip());
         }
         if let Some(ended) = session.ended(now, reason) {
             self.allocator.on_flow_ended(listener.cluster, &ended);
@@ -744,20 +744,6 @@ struct Arrival {
 struct Delivery {
     bytes: u32,
     end: SendEnd,
-}
-
-/// Whether a client may have one more flow, as for its number and the rate of all. Counts it if so.
-fn admit_client(now: Instant, listener: &Listener, client: IpAddr) -> Result<(), ShedReason> {
-    // The client first: one at its limit must not use up the rate of all.
-    let counts = listener.flows_per_client.as_deref();
-    if counts.is_some_and(|counts| !counts.try_add(client)) {
-        return Err(ShedReason::ClientFlowsMax);
-    }
-    if listener.admits_another(now) {
-        return Ok(());
-    }
-    listener.give_back_client(client);
-    Err(ShedReason::NewFlowRate)
 }
 
 const fn reset_by(side: Side) -> CloseReason {

@@ -391,27 +391,16 @@ impl Datagrams {
 
     /// Whether there is room for one more flow. Takes its place in every count if so.
     fn admit(&mut self, turn: &mut Turn<'_>, key: &FlowKey) -> Result<(), ShedReason> {
-        let listener = turn.listener(key.listener);
+        let (listener, client) = (turn.listener(key.listener), key.client.ip());
         if turn.snapshot.drain_until.is_some() {
             return Err(ShedReason::Draining);
         }
         if !self.strangers.admits_another(turn.now) {
             return Err(ShedReason::NewFlowRate);
         }
-        // The client first: one at its limit must not use up the rate of all.
-        let counts = listener.flows_per_client.as_deref();
-        if counts.is_some_and(|counts| !counts.try_add(key.client.ip())) {
-            return Err(ShedReason::ClientFlowsMax);
-        }
-        let placed = if listener.admits_another(turn.now) {
-            self.take_place(turn, key.listener)
-        } else {
-            Err(ShedReason::NewFlowRate)
-        };
-        if let (Err(_), Some(counts)) = (placed, counts) {
-            counts.remove(key.client.ip());
-        }
-        placed
+        listener.admit_client(turn.now, client)?;
+        let placed = self.take_place(turn, key.listener);
+        placed.inspect_err(|_| turn.listener(key.listener).dismiss_client(client))
     }
 
     fn take_place(&mut self, turn: &mut Turn<'_>, id: ListenerId) -> Result<(), ShedReason> {

@@ -17,6 +17,7 @@ use crate::load::Load;
 use crate::policy::{EndpointIndex, Table};
 use crate::preread::KeyRule;
 use crate::proxy::{Inbound, Outbound};
+use crate::stats::ShedReason;
 use crate::time::Instant;
 
 /// Names a cluster; an index into the snapshot's clusters.
@@ -106,22 +107,36 @@ impl Listener {
         self.new_flow_rate.as_ref().is_none_or(|rate| rate.try_take(now))
     }
 
-    /// Counts one more flow if there may be one; tells whether there may.
-    pub(crate) fn has_place(&self) -> bool {
-        self.flows_active.try_increment(self.flows_max)
+    /// Whether this client may have another flow at this time. It counts as one if so. What concerns
+    /// the client alone comes first: one at its limit must not use up the rate of all.
+    pub(crate) fn admit_client(&self, now: Instant, client: IpAddr) -> Result<(), ShedReason> {
+        let counts = self.flows_per_client.as_ref();
+        if counts.is_some_and(|counts| !counts.try_add(client)) {
+            return Err(ShedReason::ClientFlowsMax);
+        }
+        if self.admits_another(now) {
+            return Ok(());
+        }
+        self.dismiss_client(client);
+        Err(ShedReason::NewFlowRate)
+    }
+
+    /// A client that was admitted has no flow, or has it no longer.
+    pub(crate) fn dismiss_client(&self, client: IpAddr) {
+        if let Some(counts) = &self.flows_per_client {
+            counts.remove(client);
+        }
+    }
+
+    /// A flow that was admitted has ended, whoever its client was.
+    pub(crate) fn give_back_place(&self) {
+        self.flows_active.decrement();
     }
 
     /// A flow of this client that was admitted has ended.
     pub(crate) fn give_back(&self, client: IpAddr) {
-        self.flows_active.decrement();
-        self.give_back_client(client);
-    }
-
-    /// A client has one flow less.
-    pub(crate) fn give_back_client(&self, client: IpAddr) {
-        if let Some(counts) = &self.flows_per_client {
-            counts.remove(client);
-        }
+        self.give_back_place();
+        self.dismiss_client(client);
     }
 
     /// Whether it receives datagrams, not connections.

@@ -4,7 +4,7 @@
 //! [`Reader`] and no buffers. One that goes out is written when the endpoint is connected, ahead of
 //! what is held of the stream, and leaves with it.
 
-use super::{Balancer, admit_client};
+use super::Balancer;
 use crate::boundary::{Buffer, Link, Memory, Op, Ops, Side};
 use crate::preread::KeyRule;
 use crate::preread::server_name::{self, ServerName};
@@ -75,7 +75,7 @@ impl Balancer {
     fn on_introduced(&mut self, now: Instant, slot: u32, memory: &impl Memory, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
         let listener = self.snapshot.listener(session.listener);
-        if let Err(reason) = admit_client(now, listener, session.client.ip()) {
+        if let Err(reason) = listener.admit_client(now, session.client.ip()) {
             session.set_state(State::Unbound);
             return self.shed(now, slot, reason, ops);
         }

@@ -216,8 +216,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: a client that was turned away stays counted",
         file: "datagram.rs",
-        original: "        if let (Err(_), Some(counts)) = (placed, counts) {",
-        mutated: "        if let (Ok(()), Some(counts)) = (placed.and(Err(ShedReason::FlowsMax)), counts) {",
+        original: "placed.inspect_err(|_| turn.listener(key.listener).dismiss_client(client))",
+        mutated: "placed",
     },
     Mutant {
         breaks: "datagrams: the walk over all flows skips every other",
