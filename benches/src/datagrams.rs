@@ -9,7 +9,8 @@ use pointsman_core::boundary::{
 };
 use pointsman_core::policy::{Policy, RoundRobin, TablePolicy};
 use pointsman_core::{
-    Balancer, BalancerConfig, DatagramSettings, Instant, Listener, Protocol, Snapshot, Timeouts,
+    AllFlows, Balancer, BalancerConfig, DatagramSettings, Instant, Listener, Protocol, Snapshot,
+    Timeouts,
 };
 
 use crate::NoMemory;
@@ -152,10 +153,13 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         protocol: Protocol::Udp,
         flows_max,
         flows_active: Arc::default(),
+        all_flows: AllFlows::unlimited(),
+        access: None,
         timeouts: Timeouts { idle, ..listener.timeouts },
         datagrams: DatagramSettings { ports_max: 16_384, ..DatagramSettings::DEFAULT },
         key: None,
         new_flow_rate: None,
+        new_flow_rate_per_client: None,
         flows_per_client: None,
         proxy: None,
         ..*listener
@@ -164,6 +168,7 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         name: cluster.name.clone(),
         endpoints: cluster.endpoints.clone(),
         candidates: Arc::clone(&cluster.candidates),
+        footing: cluster.footing,
         proxy: None,
         trial: None,
     });

@@ -11,11 +11,12 @@ use pointsman_core::boundary::{
     Accepted, Buffer, Completion, Link, ListenerId, Memory, Op, Ops, Pool, PoolSizes, ReceiveEnd,
     SendEnd, Side, Train,
 };
+use pointsman_core::eligibility::Footing;
 use pointsman_core::policy::{
     Decided, Decision, EndpointIndex, Flow, Policy, Scope, Source, maglev,
 };
 use pointsman_core::{
-    Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint,
+    AllFlows, Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint,
     EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown, PrefixLengths,
     Protocol, Snapshot, Timeouts,
 };
@@ -194,11 +195,7 @@ pub(crate) fn candidates_with_table(count: u32) -> Arc<Candidates> {
 
 /// One listener and one cluster of these candidates.
 pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
-    let up = |endpoint: &Endpoint| EndpointState {
-        endpoint: endpoint.clone(),
-        up: true,
-        draining: false,
-    };
+    let up = |endpoint: &Endpoint| EndpointState::sound(endpoint.clone());
     let listener = Listener {
         name: "web".into(),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
@@ -206,6 +203,8 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         cluster: ClusterId(0),
         flows_max: 100_000,
         flows_active: Arc::default(),
+        all_flows: AllFlows::unlimited(),
+        access: None,
         client_prefix: PrefixLengths { v4: 32, v6: 64 },
         connect_attempts: 3,
         on_endpoint_down: OnEndpointDown::Keep,
@@ -218,12 +217,20 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         key: None,
         preread_bytes_max: 16_384,
         new_flow_rate: None,
+        new_flow_rate_per_client: None,
         flows_per_client: None,
         proxy: None,
         datagrams: DatagramSettings::DEFAULT,
     };
     let endpoints = candidates.endpoints.iter().map(up).collect();
-    let cluster = Cluster { name: "web".into(), endpoints, candidates, proxy: None, trial: None };
+    let cluster = Cluster {
+        name: "web".into(),
+        endpoints,
+        candidates,
+        footing: Footing::Sound,
+        proxy: None,
+        trial: None,
+    };
     Arc::new(Snapshot {
         generation: Generation(1),
         listeners: [listener].into(),

@@ -1,6 +1,6 @@
 //! The flow that a policy decides on.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use crate::Rng;
 
@@ -8,13 +8,37 @@ use crate::Rng;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
     pub(crate) protocol: Protocol,
-    pub(crate) client: SocketAddr,
-    pub(crate) local: SocketAddr,
+    pub(crate) client: Address,
+    pub(crate) local: Address,
     pub(crate) key: u64,
     pub(crate) attempt: u32,
     pub(crate) avoid: u32,
     pub(crate) now_ms: u64,
     pub(crate) random: u64,
+}
+
+/// An address as the interface has it, IPv4 in its IPv6 form: most policies never read one, and then
+/// nothing is converted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) high: u64,
+    pub(crate) low: u64,
+    pub(crate) port: u16,
+}
+
+impl Address {
+    const fn new(address: SocketAddr) -> Self {
+        let bits = match address {
+            SocketAddr::V4(v4) => v4.ip().to_ipv6_mapped().to_bits(),
+            SocketAddr::V6(v6) => v6.ip().to_bits(),
+        };
+        Self { high: (bits >> 64) as u64, low: bits as u64, port: address.port() }
+    }
+
+    const fn get(self) -> SocketAddr {
+        let bits = (self.high as u128) << 64 | self.low as u128;
+        SocketAddr::new(Ipv6Addr::from_bits(bits).to_canonical(), self.port)
+    }
 }
 
 /// What the interface says where there is no endpoint to avoid.
@@ -31,13 +55,13 @@ impl Flow {
     /// The client's address and port. An IPv4 client has an IPv4 address here, never a mapped one.
     #[must_use]
     pub const fn client(&self) -> SocketAddr {
-        self.client
+        self.client.get()
     }
 
     /// The listener's address and port.
     #[must_use]
     pub const fn local(&self) -> SocketAddr {
-        self.local
+        self.local.get()
     }
 
     /// The hash of the application key; `None` where the listener takes none.
@@ -92,8 +116,8 @@ impl Flow {
     pub const fn new(client: SocketAddr) -> Self {
         Self {
             protocol: Protocol::Tcp,
-            client,
-            local: SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 0),
+            client: Address::new(client),
+            local: Address { high: 0, low: 0, port: 0 },
             key: 0,
             attempt: 0,
             avoid: NONE,
@@ -111,7 +135,7 @@ impl Flow {
     /// The same flow to this address of the listener.
     #[must_use]
     pub const fn with_local(self, local: SocketAddr) -> Self {
-        Self { local, ..self }
+        Self { local: Address::new(local), ..self }
     }
 
     /// The same flow with this hash of an application key; 0 is none.
@@ -164,6 +188,17 @@ mod tests {
         assert_eq!((flow.attempt(), flow.avoid()), (0, None));
         let flow = flow.retried_after(2).retried_after(0);
         assert_eq!((flow.attempt(), flow.avoid()), (2, Some(0)));
+    }
+
+    #[test]
+    fn addresses_are_read_as_they_were_given_and_never_mapped() {
+        for address in ["192.0.2.1:5000", "[2001:db8::7]:443", "[::]:0"] {
+            let address = address.parse().unwrap();
+            assert_eq!(Flow::new(address).client(), address);
+            assert_eq!(Flow::new(address).with_local(address).local(), address);
+        }
+        let mapped = Flow::new("[::ffff:192.0.2.1]:5000".parse().unwrap());
+        assert_eq!(mapped.client(), "192.0.2.1:5000".parse().unwrap());
     }
 
     #[test]

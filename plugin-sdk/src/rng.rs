@@ -24,9 +24,12 @@ impl Rng {
     /// An index below `count`, each equally likely; 0 if `count` is 0.
     ///
     /// Multiplies and shifts instead of dividing (Lemire 2019); the bias of at most
-    /// `count` / 2⁶⁴ is left in.
+    /// `count` / 2⁶⁴ is left in. The product is put together from halves, because WebAssembly has no
+    /// 128-bit one, and of `count` only 32 bits are read, which is what an index has.
     pub const fn below(&mut self, count: usize) -> usize {
-        ((self.bits() as u128 * count as u128) >> 64) as usize
+        let (bits, count) = (self.bits(), count as u64 & 0xffff_ffff);
+        let low = (bits & 0xffff_ffff) * count;
+        (((bits >> 32) * count + (low >> 32)) >> 32) as usize
     }
 
     /// A fraction from 0 up to but not including 1.

@@ -13,7 +13,7 @@ use crate::languages::Language;
 use crate::workspace::{plugins_dir, root, target_dir};
 
 /// A policy is a few decisions. Other people's may be larger, ours have no reason to be.
-const SIZE_MAX_KIB: usize = 60;
+const SIZE_MAX_KIB: usize = 64;
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {

@@ -15,7 +15,10 @@ const ALLOWED: [(&str, &[&str]); 4] = [
     // The core's boundary and the kernel; no clusters and no policies.
     ("pointsman-ring", &["pointsman-core", "io-uring", "libc"]),
     // The core's policy trait and a guest; no ring and no sockets.
-    ("pointsman-plugin", &["pointsman-core", "sha2", "thiserror", "wasmtime", "wit-component"]),
+    (
+        "pointsman-plugin",
+        &["pointsman-core", "quanta", "sha2", "thiserror", "wasmtime", "wit-component"],
+    ),
     // The interface, and configs; nothing of the host.
     ("pointsman-sdk", &["wit-bindgen", "serde", "serde_json"]),
 ];

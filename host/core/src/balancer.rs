@@ -370,8 +370,10 @@ impl Balancer {
     /// its client's if that is who connects.
     fn admit(&self, now: Instant, id: ListenerId, peer: IpAddr) -> Result<(), ShedReason> {
         let listener = self.snapshot.listener(id);
-        if listener.proxy.as_ref().is_some_and(|rule| !rule.trusts(peer)) {
-            return Err(ShedReason::UntrustedPeer);
+        match &listener.proxy {
+            Some(rule) if !rule.trusts(peer) => return Err(ShedReason::UntrustedPeer),
+            None if !listener.allows(peer) => return Err(ShedReason::NotAllowed),
+            _ => {}
         }
         if self.chains.is_short(Pool::Small) {
             return Err(ShedReason::Buffers);
@@ -386,13 +388,18 @@ impl Balancer {
         if is_client {
             listener.admit_client(now, peer)?;
         }
-        if listener.flows_active.try_increment(listener.flows_max) {
-            return Ok(());
-        }
-        if is_client {
+        let placed = if !listener.flows_active.try_increment(listener.flows_max) {
+            Err(ShedReason::FlowsMax)
+        } else if !listener.all_flows.try_add() {
+            listener.flows_active.decrement();
+            Err(ShedReason::AllFlowsMax)
+        } else {
+            Ok(())
+        };
+        if placed.is_err() && is_client {
             listener.dismiss_client(peer);
         }
-        Err(ShedReason::FlowsMax)
+        placed
     }
 
     /// Ends a flow that was admitted and then denied: it never gets a session.

@@ -18,6 +18,7 @@ mod flow;
 mod index;
 mod keys;
 mod lane;
+mod outcomes;
 mod ports;
 mod strangers;
 mod survey;
@@ -188,17 +189,6 @@ impl Datagrams {
         }
     }
 
-    /// The endpoint of a flow that has a port of its own cannot be reached. If it has never
-    /// replied, the client's next try is given to another.
-    pub(crate) fn on_port_unreachable(&mut self, turn: &mut Turn<'_>, port: PortId) {
-        let Some(number) = self.ports.owner(port) else { return };
-        let flow = *self.table.flow(number);
-        self.bindings.of_flow(flow.binding).endpoint.load.on_connect_failed(turn.now);
-        if !flow.is_confirmed() {
-            self.end(turn, number, CloseReason::ConnectFailed);
-        }
-    }
-
     pub(crate) fn on_port_closed(&mut self, port: PortId) {
         self.ports.on_closed(port);
     }
@@ -328,7 +318,7 @@ impl Datagrams {
         if !flow.is_confirmed() {
             self.table.on_confirmed(number);
             self.strangers.on_answered(flow.started.to_instant(turn.now));
-            self.bindings.of_flow(flow.binding).endpoint.load.on_answered();
+            self.on_first_reply(turn, &flow);
             if flow.keeps_when_answered() {
                 self.keep_answered(turn, number);
             }
@@ -392,6 +382,9 @@ impl Datagrams {
     /// Whether there is room for one more flow. Takes its place in every count if so.
     fn admit(&mut self, turn: &mut Turn<'_>, key: &FlowKey) -> Result<(), ShedReason> {
         let (listener, client) = (turn.listener(key.listener), key.client.ip());
+        if !listener.allows(client) {
+            return Err(ShedReason::NotAllowed);
+        }
         if turn.snapshot.drain_until.is_some() {
             return Err(ShedReason::Draining);
         }
@@ -409,8 +402,14 @@ impl Datagrams {
         if !(has_room() || self.evict(turn, Some(id)) && has_room()) {
             return Err(ShedReason::FlowsMax);
         }
+        let has_room = || listener.all_flows.try_add();
+        if !(has_room() || self.evict(turn, None) && has_room()) {
+            listener.flows_active.decrement();
+            return Err(ShedReason::AllFlowsMax);
+        }
         if self.table.is_full() && !self.evict(turn, None) {
             listener.flows_active.decrement();
+            listener.all_flows.remove();
             return Err(ShedReason::FlowTableFull);
         }
         Ok(())
@@ -551,8 +550,8 @@ impl Datagrams {
         reason: ShedReason,
     ) {
         let Arrival { key, train } = arrival;
-        let yields = matches!(reason, ShedReason::Draining | ShedReason::ClientFlowsMax);
-        let target = if yields { None } else { self.stateless(turn, &key, application_key) };
+        let target =
+            if reason.yields() { None } else { self.stateless(turn, &key, application_key) };
         let stats = turn.stats.listener(key.listener);
         match target {
             Some((port, peer)) => {
@@ -600,6 +599,7 @@ impl Datagrams {
             self.table.set_timer(number, due);
             self.keep_keys(turn, &flow);
         } else {
+            self.on_idle(turn, &flow);
             self.end(turn, number, CloseReason::IdleTimeout);
         }
     }

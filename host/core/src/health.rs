@@ -59,6 +59,13 @@ impl Health {
         Self { thresholds, up: true, contradictions: 0 }
     }
 
+    /// Starts down, and the first check brings it up if it passes: who is added while there is
+    /// traffic gets none before it is known to serve.
+    #[must_use]
+    pub const fn unproven(thresholds: Thresholds) -> Self {
+        Self { thresholds, up: false, contradictions: thresholds.rise.saturating_sub(1) }
+    }
+
     /// Whether the endpoint is believed to serve.
     #[must_use]
     pub const fn is_up(&self) -> bool {
@@ -116,6 +123,17 @@ mod tests {
         }
         assert_eq!(health.observe(Observation::CheckFailed), Some(Transition::WentDown));
         assert!(!health.is_up());
+    }
+
+    #[test]
+    fn the_first_check_brings_an_unproven_endpoint_up_and_a_later_one_does_not() {
+        let mut passes = Health::unproven(THRESHOLDS);
+        assert!(!passes.is_up());
+        assert_eq!(passes.observe(Observation::CheckPassed), Some(Transition::WentUp));
+        let mut fails = Health::unproven(THRESHOLDS);
+        assert_eq!(fails.observe(Observation::CheckFailed), None);
+        assert_eq!(fails.observe(Observation::CheckPassed), None);
+        assert_eq!(fails.observe(Observation::CheckPassed), Some(Transition::WentUp));
     }
 
     #[test]

@@ -10,6 +10,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod access;
 mod affinity;
 mod allocation;
 mod balancer;
@@ -17,12 +18,13 @@ mod board;
 pub mod boundary;
 mod chain;
 pub mod datagram;
+pub mod ejection;
+pub mod eligibility;
 pub mod health;
 pub mod kept_table;
 mod limits;
 pub mod listing;
 mod load;
-mod networks;
 mod pace;
 pub mod policy;
 pub mod preread;
@@ -40,11 +42,11 @@ mod time;
 mod timers;
 mod trial;
 
+pub use access::{AccessList, Network};
 pub use balancer::{Balancer, BalancerConfig};
 pub use board::Board;
-pub use limits::{SharedRate, SourceCounts};
-pub use load::{LatencySample, Load, SLOTS, Sample};
-pub use networks::Network;
+pub use limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
+pub use load::{LatencySample, Load, Outcomes, SLOTS, Sample};
 pub use recent::FlowFacts;
 pub use snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,

@@ -5,6 +5,7 @@
 //! count.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::hash::Hasher;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -12,8 +13,34 @@ use core::time::Duration;
 
 use siphasher::sip::SipHasher13;
 
-use crate::snapshot::PrefixLengths;
+use crate::snapshot::{PrefixLengths, SharedCount};
 use crate::time::Instant;
+
+/// Flows of all listeners together.
+#[derive(Debug, Clone)]
+pub struct AllFlows {
+    /// How many there may be; [`u32::MAX`] if nobody says.
+    pub max: u32,
+    /// How many there are. It is counted even where it is not limited, so that a limit can be set
+    /// while there are flows.
+    pub active: Arc<SharedCount>,
+}
+
+impl AllFlows {
+    /// As many as there may be without a limit.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self { max: u32::MAX, active: Arc::default() }
+    }
+
+    pub(crate) fn try_add(&self) -> bool {
+        self.active.try_increment(self.max)
+    }
+
+    pub(crate) fn remove(&self) {
+        self.active.decrement();
+    }
+}
 
 /// How many things may happen per second.
 ///
@@ -46,6 +73,45 @@ impl SharedRate {
     }
 }
 
+/// How often each client may do something per second, for as many clients as there are.
+///
+/// A [`SharedRate`] for each place of a count-min sketch like that of [`SourceCounts`], and with the
+/// same promise: the rate is never exceeded, and a client is refused too early only if others share
+/// both of its places.
+#[derive(Debug)]
+pub struct SourceRates {
+    rows: [Box<[AtomicU64]>; 2],
+    places: Places,
+    interval_nanos: u64,
+    burst: Duration,
+}
+
+impl SourceRates {
+    /// Admits `per_second` things a second of each client, and as many at once after a second
+    /// without any, for some `clients` clients at a time: two words of eight bytes for each.
+    /// `hash_key` must be secret. 0 is taken for 1.
+    #[must_use]
+    pub fn new(per_second: u32, clients: u32, prefix: PrefixLengths, hash_key: [u64; 2]) -> Self {
+        let places = Places::new(clients, prefix, hash_key);
+        let row = || (0..places.width).map(|_| AtomicU64::new(0)).collect();
+        let interval_nanos = 1_000_000_000 / u64::from(per_second.max(1));
+        Self { rows: [row(), row()], places, interval_nanos, burst: Duration::from_secs(1) }
+    }
+
+    /// Admits one more of this client if its rate allows it; tells whether it did.
+    pub fn try_take(&self, now: Instant, client: IpAddr) -> bool {
+        let [first, second] = self.places.of(client);
+        let places = [&self.rows[0][first], &self.rows[1][second]];
+        let on_schedule = places.iter().map(|place| place.load(Relaxed)).min().unwrap_or(0);
+        let next = on_schedule.max(now.as_nanos()) + self.interval_nanos;
+        let admitted = Instant::from_nanos(next) <= now + self.burst;
+        if admitted {
+            places.iter().for_each(|place| _ = place.fetch_max(next, Relaxed));
+        }
+        admitted
+    }
+}
+
 /// How many flows each client has, for as many clients as there are.
 ///
 /// A count-min sketch (Cormode and Muthukrishnan 2005) of two rows: a fixed amount of memory, one
@@ -55,9 +121,8 @@ impl SharedRate {
 #[derive(Debug)]
 pub struct SourceCounts {
     rows: [Box<[AtomicU32]>; 2],
-    hasher: SipHasher13,
+    places: Places,
     max: u32,
-    prefix: PrefixLengths,
 }
 
 impl SourceCounts {
@@ -65,10 +130,9 @@ impl SourceCounts {
     /// for each. `hash_key` must be secret.
     #[must_use]
     pub fn new(max: u32, clients: u32, prefix: PrefixLengths, hash_key: [u64; 2]) -> Self {
-        let width = clients.max(1_024).next_power_of_two();
-        let row = || (0..width).map(|_| AtomicU32::new(0)).collect();
-        let hasher = SipHasher13::new_with_keys(hash_key[0], hash_key[1]);
-        Self { rows: [row(), row()], hasher, max, prefix }
+        let places = Places::new(clients, prefix, hash_key);
+        let row = || (0..places.width).map(|_| AtomicU32::new(0)).collect();
+        Self { rows: [row(), row()], places, max }
     }
 
     /// Counts one more flow of this client if it may have one; tells whether it may.
@@ -90,11 +154,31 @@ impl SourceCounts {
     }
 
     fn counts(&self, client: IpAddr) -> [&AtomicU32; 2] {
+        let [first, second] = self.places.of(client);
+        [&self.rows[0][first], &self.rows[1][second]]
+    }
+}
+
+/// Where a client stands in each of two rows.
+#[derive(Debug)]
+struct Places {
+    hasher: SipHasher13,
+    prefix: PrefixLengths,
+    width: usize,
+}
+
+impl Places {
+    fn new(clients: u32, prefix: PrefixLengths, hash_key: [u64; 2]) -> Self {
+        let width = clients.max(1_024).next_power_of_two() as usize;
+        let hasher = SipHasher13::new_with_keys(hash_key[0], hash_key[1]);
+        Self { hasher, prefix, width }
+    }
+
+    fn of(&self, client: IpAddr) -> [usize; 2] {
         let mut hasher = self.hasher;
         hasher.write_u128(self.prefix.mask(client).to_bits());
-        let hash = hasher.finish();
-        let mask = self.rows[0].len() - 1;
-        [&self.rows[0][hash as usize & mask], &self.rows[1][(hash >> 32) as usize & mask]]
+        let (hash, mask) = (hasher.finish(), self.width - 1);
+        [hash as usize & mask, (hash >> 32) as usize & mask]
     }
 }
 
@@ -147,5 +231,19 @@ mod tests {
         while counts.try_add(greedy) {}
         let others = (0..200).map(|n| IpAddr::V4(Ipv4Addr::new(10, 0, 0, n)));
         assert_eq!(others.filter(|client| counts.try_add(*client)).count(), 200);
+    }
+
+    #[test]
+    fn each_client_has_a_rate_of_its_own() {
+        let prefix = PrefixLengths { v4: 32, v6: 64 };
+        let rates = SourceRates::new(5, 1_000, prefix, [1, 2]);
+        let client = |last| IpAddr::V4(Ipv4Addr::new(10, 0, 0, last));
+        let now = Instant::from_millis(5_000);
+        let admitted = |now, last| (0..9).filter(|_| rates.try_take(now, client(last))).count();
+        assert_eq!(admitted(now, 1), 5);
+        assert_eq!(admitted(now, 1), 0);
+        assert_eq!(admitted(now, 2), 5, "another client has not used anything");
+        assert_eq!(admitted(now + Duration::from_millis(400), 1), 2);
+        assert_eq!(admitted(now + Duration::from_secs(60), 1), 5);
     }
 }

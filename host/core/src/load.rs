@@ -25,6 +25,9 @@ pub struct Load {
     connect: Latency,
     first_byte: Latency,
     errors: Average,
+    successes_total: AtomicU64,
+    failures_total: AtomicU64,
+    failures_in_a_row: AtomicU32,
     slots: [AtomicU64; SLOTS],
 }
 
@@ -66,19 +69,30 @@ impl Load {
     /// The first byte of an answer came.
     pub fn on_first_byte(&self, now: Instant, took: Duration) {
         self.first_byte.feed(now, took);
-        self.errors.feed(now, 0.0);
+        self.on_served(now);
     }
 
-    /// The endpoint reset a flow before the first byte of an answer.
+    /// A flow got what it wanted of the endpoint: an answer, or an end in order without one.
+    pub fn on_served(&self, now: Instant) {
+        self.errors.feed(now, 0.0);
+        self.successes_total.fetch_add(1, Relaxed);
+        if self.failures_in_a_row.load(Relaxed) != 0 {
+            self.failures_in_a_row.store(0, Relaxed);
+        }
+    }
+
+    /// The endpoint reset a flow before the first byte of an answer, or left it without one.
     pub fn on_broken(&self, now: Instant) {
         self.errors.feed(now, 1.0);
+        self.failures_total.fetch_add(1, Relaxed);
+        self.failures_in_a_row.fetch_add(1, Relaxed);
     }
 
     /// No connection came about, and the endpoint is to blame.
     pub fn on_connect_failed(&self, now: Instant) {
         self.connect_failures_in_a_row.fetch_add(1, Relaxed);
         self.connect_failures_total.fetch_add(1, Relaxed);
-        self.errors.feed(now, 1.0);
+        self.on_broken(now);
     }
 
     /// Flows now, connecting ones included.
@@ -111,6 +125,16 @@ impl Load {
         self.connect_failures_total.load(Relaxed)
     }
 
+    /// How the flows given to the endpoint have fared.
+    #[must_use]
+    pub fn outcomes(&self) -> Outcomes {
+        Outcomes {
+            successes: self.successes_total.load(Relaxed),
+            failures: self.failures_total.load(Relaxed),
+            in_a_row: self.failures_in_a_row.load(Relaxed),
+        }
+    }
+
     /// Everything a policy may know.
     #[must_use]
     pub fn sample(&self, now: Instant) -> Sample {
@@ -130,6 +154,19 @@ impl Load {
     pub fn slot(&self, slot: usize) -> Option<&AtomicU64> {
         self.slots.get(slot)
     }
+}
+
+/// How flows have fared. Each attempt counts once at most: one that its client gave up says nothing
+/// of the endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Outcomes {
+    /// Those that were served, ever.
+    pub successes: u64,
+    /// Those that failed to connect, or were reset or left alone before the first byte of an
+    /// answer, ever.
+    pub failures: u64,
+    /// Failures since the last success.
+    pub in_a_row: u32,
 }
 
 /// What is known of an endpoint at one moment.
@@ -279,6 +316,17 @@ mod tests {
         assert_eq!(load.sample(seconds(11)).errors_ppm, 500_000);
         load.on_broken(seconds(21));
         assert_eq!(load.sample(seconds(21)).errors_ppm, 750_000);
+    }
+
+    #[test]
+    fn an_endpoint_that_accepts_and_breaks_every_flow_has_a_row_of_failures() {
+        let load = Load::default();
+        load.on_connect_failed(seconds(1));
+        load.on_connected(seconds(1), Duration::ZERO);
+        load.on_broken(seconds(1));
+        assert_eq!(load.outcomes(), Outcomes { successes: 0, failures: 2, in_a_row: 2 });
+        load.on_first_byte(seconds(1), Duration::ZERO);
+        assert_eq!(load.outcomes(), Outcomes { successes: 1, failures: 2, in_a_row: 0 });
     }
 
     #[test]

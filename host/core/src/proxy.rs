@@ -12,11 +12,10 @@ mod read;
 mod tests;
 mod write;
 
-use alloc::boxed::Box;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
-use crate::networks::Network;
+use crate::access::AccessList;
 
 pub use read::{Reader, Reading};
 pub use write::{Header, Identity};
@@ -52,7 +51,7 @@ pub struct Route {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inbound {
     /// From where connections are taken; each must begin with a header.
-    pub trusted: Box<[Network]>,
+    pub trusted: AccessList,
     /// How long a header may take to come, from the first byte to the last.
     pub timeout: Duration,
 }
@@ -61,7 +60,7 @@ impl Inbound {
     /// Whether connections of this peer are taken.
     #[must_use]
     pub fn trusts(&self, peer: IpAddr) -> bool {
-        self.trusted.iter().any(|network| network.contains(peer))
+        self.trusted.allows(peer)
     }
 }
 

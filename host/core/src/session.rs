@@ -263,13 +263,19 @@ impl Session {
             | State::Unbound
             | State::Closing { .. } => {}
         }
-        if let Some(allocation) = &self.allocation
-            && reason == CloseReason::UpstreamReset
-            && self.first_byte != FirstByte::Answered
-        {
-            allocation.endpoint.load.on_broken(step.now);
-        }
+        self.tell_how_it_fared(step.now, reason);
         self.set_state(State::Closing { links_open, reason });
+    }
+
+    /// A flow that ends before its first byte was good or bad by how it ends, or neither.
+    fn tell_how_it_fared(&self, now: Instant, reason: CloseReason) {
+        let Some(allocation) = &self.allocation else { return };
+        match (reason, self.first_byte) {
+            (_, FirstByte::Answered) => {}
+            (CloseReason::UpstreamReset, _) => allocation.endpoint.load.on_broken(now),
+            (CloseReason::Finished, _) => allocation.endpoint.load.on_served(now),
+            _ => {}
+        }
     }
 
     /// A `Closed` came while closing. Tells why the session ended if it was the last.

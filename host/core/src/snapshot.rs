@@ -11,8 +11,11 @@ use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use core::time::Duration;
 
+use crate::access::AccessList;
 use crate::boundary::ListenerId;
-use crate::limits::{SharedRate, SourceCounts};
+use crate::ejection::EjectionReason;
+use crate::eligibility::Footing;
+use crate::limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 use crate::load::Load;
 use crate::policy::{EndpointIndex, Table};
 use crate::preread::KeyRule;
@@ -76,6 +79,10 @@ pub struct Listener {
     pub flows_max: u32,
     /// Flows now, over all workers.
     pub flows_active: Arc<SharedCount>,
+    /// Flows of this and all other listeners.
+    pub all_flows: AllFlows,
+    /// Who may come, if not everybody.
+    pub access: Option<Arc<AccessList>>,
     /// Which clients count as one for decisions of client scope.
     pub client_prefix: PrefixLengths,
     /// How often a flow may try to connect, at least 1, at most [`Listener::CONNECT_ATTEMPTS_MAX`].
@@ -90,6 +97,8 @@ pub struct Listener {
     pub preread_bytes_max: u32,
     /// New flows per second, over all workers, if that is limited.
     pub new_flow_rate: Option<Arc<SharedRate>>,
+    /// New flows of each client per second, over all workers, if that is limited.
+    pub new_flow_rate_per_client: Option<Arc<SourceRates>>,
     /// Flows of each client at a time, over all workers, if that is limited.
     pub flows_per_client: Option<Arc<SourceCounts>>,
     /// Who must say for whom it connects, if anybody. Connections only.
@@ -102,9 +111,9 @@ impl Listener {
     /// The upper bound of `connect_attempts`: a session remembers which endpoints failed it.
     pub const CONNECT_ATTEMPTS_MAX: u32 = 5;
 
-    /// Whether the rate of new flows lets one more through. It counts as one if so.
-    pub(crate) fn admits_another(&self, now: Instant) -> bool {
-        self.new_flow_rate.as_ref().is_none_or(|rate| rate.try_take(now))
+    /// Whether this client may come at all.
+    pub(crate) fn allows(&self, client: IpAddr) -> bool {
+        self.access.as_ref().is_none_or(|access| access.allows(client))
     }
 
     /// Whether this client may have another flow at this time. It counts as one if so. What concerns
@@ -114,14 +123,19 @@ impl Listener {
         if counts.is_some_and(|counts| !counts.try_add(client)) {
             return Err(ShedReason::ClientFlowsMax);
         }
-        if self.admits_another(now) {
+        let own = self.new_flow_rate_per_client.as_ref();
+        let reason = if own.is_some_and(|rates| !rates.try_take(now, client)) {
+            ShedReason::ClientNewFlowRate
+        } else if self.new_flow_rate.as_ref().is_some_and(|rate| !rate.try_take(now)) {
+            ShedReason::NewFlowRate
+        } else {
             return Ok(());
-        }
+        };
         self.dismiss_client(client);
-        Err(ShedReason::NewFlowRate)
+        Err(reason)
     }
 
-    /// A client that was admitted has no flow, or has it no longer.
+    /// A client that was admitted gets no flow: there is no place for it.
     pub(crate) fn dismiss_client(&self, client: IpAddr) {
         if let Some(counts) = &self.flows_per_client {
             counts.remove(client);
@@ -131,6 +145,7 @@ impl Listener {
     /// A flow that was admitted has ended, whoever its client was.
     pub(crate) fn give_back_place(&self) {
         self.flows_active.decrement();
+        self.all_flows.remove();
     }
 
     /// A flow of this client that was admitted has ended.
@@ -244,6 +259,8 @@ pub struct Cluster {
     /// Those that may be given a new flow. The same `Arc` as in the snapshot before if nothing in
     /// it has changed, so that policies keep their state.
     pub candidates: Arc<Candidates>,
+    /// Who they are: those that are available, or others for want of them.
+    pub footing: Footing,
     /// How its endpoints are told of their clients, if they always are.
     pub proxy: Option<Outbound>,
     /// The same endpoints as a policy on trial sees them, where it has a table or weights of its
@@ -276,6 +293,33 @@ pub struct EndpointState {
     pub up: bool,
     /// Whether it is to get nothing new.
     pub draining: bool,
+    /// Why it is to get nothing new for a time, if its flows have failed.
+    pub ejected: Option<EjectionReason>,
+    /// How often that has ever been so.
+    pub ejections_total: u64,
+    /// Whether it is to be used only where no other is available.
+    pub backup: bool,
+}
+
+impl EndpointState {
+    /// An endpoint against which nothing speaks.
+    #[must_use]
+    pub const fn sound(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            up: true,
+            draining: false,
+            ejected: None,
+            ejections_total: 0,
+            backup: false,
+        }
+    }
+
+    /// Whether nothing speaks against giving it new flows.
+    #[must_use]
+    pub const fn is_available(&self) -> bool {
+        self.up && !self.draining && self.ejected.is_none()
+    }
 }
 
 /// One address in a cluster.
@@ -293,8 +337,7 @@ pub struct Endpoint {
 
 /// The endpoints that may be given a new flow, as a policy sees them.
 ///
-/// Those that are up and not draining; if there are none and the cluster fails open, all that are
-/// not draining.
+/// Those that [`Eligibility`](crate::eligibility::Eligibility) chooses.
 #[derive(Debug)]
 pub struct Candidates {
     /// The generation in which this list came about.

@@ -185,8 +185,12 @@ reasons! {
     /// Why a new flow was refused: before anything was allocated for it or, where that shows later,
     /// as soon as it was known whose it is.
     ShedReason {
+        /// The client is not one of those that may come.
+        NotAllowed => "not-allowed",
         /// The listener has as many flows as it may.
         FlowsMax => "flows-max",
+        /// All listeners together have as many flows as they may.
+        AllFlowsMax => "all-flows-max",
         /// The worker has no free session.
         Sessions => "sessions",
         /// The worker is short of buffers, and keeps the rest for established flows.
@@ -197,6 +201,8 @@ reasons! {
         Draining => "draining",
         /// More new flows came than the listener admits in this time.
         NewFlowRate => "new-flow-rate",
+        /// More new flows came from the client than one client may start in this time.
+        ClientNewFlowRate => "client-new-flow-rate",
         /// Its peer is not among those that may say for whom they connect.
         UntrustedPeer => "untrusted-peer",
         /// The client has as many flows as one client may.
@@ -205,6 +211,16 @@ reasons! {
         FlowTableFull => "flow-table-full",
         /// Every upstream port that may be opened is taken for the endpoint.
         Ports => "ports",
+    }
+}
+
+impl ShedReason {
+    /// Whether it is meant to keep a datagram from every endpoint, and not for want of a place.
+    pub(crate) const fn yields(self) -> bool {
+        matches!(
+            self,
+            Self::NotAllowed | Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate
+        )
     }
 }
 

@@ -4,6 +4,8 @@ use alloc::sync::Arc;
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
+use crate::eligibility::Footing;
+use crate::limits::AllFlows;
 use crate::policy::maglev;
 use crate::snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,
@@ -20,11 +22,7 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
     };
     let endpoints: alloc::boxed::Box<[Endpoint]> = (0..3).map(endpoint).collect();
     let keys = [("10.0.0.1:53", 1), ("10.0.0.2:53", 1), ("10.0.0.3:53", 1)];
-    let state = |endpoint: &Endpoint| EndpointState {
-        endpoint: endpoint.clone(),
-        up: true,
-        draining: false,
-    };
+    let state = |endpoint: &Endpoint| EndpointState::sound(endpoint.clone());
     let cluster = Cluster {
         name: "dns".into(),
         endpoints: endpoints.iter().map(state).collect(),
@@ -33,6 +31,7 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
             endpoints,
             table: maglev::build(&keys, 251),
         }),
+        footing: Footing::Sound,
         proxy: None,
         trial: None,
     };
@@ -53,6 +52,8 @@ pub(crate) fn listener(ports_max: u32) -> Listener {
         cluster: ClusterId(0),
         flows_max: 1_000,
         flows_active: Arc::default(),
+        all_flows: AllFlows::unlimited(),
+        access: None,
         client_prefix: PrefixLengths { v4: 32, v6: 64 },
         connect_attempts: 1,
         on_endpoint_down: OnEndpointDown::Keep,
@@ -65,6 +66,7 @@ pub(crate) fn listener(ports_max: u32) -> Listener {
         key: None,
         preread_bytes_max: 16_384,
         new_flow_rate: None,
+        new_flow_rate_per_client: None,
         flows_per_client: None,
         proxy: None,
         datagrams: DatagramSettings { ports_max, ..DatagramSettings::DEFAULT },

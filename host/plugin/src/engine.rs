@@ -62,6 +62,8 @@ impl Engine {
     ///
     /// If the system refuses the address space or a thread.
     pub fn new(limits: EngineLimits, sink: LogSink) -> Result<Self, EngineError> {
+        // The first reading learns how fast the counter counts, which no worker is to wait for.
+        quanta::Instant::now();
         let (tasks, repairs) = channel();
         let (lines, written) = log::queue();
         let engine = Self::of(Profile::Strict, limits, tasks, lines)?;

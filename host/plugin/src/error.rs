@@ -46,13 +46,13 @@ pub enum LoadError {
         bytes_max: usize,
     },
     /// The file is something else altogether.
-    #[error("not a WebAssembly file but {0}; give the .wasm that `cargo xtask plugins` writes")]
+    #[error("not a WebAssembly file but {0}; give the .wasm that `pointsman policy build` makes")]
     NotWasm(&'static str),
     /// The file is WebAssembly, but damaged or in need of something that is switched off.
     #[error("not a WebAssembly file that can be run ({0}); build it again")]
     Invalid(String),
     /// A core module that says nothing about its interface.
-    #[error("a module without an interface; build it with pointsman-sdk (`cargo xtask plugins`)")]
+    #[error("a module without an interface; build it with `pointsman policy build`")]
     NoInterface,
     /// It imports part of WASI.
     #[error(

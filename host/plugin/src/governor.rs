@@ -75,7 +75,7 @@ impl Governor {
 
     /// Makes a call and takes out what it has taken.
     pub(crate) fn charge_for<T>(&self, call: impl FnOnce() -> T) -> T {
-        let begun = std::time::Instant::now();
+        let begun = quanta::Instant::now();
         let answer = call();
         self.charge(begun.elapsed());
         answer

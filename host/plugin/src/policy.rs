@@ -129,7 +129,7 @@ impl GuestPolicy {
             self.recipe.stats.on_throttled();
             return None;
         }
-        let asked = std::time::Instant::now();
+        let asked = quanta::Instant::now();
         let answer = instance.decide(flow, among);
         let took = asked.elapsed();
         self.recipe.stats.on_call(took);

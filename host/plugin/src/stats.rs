@@ -4,8 +4,9 @@
 //! writer: give each worker its own [`PolicyStats`] and add up the [`PolicyCounts`] when asked, or
 //! the workers fight over a cache line for every new flow.
 //!
-//! Every call is timed. Two clock readings cost about 50 ns, under 1 % of what a new flow costs
-//! anyhow, and the calls worth knowing about are the rare slow ones that sampling would miss.
+//! Every call is timed. Two readings of the processor's counter cost some 30 ns, under 1 % of what a
+//! new flow costs anyhow, and the calls worth knowing about are the rare slow ones that sampling
+//! would miss.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -54,8 +55,8 @@ impl PolicyStats {
 
     pub(crate) fn on_call(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.nanos.fetch_add(nanos, Relaxed);
-        self.buckets[bucket_of(nanos)].fetch_add(1, Relaxed);
+        add(&self.nanos, nanos);
+        add(&self.buckets[bucket_of(nanos)], 1);
     }
 
     pub(crate) fn on_deferred(&self) {
@@ -187,6 +188,11 @@ fn add_each(to: &mut [u64], from: &[u64]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to += from;
     }
+}
+
+/// Adds for the one writer that there is: cheaper than an addition that others could interrupt.
+fn add(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(by), Relaxed);
 }
 
 /// The first bucket whose bound is not below `nanos`.

@@ -11,7 +11,8 @@
 //!
 //! A multishot accept ends when this process is out of descriptors. The kernel has not touched the
 //! client then: it waits in the backlog, and the listener tries again a little later, so running
-//! out of descriptors delays clients: here none is lost.
+//! out of descriptors delays clients: here none is lost. From then on it accepts one by one, and
+//! keeps a descriptor for each client's endpoint, until nobody waits any more.
 //!
 //! Closing a listening socket resets whoever is in its backlog, though these clients believe they
 //! are connected. So a listener that stops first takes them all out, one accept at a time.
@@ -52,6 +53,9 @@ struct Listener {
     last_clients: u32,
     /// How long it rests next; the shortest rest, if it is not short of descriptors.
     rest: Duration,
+    /// Whether it takes clients one by one, each only if there is a descriptor for its endpoint too:
+    /// the kernel, left alone, would accept with the last descriptors whom nobody can then serve.
+    sparing: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,7 @@ impl Listeners {
                     ending: false,
                     last_clients: LAST_CLIENTS_MAX,
                     rest: REST_MIN,
+                    sparing: false,
                 });
                 Ok(())
             }
@@ -138,6 +143,12 @@ impl Listener {
         first
     }
 
+    fn accept_with_a_spare(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let spare = self.socket.try_clone()?;
+        spare.set_nonblocking(true)?;
+        self.socket.accept()
+    }
+
     fn descriptor(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
@@ -174,8 +185,10 @@ impl Ring {
 
     fn rest(&mut self, id: ListenerId, errno: i32) -> Option<Completion> {
         self.listeners.restless = true;
-        let first = self.listeners.get(id)?.rest(Clock.now());
+        let listener = self.listeners.get(id)?;
+        let first = listener.rest(Clock.now());
         let short = matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM);
+        listener.sparing |= short;
         (first && short).then_some(Completion::AcceptStalled { listener: id })
     }
 
@@ -192,14 +205,48 @@ impl Ring {
             }
             if listener.ending {
                 listener.state = State::Draining;
+            } else if listener.sparing {
+                self.accept_sparingly(id, now);
             } else {
-                listener.state = State::Armed;
-                let descriptor = listener.descriptor();
-                self.uring.accept(Token::Accept(id), descriptor);
+                self.arm_listener(id);
             }
         }
         self.listeners.settle();
         self.listeners.next_retry().into_iter().chain(deadline).min()
+    }
+
+    fn arm_listener(&mut self, id: ListenerId) {
+        let Some(listener) = self.listeners.get(id) else { return };
+        listener.state = State::Armed;
+        let descriptor = listener.descriptor();
+        self.uring.accept(Token::Accept(id), descriptor);
+    }
+
+    /// Takes one client, if there are two descriptors: one is for its endpoint. The next one's turn
+    /// comes when that has been used.
+    fn accept_sparingly(&mut self, id: ListenerId, now: Instant) {
+        let Some(listener) = self.listeners.get(id) else { return };
+        let completion = match listener.accept_with_a_spare() {
+            Ok((stream, client)) => {
+                listener.rest = REST_MIN;
+                listener.state = State::Resting { until: now };
+                Some(accepted(id, stream, client))
+            }
+            // Nobody waits any more. The kernel waits only on a socket that blocks.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                listener.sparing = listener.socket.set_nonblocking(false).is_err();
+                self.arm_listener(id);
+                None
+            }
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ECONNABORTED | libc::EINTR) | None => {
+                    listener.state = State::Resting { until: now };
+                    None
+                }
+                Some(errno) => self.rest(id, errno),
+            },
+        };
+        self.pending.extend(completion);
     }
 
     pub(crate) fn stop_accepting(&mut self, id: ListenerId) {

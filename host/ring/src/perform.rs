@@ -61,7 +61,7 @@ impl RingConfig {
     /// a datagram buffer an error and a loss, each time it arrives.
     fn synthetic_completions(&self) -> usize {
         let datagrams = 2 * (self.ports_max as usize + self.datagram_buffers as usize);
-        3 * self.links_max as usize + usize::from(self.listeners_max) + datagrams
+        3 * self.links_max as usize + 2 * usize::from(self.listeners_max) + datagrams
     }
 }
 

@@ -1,20 +1,26 @@
-//! One line of JSON per ended flow, written off the data path.
+//! One line per ended flow, written off the data path.
 //!
 //! A worker only ever puts records into a bounded channel. When the disk is slower than the
 //! traffic the channel fills, and records are counted instead of kept: a log that is too slow costs
 //! log lines, never flows.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pointsman_core::boundary::Side;
-use pointsman_core::{FlowRecord, Instant};
-use pointsman_ring::Clock;
-use serde::Serialize;
+use pointsman_core::{CloseReason, FlowRecord};
 
-use crate::plan::{Plan, protocol_name};
+use crate::config::LogFormat;
+use crate::plan::{LogPlan, Plan};
+
+mod line;
+mod syslog;
+mod writer;
+
+pub use writer::{Log, LogTask, LogWriter};
+
+use line::{Names, WallClock};
 
 /// Records that may wait: a second of 65,000 flows, in some ten megabytes.
 const WAITING_MAX: usize = 65_536;
@@ -26,16 +32,48 @@ const BATCH_MAX: usize = 8_192;
 pub struct LogSender {
     records: SyncSender<FlowRecord>,
     dropped: Arc<AtomicU64>,
+    sample: Sample,
 }
 
 impl LogSender {
     /// Takes a turn's records.
     pub fn offer(&self, records: impl Iterator<Item = FlowRecord>) {
         for record in records {
-            if self.records.try_send(record).is_err() {
+            let kept = !is_ordinary(record.reason) || self.sample.takes_next();
+            if kept && self.records.try_send(record).is_err() {
                 self.dropped.fetch_add(1, Relaxed);
             }
         }
+    }
+}
+
+/// Whether it is of no interest to whoever looks for what went wrong.
+const fn is_ordinary(reason: CloseReason) -> bool {
+    matches!(reason, CloseReason::Finished | CloseReason::IdleTimeout | CloseReason::Evicted)
+}
+
+/// An even share of all things that come.
+#[derive(Debug, Clone)]
+struct Sample {
+    /// The share, in millionths.
+    share: u32,
+    /// What has been saved up towards the next one that is taken.
+    saved: Cell<u32>,
+}
+
+impl Sample {
+    const ALL: u32 = 1_000_000;
+
+    fn new(share: f64) -> Self {
+        // The first one is taken, so that a log that begins shows something.
+        let share = (share * f64::from(Self::ALL)).round() as u32;
+        Self { share, saved: Cell::new(Self::ALL.saturating_sub(share)) }
+    }
+
+    fn takes_next(&self) -> bool {
+        let saved = self.saved.get() + self.share;
+        self.saved.set(saved % Self::ALL);
+        saved >= Self::ALL
     }
 }
 
@@ -44,14 +82,16 @@ impl LogSender {
 pub struct LogReader {
     records: Receiver<FlowRecord>,
     names: Names,
+    format: LogFormat,
 }
 
-/// Makes the channel, and the count of records that did not fit.
-pub fn channel(plan: &Plan) -> (LogSender, LogReader, Arc<AtomicU64>) {
+/// Makes the channel, and the count of records that are lost.
+pub fn channel(plan: &Plan, log: &LogPlan) -> (LogSender, LogReader, Arc<AtomicU64>) {
     let (sender, receiver) = sync_channel(WAITING_MAX);
     let dropped = Arc::new(AtomicU64::new(0));
-    let reader = LogReader { records: receiver, names: Names::new(plan) };
-    (LogSender { records: sender, dropped: Arc::clone(&dropped) }, reader, dropped)
+    let reader = LogReader { records: receiver, names: Names::new(plan), format: log.format };
+    let sample = Sample::new(log.sample);
+    (LogSender { records: sender, dropped: Arc::clone(&dropped), sample }, reader, dropped)
 }
 
 impl LogReader {
@@ -60,101 +100,18 @@ impl LogReader {
         let wall = WallClock::now();
         let mut lines = Vec::new();
         for record in self.records.try_iter().take(BATCH_MAX) {
-            if serde_json::to_writer(&mut lines, &self.names.line(&record, wall)).is_ok() {
-                lines.push(b'\n');
-            }
+            self.names.write(&mut lines, &record, (self.format, wall));
+            lines.push(b'\n');
         }
         lines
     }
-}
 
-/// What records name by number.
-#[derive(Debug)]
-struct Names {
-    /// Name and protocol.
-    listeners: Vec<(String, &'static str)>,
-    /// Name and policy.
-    clusters: Vec<(String, String)>,
-}
-
-impl Names {
-    fn new(plan: &Plan) -> Self {
-        let (listeners, clusters) = (plan.listeners.iter(), plan.clusters.iter());
-        Self {
-            listeners: listeners.map(|l| (l.name.clone(), protocol_name(l.protocol))).collect(),
-            clusters: clusters.map(|c| (c.name.clone(), c.policy_name.clone())).collect(),
-        }
-    }
-
-    fn line(&self, record: &FlowRecord, wall: WallClock) -> Line<'_> {
-        let (listener, protocol) = &self.listeners[record.listener.index()];
-        let (cluster, policy) = &self.clusters[record.cluster.index()];
-        Line {
-            started_unix_ms: wall.unix_ms(record.started),
-            client: record.client.to_string(),
-            peer: record.peer.map(|peer| peer.to_string()),
-            listener,
-            protocol,
-            cluster,
-            endpoint: record.endpoint.map(|(_, address)| address.to_string()),
-            policy,
-            policy_generation: record.policy_generation,
-            source: record.source.map(pointsman_core::policy::Source::label),
-            attempts: record.attempts,
-            tag: record.tag,
-            unique_id: record.unique_id.map(|id| format!("{id:032x}")),
-            bytes_upstream: record.bytes[Side::Upstream.index()],
-            bytes_downstream: record.bytes[Side::Downstream.index()],
-            connect_us: record.connected.map(|connected| micros(connected, record.started)),
-            duration_us: micros(record.ended, record.started),
-            reason: record.reason.label(),
-        }
-    }
-}
-
-/// The line's keys, in the order in which they are written.
-#[derive(Debug, Serialize)]
-struct Line<'a> {
-    started_unix_ms: u64,
-    client: String,
-    peer: Option<String>,
-    listener: &'a str,
-    protocol: &'static str,
-    cluster: &'a str,
-    endpoint: Option<String>,
-    policy: &'a str,
-    policy_generation: u64,
-    source: Option<&'static str>,
-    attempts: u32,
-    tag: u32,
-    unique_id: Option<String>,
-    bytes_upstream: u64,
-    bytes_downstream: u64,
-    connect_us: Option<u64>,
-    duration_us: u64,
-    reason: &'static str,
-}
-
-fn micros(later: Instant, earlier: Instant) -> u64 {
-    u64::try_from(later.since(earlier).as_micros()).unwrap_or(u64::MAX)
-}
-
-/// One moment on both clocks: records carry the workers' clock, readers want the calendar's.
-#[derive(Debug, Clone, Copy)]
-struct WallClock {
-    monotonic: Instant,
-    since_epoch: Duration,
-}
-
-impl WallClock {
-    fn now() -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { monotonic: Clock.now(), since_epoch }
-    }
-
-    fn unix_ms(self, moment: Instant) -> u64 {
-        let then = self.since_epoch.saturating_sub(self.monotonic.since(moment));
-        u64::try_from(then.as_millis()).unwrap_or(u64::MAX)
+    /// The next record that is waiting: when it ended, in milliseconds since 1970, and its line.
+    fn next(&self, line: &mut Vec<u8>) -> Option<u64> {
+        let record = self.records.try_recv().ok()?;
+        let wall = WallClock::now();
+        self.names.write(line, &record, (self.format, wall));
+        Some(wall.unix_ms(record.ended))
     }
 }
 
@@ -162,7 +119,7 @@ impl WallClock {
 mod tests {
     use pointsman_core::boundary::ListenerId;
     use pointsman_core::policy::Source;
-    use pointsman_core::{CloseReason, ClusterId, EndpointId};
+    use pointsman_core::{ClusterId, EndpointId, Instant};
 
     use super::*;
     use crate::plan::{PluginFolders, resolve};
@@ -197,9 +154,40 @@ endpoints = [{ address = "127.0.0.1:1" }]
         }
     }
 
+    fn test_channel_of(log: &str) -> (LogSender, LogReader, Arc<AtomicU64>) {
+        let text = format!("{TEXT}[access_log]\npath = \"-\"\n{log}\n");
+        let plan = resolve(&crate::config::read(&text).config, &PluginFolders::default());
+        let plan = plan.expect("the test's plan");
+        channel(&plan, plan.access_log.as_ref().expect("a log"))
+    }
+
     fn test_channel() -> (LogSender, LogReader, Arc<AtomicU64>) {
-        let config = crate::config::read(TEXT).config;
-        channel(&resolve(&config, &PluginFolders::default()).expect("the test's plan"))
+        test_channel_of("")
+    }
+
+    #[test]
+    fn a_record_becomes_one_line_of_words() {
+        let (sender, reader, _) = test_channel_of("format = \"text\"");
+        sender.offer(std::iter::once(record()));
+        let lines = String::from_utf8(reader.lines()).expect("text");
+        let (_, line) = lines.split_once(' ').expect("a time");
+        assert_eq!(
+            line,
+            "web_\"quoted\" tcp 192.0.2.7:1234 -> web 127.0.0.1:1 finished up=10 down=20 \
+             duration_us=5000 connect_us=1000 source=native attempts=1\n"
+        );
+    }
+
+    #[test]
+    fn a_sample_is_a_share_of_what_went_well_and_all_that_did_not() {
+        let (sender, reader, dropped) = test_channel_of("sample = 0.01");
+        sender.offer((0..1_000).map(|_| record()));
+        let failed = FlowRecord { reason: CloseReason::ConnectFailed, ..record() };
+        sender.offer((0..7).map(|_| failed.clone()));
+        let lines = String::from_utf8(reader.lines()).expect("text");
+        assert_eq!(lines.lines().filter(|line| line.contains("finished")).count(), 10);
+        assert_eq!(lines.lines().filter(|line| line.contains("connect-failed")).count(), 7);
+        assert_eq!(dropped.load(Relaxed), 0, "what is not in the sample is not lost");
     }
 
     #[test]

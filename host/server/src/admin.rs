@@ -1,19 +1,30 @@
-//! The admin interface: HTTP over the Unix socket, and over a loopback address if one is given.
+//! The admin interface: HTTP over the Unix socket, and over an address if one is given.
 //!
-//! It asks nobody who they are. The socket is its owner's alone, so what changes something is
-//! answered there and nowhere else; an address that others could reach is refused when the
-//! configuration is read, but whoever is on this machine may look.
+//! The socket is its owner's alone, so nobody who comes there is asked who it is. Whoever comes to
+//! the address may look, if it is one of this machine's own and has no token. Where it has a token,
+//! only those who know it get an answer, and may change things too; an address that others can
+//! reach without one, or in the clear, is refused when the configuration is read.
 
+use std::io;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, get};
 use tokio::net::{TcpListener, UnixListener};
 
+mod endpoints;
 mod policies;
+mod tls;
+mod token;
+
+pub use tls::{TlsProblem, TlsServer};
+pub use token::Token;
+
+use tls::TlsListener;
 
 use crate::flows::{FlowId, Page, Query, Shown};
 use crate::metrics;
@@ -24,41 +35,66 @@ use crate::status::Status;
 /// Serves on the Unix socket.
 pub fn serve_unix(listener: UnixListener, service: Arc<Service>) {
     runtime::spawn(async {
-        if let Err(error) = axum::serve(listener, changing(service)).await {
+        let routes = probes().merge(looking()).merge(changing()).with_state(service);
+        if let Err(error) = axum::serve(listener, routes).await {
             tracing::error!(%error, "the admin socket has ended");
         }
     });
 }
 
-/// Serves on a loopback address.
-pub fn serve_http(listener: TcpListener, service: Arc<Service>) {
-    runtime::spawn(async {
-        if let Err(error) = axum::serve(listener, looking(service)).await {
-            tracing::error!(%error, "the admin address has ended");
-        }
-    });
+/// Serves on an address.
+///
+/// # Errors
+/// The socket is no good.
+pub fn serve_http(listener: TcpListener, service: &Arc<Service>) -> io::Result<()> {
+    let admin = &service.plan().admin;
+    let tls = admin.tls.clone();
+    let routes = match admin.token.clone() {
+        Some(token) => guarded(Arc::clone(service), token),
+        None => probes().merge(looking()).with_state(Arc::clone(service)),
+    };
+    let Some(tls) = tls else {
+        runtime::spawn(async { tell(axum::serve(listener, routes).await) });
+        return Ok(());
+    };
+    let listener = TlsListener::start(listener, &tls)?;
+    runtime::spawn(async { tell(axum::serve(listener, routes).await) });
+    Ok(())
+}
+
+fn tell(ended: io::Result<()>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "the admin address has ended");
+    }
+}
+
+/// Everything, for those who know the token. Whoever only asks whether it lives needs none.
+fn guarded(service: Arc<Service>, token: Token) -> Router {
+    let guard = from_fn_with_state(Arc::new(token), token::require);
+    let behind = looking().merge(changing()).layer(guard);
+    probes().merge(behind).with_state(service)
+}
+
+/// What changes something.
+fn changing() -> Router<Arc<Service>> {
+    let changing = policies::changing().merge(endpoints::changing());
+    changing.route("/v1/flows/{id}", delete(forget))
+}
+
+/// What tells nothing but that somebody is there.
+fn probes() -> Router<Arc<Service>> {
+    Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(readyz))
 }
 
 /// What only shows something.
-fn looking(service: Arc<Service>) -> Router {
-    router().with_state(service)
-}
-
-/// That, and what changes something.
-fn changing(service: Arc<Service>) -> Router {
-    let changing = policies::changing().route("/v1/flows/{id}", delete(forget));
-    router().merge(changing).with_state(service)
-}
-
-fn router() -> Router<Arc<Service>> {
+fn looking() -> Router<Arc<Service>> {
     Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
         .route("/v1/flows/{id}", get(flow))
         .merge(policies::looking())
+        .merge(endpoints::looking())
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> impl IntoResponse {

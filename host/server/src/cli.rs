@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use pointsman_plugin::Profile;
@@ -18,6 +19,7 @@ use crate::swap::compile;
 use crate::{check, client, control, demo, doctor, runtime};
 
 mod author;
+mod endpoint;
 mod flows;
 mod policy;
 
@@ -59,6 +61,9 @@ enum Command {
     Status(Asking),
     /// List live flows and kept decisions, look at one of them, or forget it.
     Flows(Box<flows::Flows>),
+    /// Show a cluster's endpoints, and change them while it serves.
+    #[command(subcommand)]
+    Endpoint(endpoint::Endpoint),
     /// Write, build and test policies, see who decides for which cluster, and put others there.
     #[command(subcommand)]
     Policy(policy::Policy),
@@ -98,27 +103,72 @@ struct Folders {
 /// Who is asked, and how the answer is printed.
 #[derive(Debug, Args)]
 struct Asking {
-    /// The balancer's admin socket.
+    /// The balancer's admin socket, or its address, as in https://host:port.
     #[arg(long, value_name = "SOCKET", default_value = Admin::SOCKET_DEFAULT)]
     admin: PathBuf,
+    /// For an address: the file with its token.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// For an address with https: the certificates that vouch for it, in PEM.
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Does what the command line asks for.
-pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    start_logging();
-    match dispatch(cli.command) {
-        Ok(code) => code,
-        Err(failure) => {
-            for line in failure.lines() {
-                eprintln!("error: {line}");
+impl Asking {
+    /// Does something to a path of the balancer, and gets the status code and body.
+    fn send(
+        &self,
+        request: (&str, &str),
+        body: &[u8],
+        patience: Duration,
+    ) -> anyhow::Result<client::Answer> {
+        match self.admin.to_str().filter(|text| client::Remote::is_url(text)) {
+            Some(url) => {
+                let (token_file, ca_file) = (self.token_file.as_deref(), self.ca_file.as_deref());
+                client::Remote { url, token_file, ca_file }.send(request, body, patience)
             }
-            failure.code()
+            None => client::send_body(&self.admin, request, body, patience),
         }
     }
+}
+
+/// What a program is told in place of an answer.
+#[derive(Serialize)]
+struct Complaint {
+    error: String,
+}
+
+/// Does what the command line asks for.
+pub fn main() -> ExitCode {
+    // Looked for by hand, because it also says how a command line is refused.
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if json && error.use_stderr() => {
+            let text = error.render().to_string();
+            let line = text.lines().next().unwrap_or_default();
+            let line = line.trim_start_matches("error: ").to_owned();
+            return complain(&Failure::input(line), json);
+        }
+        Err(error) => error.exit(),
+    };
+    start_logging();
+    dispatch(cli.command).unwrap_or_else(|failure| complain(&failure, json))
+}
+
+/// Tells a person on standard error, or a program on standard output, where it reads the answer.
+fn complain(failure: &Failure, json: bool) -> ExitCode {
+    if json {
+        let complaint = Complaint { error: failure.lines().join("\n") };
+        // A text can always be written as JSON.
+        let _ = print_json(&complaint);
+    } else {
+        failure.lines().iter().for_each(|line| eprintln!("error: {line}"));
+    }
+    failure.code()
 }
 
 /// Logs go to standard error; `POINTSMAN_LOG` says how much, as in `debug` or `pointsman=trace`.
@@ -137,8 +187,9 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Run { config, folders } => run(&config, &folders.folders),
         Command::Check { file, folders, json } => check_file(&file, &folders.folders, json),
-        Command::Status(Asking { admin, json }) => status(&admin, json),
+        Command::Status(asking) => status(&asking),
         Command::Flows(flows) => flows.run(),
+        Command::Endpoint(endpoint) => endpoint.run(),
         Command::Policy(policy) => policy.run(),
         Command::CompilePlugin { compat } => {
             let profile = if compat { Profile::Compat } else { Profile::Strict };
@@ -213,11 +264,14 @@ fn check_file(file: &Path, folders: &[PathBuf], json: bool) -> Result<ExitCode, 
     Ok(outcome.map_or_else(|failure| failure.code(), |_| ExitCode::SUCCESS))
 }
 
-fn status(admin: &Path, json: bool) -> Result<ExitCode, Failure> {
-    let answer = client::get(admin, "/v1/status")?;
+fn status(asking: &Asking) -> Result<ExitCode, Failure> {
+    let (code, answer) = asking.send(("GET", "/v1/status"), &[], client::TIMEOUT)?;
+    if code != 200 {
+        return Err(anyhow::anyhow!("{}", answer.trim()).into());
+    }
     let status: Status = serde_json::from_str(&answer)
         .map_err(|error| anyhow::anyhow!("the balancer is of another version: {error}"))?;
-    if json {
+    if asking.json {
         print_json(&status)?;
     } else {
         print(&status.to_table());

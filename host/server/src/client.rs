@@ -1,4 +1,4 @@
-//! Asks a running balancer over its Unix socket.
+//! Asks a running balancer over its Unix socket, or elsewhere ([`Remote`]).
 //!
 //! One request per connection, in the oldest HTTP there is: the answer ends where the connection
 //! ends.
@@ -9,6 +9,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+
+mod remote;
+mod trust;
+
+pub use remote::Remote;
 
 /// Longer than the balancer waits for its slowest worker.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,6 +66,13 @@ pub fn send_body(
         };
         anyhow!("nobody answers at {}: {error}{advice}", socket.display())
     })?;
+    parse(&answer)
+}
+
+/// The status code and the body.
+pub type Answer = (u16, String);
+
+fn parse(answer: &str) -> anyhow::Result<Answer> {
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
     let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     Ok((code.context("the answer is not HTTP")?, body.to_owned()))

@@ -10,8 +10,11 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+mod passive;
 mod read;
+mod words;
 
+pub use passive::{Passive, SuccessRate};
 pub use read::{Document, read};
 
 /// A whole file.
@@ -26,10 +29,17 @@ pub struct Config {
     pub drain_timeout_ms: u64,
     /// Kept decisions per worker. Default 65536: one per client of a busy site, in a few megabytes.
     pub flow_table_entries: u32,
+    /// Flows at a time, of all listeners and over all workers. Default 0, no limit: each listener has
+    /// its own, and descriptors bound them all.
+    pub max_flows: u32,
     /// How much of each worker's core plugins may take, in percent; 100 is all of it. Beyond that new
     /// flows go to the fallback. Default 10: a decision costs under 1 % of a new flow, so what comes
     /// near this is a plugin gone wrong, and nine tenths of the core go on serving.
     pub plugin_cpu_percent: u32,
+    /// The user that the process becomes once everything is bound. Default: it stays who it is.
+    pub user: Option<String>,
+    /// The only group of that user. Default: the one it has.
+    pub group: Option<String>,
     /// Receive buffers of each worker.
     pub buffers: Buffers,
     /// Where the balancer can be asked how it is.
@@ -50,7 +60,10 @@ impl Default for Config {
             workers: None,
             drain_timeout_ms: 30_000,
             flow_table_entries: 65_536,
+            max_flows: 0,
             plugin_cpu_percent: 10,
+            user: None,
+            group: None,
             buffers: Buffers::default(),
             admin: Admin::default(),
             access_log: None,
@@ -89,8 +102,28 @@ pub struct Admin {
     /// is empty after a boot, and the socket's mode (0600) is its access control.
     pub socket: PathBuf,
     /// An address for `/metrics`, `/healthz`, `/readyz` and `/v1`. Default: none. It must be a
-    /// loopback address, because it asks nobody for a password.
+    /// loopback address unless it has a `token_file` and `tls`.
     pub http: Option<String>,
+    /// The socket's mode, in octal. Default `0600`: its owner's alone, because whoever may write to it
+    /// may do everything.
+    pub socket_mode: String,
+    /// The name of the socket's group, for a mode such as `0660`. Default: the process' own.
+    pub socket_group: Option<String>,
+    /// A file with the secret that whoever comes to `http` sends as `Authorization: Bearer`. Default:
+    /// none, and `http` only shows.
+    pub token_file: Option<PathBuf>,
+    /// What `http` is encrypted with. Default: nothing.
+    pub tls: Option<Tls>,
+}
+
+/// `tls`: who a server is.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Its certificate, and those that vouch for it, in PEM. Required.
+    pub cert_file: Option<PathBuf>,
+    /// The certificate's key, in PEM. Required.
+    pub key_file: Option<PathBuf>,
 }
 
 impl Admin {
@@ -100,17 +133,48 @@ impl Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { socket: PathBuf::from(Self::SOCKET_DEFAULT), http: None }
+        Self {
+            socket: PathBuf::from(Self::SOCKET_DEFAULT),
+            http: None,
+            socket_mode: "0600".to_owned(),
+            socket_group: None,
+            token_file: None,
+            tls: None,
+        }
     }
 }
 
-/// `[access_log]`: one line of JSON per ended flow.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// `[access_log]`: one line per ended flow.
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccessLog {
-    /// The file to append to, or `-` for standard output. Required: whoever wants the log says
-    /// where.
+    /// The file to append to, or `-` for standard output. Either this or `syslog` is required:
+    /// whoever wants the log says where. SIGUSR1 has it opened anew.
     pub path: Option<PathBuf>,
+    /// Instead of `path`: where a syslog daemon takes datagrams, the path of its socket, such as
+    /// `/dev/log`, or `address:port` for UDP.
+    pub syslog: Option<String>,
+    /// `json` or `text`. Default `json`: programs read logs more often than people do.
+    pub format: LogFormat,
+    /// The share of flows that are logged, above 0 and up to 1; those that have failed always are.
+    /// Default 1, all.
+    pub sample: f64,
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self { path: None, syslog: None, format: LogFormat::Json, sample: 1.0 }
+    }
+}
+
+/// How a flow is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// As an object with named fields.
+    Json,
+    /// As words.
+    Text,
 }
 
 /// `[[listeners]]`: a local address that accepts traffic.
@@ -135,6 +199,14 @@ pub struct Listener {
     /// New flows per second, over all workers, and as many at once after a quiet second. Default 0,
     /// no limit: only its owner knows what a service can take.
     pub new_flows_per_second: u32,
+    /// The same for each client, over all workers. Default 0, no limit.
+    pub new_flows_per_second_per_client: u32,
+    /// Networks whose clients may come, such as `10.0.0.0/8`. Default: everybody may. Of all networks
+    /// in `allow` and `deny` the most specific one decides about a client; whom none of them names
+    /// may come only if `allow` is empty.
+    pub allow: Vec<String>,
+    /// Networks whose clients may not. Default: none.
+    pub deny: Vec<String>,
     /// How long a flow may move no byte. Default 60000, as NGINX and HAProxy guides have it.
     pub idle_timeout_ms: u64,
     /// How long one attempt to connect may take. TCP only. Default 5000: two lost SYNs and their
@@ -214,6 +286,9 @@ impl Default for Listener {
             max_flows: 100_000,
             max_flows_per_client: 0,
             new_flows_per_second: 0,
+            new_flows_per_second_per_client: 0,
+            allow: Vec::new(),
+            deny: Vec::new(),
             idle_timeout_ms: 60_000,
             connect_timeout_ms: None,
             connect_attempts: None,
@@ -405,9 +480,15 @@ pub struct Cluster {
     pub endpoints: Vec<Endpoint>,
     /// How endpoints are checked. Default: not at all, and every endpoint counts as up.
     pub health: Option<Health>,
-    /// Whether flows are spread over all endpoints when none is up. Default true: when everything
-    /// seems down the checks are the likelier fault, and refusing all is the worst outcome.
+    /// Which endpoints are left alone for a time because flows fail on them. Default: none.
+    pub passive: Option<Passive>,
+    /// Whether flows are spread over all endpoints when none is available. Default true: when
+    /// everything seems down the checks are the likelier fault, and refusing all is the worst outcome.
     pub fail_open: bool,
+    /// The share of available endpoints, in percent, below which flows are spread over all of them, 0
+    /// to 100. Default 0, only where there is none: with connects that are retried, half of the
+    /// endpoints serve all flows, and most clusters are too small for a share to mean anything.
+    pub panic_threshold_percent: u32,
     /// How endpoints are told of their clients: by a PROXY protocol header before the first byte, or
     /// before each datagram. Default: only where the policy says so, by the plainest header of version 2.
     pub proxy_protocol: Option<ProxyOutbound>,
@@ -420,7 +501,9 @@ impl Default for Cluster {
             policy: "round-robin".to_owned(),
             endpoints: Vec::new(),
             health: None,
+            passive: None,
             fail_open: true,
+            panic_threshold_percent: 0,
             proxy_protocol: None,
         }
     }
@@ -434,11 +517,14 @@ pub struct Endpoint {
     pub address: Option<String>,
     /// Its share of flows relative to the others, 1 to 65535. Default 1: equals.
     pub weight: u32,
+    /// Whether it gets flows only where no other endpoint of its cluster is available; all backups
+    /// do then. Default false.
+    pub backup: bool,
 }
 
 impl Default for Endpoint {
     fn default() -> Self {
-        Self { address: None, weight: 1 }
+        Self { address: None, weight: 1, backup: false }
     }
 }
 

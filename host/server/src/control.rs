@@ -7,41 +7,39 @@
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use pointsman_core::Instant;
+use pointsman_core::ejection::EjectionChange;
 use pointsman_core::health::{Observation, Transition};
+use pointsman_core::{Instant, Snapshot};
 use pointsman_ring::{Clock, raise_descriptor_limit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::oneshot;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 
-use crate::access_log::{self, LogReader};
+use crate::access_log::{self, Log, LogTask};
 use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
 use crate::failure::Failure;
 use crate::mailbox::Retired;
+use crate::notify::Notifier;
 use crate::plan::{Plan, protocol_name};
 use crate::plugins::Plugins;
-use crate::prober::{self, Seen};
+use crate::prober::{Prober, Seen};
 use crate::problem::Problem;
 use crate::random;
-use crate::runtime::{self, Appender};
+use crate::runtime;
 use crate::service::{Parts, Service};
 use crate::sockets::{self, AdminSocket};
 use crate::steering::{Steered, Steering};
 use crate::swap::{guard, watch};
 use crate::worker::Ended;
-use crate::world::{Change, Role, World};
+use crate::world::{Change, News, Role, World};
 
-/// How often failed connects are looked at, and the access log is written.
+/// How often failed connects are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the access log may take to write its last lines.
-const LOG_END_MAX: Duration = Duration::from_secs(2);
 /// How long a worker may take to end after a drain is over before it is taken to be stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
@@ -52,6 +50,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
+    let notifier = Notifier::from_environment();
     let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
     let budget = Budget::divide(&mut plan, Supply::read(descriptors));
     let plugins = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
@@ -59,9 +58,10 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     let hash_key = [random::secret()?, random::secret()?];
     let mut world = World::new(&plan, &listening.addresses, hash_key);
     let seated = assembly::seat(&plan, &plugins, &mut world).map_err(Failure::Input)?;
-    let (unix, admin_socket) = AdminSocket::bind(&plan.admin_socket).map_err(Failure::input)?;
+    let (unix, admin_socket) = AdminSocket::bind(&plan).map_err(Failure::input)?;
     let http = bind_http(&plan).await?;
     let log = Log::open(&plan)?;
+    give_up_privileges(&plan)?;
 
     let (retired_sender, retired) = unbounded_channel();
     let (ended_sender, ended) = unbounded_channel();
@@ -81,11 +81,7 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         },
     };
     let fleet = assembly::start(&plan, outfit).await?;
-    for listener in &snapshot.listeners {
-        let protocol = protocol_name(listener.protocol);
-        let (listener, address) = (&*listener.name, listener.address);
-        tracing::info!(listener, %address, protocol, "accepts");
-    }
+    tell_addresses(&snapshot);
     let steering = plugins.engine().map(|_| Steering::start(steered_sender)).transpose()?;
     let parts = Parts {
         plan,
@@ -102,22 +98,40 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     watch::start(&service)?;
     admin::serve_unix(unix, Arc::clone(&service));
     if let Some(http) = http {
-        admin::serve_http(http, Arc::clone(&service));
+        admin::serve_http(http, &service).context("admin.http")?;
     }
-    prober::start(service.plan(), &seen_sender);
+    notifier.ready();
     let control = Control {
         workers_left: service.fleet().len(),
         service,
         signals,
+        prober: Prober::new(seen_sender),
+        notifier,
         seen,
         ended,
         retired,
         steered,
-        log: log.writer.map(LogWriter::start),
+        log: log.writer.map(access_log::LogWriter::start),
         drain_until: None,
         admin_socket,
     };
     control.run().await
+}
+
+/// Becomes whom the plan says. Everything that only root may bind is bound, and no worker has started.
+fn give_up_privileges(plan: &Plan) -> Result<(), Failure> {
+    let Some(run_as) = &plan.run_as else { return Ok(()) };
+    run_as.become_it().map_err(|told| Failure::input(Problem::new("user", told)))?;
+    tracing::info!(user = run_as.name, "has given up its privileges");
+    Ok(())
+}
+
+fn tell_addresses(snapshot: &Snapshot) {
+    for listener in &snapshot.listeners {
+        let protocol = protocol_name(listener.protocol);
+        let (listener, address) = (&*listener.name, listener.address);
+        tracing::info!(listener, %address, protocol, "accepts");
+    }
 }
 
 async fn read_plugins(plan: &Plan) -> Vec<io::Result<Vec<u8>>> {
@@ -138,81 +152,11 @@ async fn bind_http(plan: &Plan) -> Result<Option<tokio::net::TcpListener>, Failu
     }
 }
 
-/// The access log's parts, or nothing of it.
-struct Log {
-    sender: Option<access_log::LogSender>,
-    writer: Option<LogWriter>,
-    dropped: Arc<AtomicU64>,
-}
-
-impl Log {
-    fn open(plan: &Plan) -> Result<Self, Failure> {
-        let Some(target) = &plan.access_log else {
-            return Ok(Self { sender: None, writer: None, dropped: Arc::default() });
-        };
-        let file = Appender::open(target).map_err(|error| {
-            Failure::input(Problem::new("access_log.path", format!("cannot be opened: {error}")))
-        })?;
-        let (sender, reader, dropped) = access_log::channel(plan);
-        Ok(Self { sender: Some(sender), writer: Some(LogWriter { reader, file }), dropped })
-    }
-}
-
-struct LogWriter {
-    reader: LogReader,
-    file: Appender,
-}
-
-impl LogWriter {
-    /// Writes what waits, ten times a second, in a task of its own: a disk that is full or a pipe
-    /// that nobody reads holds up nothing else.
-    fn start(self) -> LogTask {
-        let (stop, mut stopped) = oneshot::channel();
-        let (end, ended) = oneshot::channel();
-        runtime::spawn(async move {
-            while timeout(TICK, &mut stopped).await.is_err() {
-                self.write().await;
-            }
-            self.write().await;
-            self.file.close().await;
-            // Nobody waits any more if it took too long.
-            let _ = end.send(());
-        });
-        LogTask { stop, ended }
-    }
-
-    /// Writes everything that waits.
-    async fn write(&self) {
-        loop {
-            let lines = self.reader.lines();
-            if lines.is_empty() {
-                return;
-            }
-            if let Err(error) = self.file.append(lines).await {
-                tracing::error!(%error, "cannot write the access log");
-            }
-        }
-    }
-}
-
-/// A writer at work.
-struct LogTask {
-    stop: oneshot::Sender<()>,
-    ended: oneshot::Receiver<()>,
-}
-
-impl LogTask {
-    /// Lets it write its last lines. Tells if it could, in reasonable time.
-    async fn finish(self) -> bool {
-        let _ = self.stop.send(());
-        timeout(LOG_END_MAX, self.ended).await.is_ok()
-    }
-}
-
-/// The signals that end the process.
+/// The signals that mean something.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    user1: Signal,
 }
 
 impl Signals {
@@ -220,6 +164,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            user1: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -228,6 +173,25 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.user1.recv() => SignalKind::user_defined1(),
+        }
+    }
+}
+
+/// Logs what has become of an endpoint.
+fn tell(cluster: &str, change: &Change) {
+    let endpoint = change.address;
+    match change.news {
+        News::Health(Transition::WentUp) => tracing::info!(cluster, %endpoint, "endpoint is up"),
+        News::Health(Transition::WentDown) => {
+            tracing::warn!(cluster, %endpoint, "endpoint is down");
+        }
+        News::Ejection(EjectionChange::Ejected { reason, lasting }) => {
+            let (reason, for_ms) = (reason.label(), lasting.as_millis());
+            tracing::warn!(cluster, %endpoint, reason, for_ms, "endpoint is ejected");
+        }
+        News::Ejection(EjectionChange::Returned) => {
+            tracing::info!(cluster, %endpoint, "endpoint is no longer ejected");
         }
     }
 }
@@ -235,6 +199,8 @@ impl Signals {
 struct Control {
     service: Arc<Service>,
     signals: Signals,
+    prober: Prober,
+    notifier: Notifier,
     seen: UnboundedReceiver<Seen>,
     ended: UnboundedReceiver<Ended>,
     retired: UnboundedReceiver<Retired>,
@@ -256,6 +222,10 @@ impl Control {
                 Some(retired) = self.retired.recv() => drop(retired),
                 Some(steered) = self.steered.recv() => self.on_steered(steered),
                 signal = self.signals.next() => {
+                    if signal == SignalKind::user_defined1() {
+                        self.log.iter().for_each(LogTask::reopen);
+                        continue;
+                    }
                     if let Some(code) = self.on_signal(signal) {
                         self.leave(code);
                     }
@@ -288,9 +258,13 @@ impl Control {
     }
 
     fn on_tick(&mut self) -> anyhow::Result<()> {
-        let changes = self.service.look(World::look_at_connects);
+        let plan = self.service.plan();
+        self.service.look(|world| self.prober.follow(plan, world));
+        let now = Clock.now();
+        let changes = self.service.look(|world| world.look_at_flows(now));
         self.publish(&changes);
         guard::look_after(&self.service);
+        self.notifier.tick();
         if self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER) {
             return Err(anyhow!("{} worker(s) did not end after the drain", self.workers_left));
         }
@@ -306,15 +280,7 @@ impl Control {
 
     fn publish(&self, changes: &[Change]) {
         for change in changes {
-            let cluster = &self.service.plan().clusters[change.cluster.index()].name;
-            match change.transition {
-                Transition::WentUp => {
-                    tracing::info!(%cluster, endpoint = %change.address, "endpoint is up");
-                }
-                Transition::WentDown => {
-                    tracing::warn!(%cluster, endpoint = %change.address, "endpoint is down");
-                }
-            }
+            tell(&self.service.plan().clusters[change.cluster.index()].name, change);
         }
         if !changes.is_empty() {
             self.service.change(|_| {});
@@ -344,6 +310,7 @@ impl Control {
         let timeout = self.service.plan().drain_timeout;
         let until = Clock.now() + timeout;
         self.drain_until = Some(until);
+        self.notifier.stopping();
         tracing::info!(timeout_ms = timeout.as_millis(), "draining; a second signal ends at once");
         self.service.change(|world| world.drain(until));
         None

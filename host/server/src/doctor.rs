@@ -137,7 +137,7 @@ fn plugins(folders: &[PathBuf]) -> Finding {
             Some(format!("{} in {}", files.filter(wasm).count(), folder.display()))
         })
         .collect();
-    let remedy = "build them with `cargo xtask plugins`, or give a folder with --plugins DIR";
+    let remedy = "build some with `pointsman policy build`, or give a folder with --plugins DIR";
     if found.is_empty() {
         let found = "no plugin folder: only native policies can be used".to_owned();
         return finding("plugins", Verdict::Warn, found, remedy);

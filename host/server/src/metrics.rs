@@ -6,6 +6,8 @@
 use std::fmt::{Display, Write};
 
 use pointsman_core::boundary::Side;
+use pointsman_core::ejection::EjectionReason;
+use pointsman_core::eligibility::Footing;
 use pointsman_core::policy::Source;
 use pointsman_core::{
     CloseReason, ClusterStats, DropReason, EndpointState, KeylessReason, ListenerStats, ShedReason,
@@ -111,6 +113,14 @@ fn clusters(view: &View, text: &mut Exposition) {
             text.sample(name, &labels, cluster.stats.decisions_total[source.index()]);
         }
     }
+    let name = "pointsman_cluster_footing";
+    text.family(name, "gauge", "1 for who gets flows: the available, backups, all, or nobody.");
+    for cluster in &view.clusters {
+        for footing in Footing::ALL {
+            let labels = [("cluster", &*cluster.name), ("footing", footing.label())];
+            text.sample(name, &labels, u8::from(cluster.footing == footing));
+        }
+    }
     let name = "pointsman_policy_generation";
     text.family(name, "gauge", "1 for a cluster's first policy, one more for each swap.");
     for cluster in &view.clusters {
@@ -137,7 +147,7 @@ fn endpoints(view: &View, text: &mut Exposition) {
     let mut each = |name, kind, help, of: &dyn Fn(&EndpointState) -> u64| {
         text.family(name, kind, help);
         for cluster in &view.clusters {
-            for state in &cluster.endpoints {
+            for state in cluster.endpoints.iter().chain(&cluster.leaving) {
                 let address = state.endpoint.address.to_string();
                 let labels = [("cluster", &*cluster.name), ("endpoint", &*address)];
                 text.sample(name, &labels, of(state));
@@ -156,6 +166,33 @@ fn endpoints(view: &View, text: &mut Exposition) {
         "Whether the endpoint is believed to serve.",
         &|state| state.up.into(),
     );
+    each(
+        "pointsman_endpoint_draining",
+        "gauge",
+        "Whether the endpoint gets nothing new because an operator says so.",
+        &|state| state.draining.into(),
+    );
+    each(
+        "pointsman_endpoint_ejections_total",
+        "counter",
+        "Times the endpoint was ejected because flows failed on it.",
+        &|state| state.ejections_total,
+    );
+    let name = "pointsman_endpoint_ejected";
+    text.family(name, "gauge", "Whether the endpoint is ejected, by the reason.");
+    for cluster in &view.clusters {
+        for state in &cluster.endpoints {
+            let address = state.endpoint.address.to_string();
+            for reason in EjectionReason::ALL {
+                let labels = [
+                    ("cluster", &*cluster.name),
+                    ("endpoint", &*address),
+                    ("reason", reason.label()),
+                ];
+                text.sample(name, &labels, u8::from(state.ejected == Some(reason)));
+            }
+        }
+    }
 }
 
 fn plugins(view: &View, text: &mut Exposition) {
@@ -269,6 +306,10 @@ mod tests {
             "endpoint_flows_total",
             "endpoint_flows_active",
             "endpoint_up",
+            "endpoint_draining",
+            "endpoint_ejected",
+            "endpoint_ejections_total",
+            "cluster_footing",
             "closes_total",
             "sheds_total",
             "drops_total",
@@ -296,6 +337,8 @@ mod tests {
             "pointsman_upstream_ports{worker=\"0\"} 5",
             "pointsman_decisions_total{cluster=\"web\",source=\"native\"} 6",
             "pointsman_endpoint_up{cluster=\"web\",endpoint=\"127.0.0.1:1\"} 1",
+            "pointsman_endpoint_ejected{cluster=\"web\",endpoint=\"127.0.0.1:1\",reason=\"success-rate\"} 0",
+            "pointsman_cluster_footing{cluster=\"web\",footing=\"sound\"} 1",
             "pointsman_policy_generation{cluster=\"web\"} 1",
             "pointsman_swaps_total{cluster=\"web\",outcome=\"rolled-back\"} 0",
             "pointsman_policy_counter_total{policy=\"p2c\",counter=\"3\"} 7",

@@ -5,36 +5,50 @@
 //! configuration wants one list and not one error per attempt.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::boundary::PoolSizes;
+use pointsman_core::ejection::EjectionRules;
+use pointsman_core::eligibility::Eligibility;
 use pointsman_core::health::Thresholds;
+use pointsman_core::policy::maglev;
 use pointsman_core::preread::KeyRule;
 use pointsman_core::proxy::{Inbound, Outbound, Version};
 use pointsman_core::{
-    ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
+    AccessList, ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
 };
 use pointsman_plugin::Profile;
 
-use crate::config::{self, Config, OnSwap};
+use crate::config::{self, Config, LogFormat, OnSwap};
+use crate::privileges::RunAs;
 use crate::prober::check::Check;
 use crate::problem::Problem;
 
+mod access;
+mod admin;
 mod checks;
 mod clusters;
 mod findings;
 mod json;
 mod keys;
 mod listeners;
+mod passive;
 mod plugins;
 mod process;
 mod proxy;
 
+pub use admin::AdminPlan;
 pub use plugins::PluginFolders;
 
 use findings::Findings;
+
+/// What an endpoint may weigh.
+pub const WEIGHTS: RangeInclusive<u32> = 1..=65_535;
+/// The most endpoints of a cluster: a lookup table has more entries than that.
+pub const ENDPOINTS_MAX: usize = maglev::DEFAULT_SIZE as usize - 1;
 
 /// Everything a balancer is started with.
 #[derive(Debug)]
@@ -45,6 +59,8 @@ pub struct Plan {
     pub drain_timeout: Duration,
     /// Kept decisions per worker.
     pub flow_table_entries: u32,
+    /// Flows at a time, of all listeners and over all workers; 0 if that is not limited.
+    pub flows_max: u32,
     /// How much of each worker's core plugins may take.
     pub plugin_cpu_percent: u32,
     /// Receive buffers per worker.
@@ -55,14 +71,29 @@ pub struct Plan {
     pub admin_socket: PathBuf,
     /// Where HTTP is served, if anywhere.
     pub admin_http: Option<SocketAddr>,
+    /// Who may ask it, and what of.
+    pub admin: AdminPlan,
+    /// Whom the process becomes once everything is bound.
+    pub run_as: Option<RunAs>,
     /// Where ended flows are logged, if anywhere.
-    pub access_log: Option<LogTarget>,
+    pub access_log: Option<LogPlan>,
     /// By `ListenerId`.
     pub listeners: Vec<ListenerPlan>,
     /// By `ClusterId`.
     pub clusters: Vec<ClusterPlan>,
     /// The policies that are plugins, by [`PluginId`].
     pub plugins: Vec<PluginPlan>,
+}
+
+/// What is logged of ended flows, and where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogPlan {
+    /// Where.
+    pub target: LogTarget,
+    /// How.
+    pub format: LogFormat,
+    /// The share of those that have not failed, up to 1.
+    pub sample: f64,
 }
 
 /// Where a log goes.
@@ -72,6 +103,17 @@ pub enum LogTarget {
     Stdout,
     /// The end of this file.
     File(PathBuf),
+    /// A syslog daemon.
+    Syslog(SyslogAddress),
+}
+
+/// Where a syslog daemon takes datagrams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SyslogAddress {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A UDP port.
+    Udp(SocketAddr),
 }
 
 /// A listener with everything looked up.
@@ -91,6 +133,10 @@ pub struct ListenerPlan {
     pub flows_per_client_max: u32,
     /// New flows per second, over all workers; 0 if that is not limited.
     pub new_flows_per_second: u32,
+    /// New flows of each client per second, over all workers; 0 if that is not limited.
+    pub new_flows_per_second_per_client: u32,
+    /// Who may come, if not everybody.
+    pub access: Option<Arc<AccessList>>,
     /// Which clients count as one.
     pub client_prefix: PrefixLengths,
     /// How often a flow may try to connect.
@@ -129,8 +175,10 @@ pub struct ClusterPlan {
     pub endpoints: Vec<EndpointPlan>,
     /// How the endpoints are checked, if at all.
     pub check: Option<Arc<CheckPlan>>,
-    /// Whether flows are spread over all endpoints when none is up.
-    pub fail_open: bool,
+    /// Which endpoints are ejected because flows fail on them, if any are.
+    pub passive: Option<EjectionRules>,
+    /// What is done when endpoints are missing.
+    pub eligibility: Eligibility,
     /// How endpoints are told of their clients, if they always are.
     pub proxy: Option<Outbound>,
 }
@@ -142,6 +190,8 @@ pub struct EndpointPlan {
     pub address: SocketAddr,
     /// Its share relative to the others.
     pub weight: u32,
+    /// Whether it is to be used only where no other is available.
+    pub backup: bool,
 }
 
 /// How endpoints are checked.
@@ -286,11 +336,14 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
         workers: process.workers,
         drain_timeout: process.drain_timeout,
         flow_table_entries: process.flow_table_entries,
+        flows_max: process.flows_max,
         plugin_cpu_percent: process.plugin_cpu_percent,
         pools: process.pools,
         datagram_buffers: if receives_datagrams { process.datagram_buffers } else { 0 },
         admin_socket: process.admin_socket,
         admin_http: process.admin_http,
+        admin: process.admin,
+        run_as: process.run_as,
         access_log: process.access_log,
         listeners,
         clusters,

@@ -1,20 +1,23 @@
 //! Active health checks: asks endpoints whether they serve, again and again.
 //!
-//! One task per endpoint. Nothing is judged here: what a check saw goes to the control loop, which
-//! feeds it to the core's `Health`.
+//! One task per endpoint, for as long as there is that endpoint. Nothing is judged here: what a check
+//! saw goes to the control loop, which feeds it to the core's `Health`.
 
 pub mod check;
 pub mod tls;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::{ClusterId, EndpointId};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use crate::plan::{CheckPlan, Plan};
+use crate::world::{self, World};
 use crate::{random, runtime};
 
 /// What one check saw.
@@ -28,16 +31,56 @@ pub struct Seen {
     pub passed: bool,
 }
 
-/// Starts checking every endpoint that is to be checked.
-pub fn start(plan: &Plan, seen: &UnboundedSender<Seen>) {
-    for (cluster, plan) in (0..).map(ClusterId).zip(&plan.clusters) {
-        let Some(check) = &plan.check else { continue };
-        for (endpoint, place) in (0..).map(EndpointId).zip(&plan.endpoints) {
-            let port = check.port.unwrap_or(place.address.port());
-            let address = SocketAddr::new(place.address.ip(), port);
-            let target = Target { cluster, endpoint, address };
-            runtime::spawn(target.check_for_ever(Arc::clone(check), seen.clone()));
+/// Everybody who is checking.
+pub struct Prober {
+    seen: UnboundedSender<Seen>,
+    /// The census at which endpoints were last looked at.
+    census: Option<u64>,
+    /// A task ends when its entry is dropped.
+    tasks: BTreeMap<(ClusterId, EndpointId), oneshot::Sender<()>>,
+}
+
+impl Prober {
+    /// Checks nobody yet; what checks see goes to `seen`.
+    pub fn new(seen: UnboundedSender<Seen>) -> Self {
+        Self { seen, census: None, tasks: BTreeMap::new() }
+    }
+
+    /// Starts checking the endpoints that have come, and lets go of those that have gone.
+    pub fn follow(&mut self, plan: &Plan, world: &World) {
+        if self.census.replace(world.census()) == Some(world.census()) {
+            return;
         }
+        let mut gone = std::mem::take(&mut self.tasks);
+        for (cluster, plan) in (0..).map(ClusterId).zip(&plan.clusters) {
+            let Some(check) = &plan.check else { continue };
+            for target in world.targets(cluster) {
+                let name = (cluster, target.id);
+                let known = gone.remove(&name);
+                let task = known.unwrap_or_else(|| self.start(cluster, &target, check));
+                self.tasks.insert(name, task);
+            }
+        }
+    }
+
+    fn start(
+        &self,
+        cluster: ClusterId,
+        target: &world::Target,
+        check: &Arc<CheckPlan>,
+    ) -> oneshot::Sender<()> {
+        let port = check.port.unwrap_or(target.address.port());
+        let address = SocketAddr::new(target.address.ip(), port);
+        let checked = Target { cluster, endpoint: target.id, address, was_up: target.up };
+        let checks = checked.check_for_ever(Arc::clone(check), self.seen.clone());
+        let (task, ended) = oneshot::channel::<()>();
+        runtime::spawn(async {
+            tokio::select! {
+                () = checks => {}
+                _ = ended => {}
+            }
+        });
+        task
     }
 }
 
@@ -45,14 +88,16 @@ struct Target {
     cluster: ClusterId,
     endpoint: EndpointId,
     address: SocketAddr,
+    was_up: bool,
 }
 
 impl Target {
     /// Begins somewhere in the first interval, so that a thousand endpoints are not checked at the
-    /// same moment, then and ever after.
+    /// same moment, then and ever after; but one that is waited for is checked at once.
     async fn check_for_ever(self, plan: Arc<CheckPlan>, seen: UnboundedSender<Seen>) {
-        let mut next = Instant::now() + plan.interval.mul_f64(random::fraction());
-        let mut doubt = Doubt::default();
+        let wait = if self.was_up { random::fraction() } else { 0.0 };
+        let mut next = Instant::now() + plan.interval.mul_f64(wait);
+        let mut doubt = Doubt { is_down: !self.was_up, ..Doubt::default() };
         loop {
             sleep_until(next).await;
             let passed = self.passes(&plan).await;

@@ -14,8 +14,6 @@ use std::thread;
 use tokio::sync::oneshot;
 use tokio_uring::fs::File;
 
-use crate::plan::LogTarget;
-
 /// Read at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// To the kernel: where the file's own position is.
@@ -72,32 +70,38 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Opens a log's target, made if it is not there.
+    /// Opens a file, which is made if it is not there.
     ///
     /// # Errors
     /// Whatever the kernel says.
-    pub fn open(target: &LogTarget) -> io::Result<Self> {
-        let file = match target {
-            LogTarget::Stdout => StdFile::from(io::stdout().as_fd().try_clone_to_owned()?),
-            LogTarget::File(path) => StdFile::options().append(true).create(true).open(path)?,
-        };
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = StdFile::options().append(true).create(true).open(path)?;
+        Ok(Self { file: File::from_std(file) })
+    }
+
+    /// Standard output.
+    ///
+    /// # Errors
+    /// It is closed.
+    pub fn stdout() -> io::Result<Self> {
+        let file = StdFile::from(io::stdout().as_fd().try_clone_to_owned()?);
         Ok(Self { file: File::from_std(file) })
     }
 
     /// Appends all of `bytes`.
     ///
     /// # Errors
-    /// Whatever the kernel says; some of the bytes may then be written.
-    pub async fn append(&self, bytes: Vec<u8>) -> io::Result<()> {
+    /// Whatever the kernel says, with the bytes that are not written.
+    pub async fn append(&self, bytes: Vec<u8>) -> Result<(), (io::Error, Vec<u8>)> {
         let mut rest = bytes;
         while !rest.is_empty() {
             let (result, back) = self.file.write_at(rest, AT_POSITION).submit().await;
-            let count = result?;
             rest = back;
-            if count == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+            match result {
+                Ok(0) => return Err((io::ErrorKind::WriteZero.into(), rest)),
+                Ok(count) => drop(rest.drain(..count)),
+                Err(error) => return Err((error, rest)),
             }
-            rest.drain(..count);
         }
         Ok(())
     }

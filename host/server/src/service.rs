@@ -1,6 +1,7 @@
 //! A running balancer as the control thread holds it: shared by the control loop, which changes
 //! it, and the admin interface, which shows it.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -149,17 +150,29 @@ impl Service {
 
     /// Changes the world and tells all workers.
     pub fn change(&self, change: impl FnOnce(&mut World)) {
+        let Ok(()) = self.try_change(|world| {
+            change(world);
+            Ok::<(), Infallible>(())
+        });
+    }
+
+    /// Changes the world and tells all workers, or leaves all as it is.
+    ///
+    /// # Errors
+    /// The change itself has failed.
+    pub fn try_change<E>(&self, change: impl FnOnce(&mut World) -> Result<(), E>) -> Result<(), E> {
         // Posted under the lock, so that no worker hears of a world after the one that follows it.
         let mut world = self.world();
-        change(&mut world);
+        change(&mut world)?;
         let snapshot = world.publish();
         self.parts.fleet.apply(&snapshot);
-        let Some(steering) = &self.parts.steering else { return };
+        let Some(steering) = &self.parts.steering else { return Ok(()) };
         for cluster in (0..).map(ClusterId).take(snapshot.clusters.len()) {
             if world.asks_a_guest(cluster) {
                 steering.look(cluster, world.base(cluster));
             }
         }
+        Ok(())
     }
 
     /// Shows a policy what it needs to see, and tells all workers if that is something else than
@@ -178,13 +191,14 @@ impl Service {
     /// What there is to see, with the workers' counts of this moment.
     pub async fn view(&self) -> View {
         let stats = self.fleet().stats().await;
-        let snapshot = self.world().snapshot();
+        let (snapshot, leaving) = self.look(|world| (world.snapshot(), world.leaving()));
         let plugins = self.plan().plugins.iter().enumerate().map(|(place, plugin)| PluginView {
             name: plugin.name.clone(),
             counts: self.counts_of(PluginId(place)),
         });
         let gathered = Gathered {
             plugins: plugins.collect(),
+            leaving,
             seats: self.seats().iter().map(|seat| SeatView::new(seat)).collect(),
             access_log_dropped: self.parts.access_log_dropped.load(Relaxed),
         };

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -86,23 +86,32 @@ pub struct AdminSocket {
 }
 
 impl AdminSocket {
-    /// Binds the socket, for this user alone. A file left behind by a balancer that is gone is
-    /// replaced, one that somebody answers at is not.
+    /// Binds the socket, for those whom the plan says. A file left behind by a balancer that is gone
+    /// is replaced, one that somebody answers at is not.
     ///
     /// # Errors
     /// One line that says what to do.
-    pub fn bind(path: &Path) -> Result<(UnixListener, Self), String> {
+    pub fn bind(plan: &Plan) -> Result<(UnixListener, Self), String> {
+        let path = &*plan.admin_socket;
         let shown = path.display();
         remove_stale(path)?;
         let advice = "choose another admin.socket in the configuration";
-        if let Some(folder) = path.parent() {
+        let owner = plan.run_as.as_ref().map(|it| it.user);
+        if let Some(folder) = path.parent()
+            && !folder.exists()
+        {
             fs::create_dir_all(folder)
+                .and_then(|()| chown(folder, owner, None))
                 .map_err(|error| format!("cannot make {}: {error}; {advice}", folder.display()))?;
         }
         let listener = UnixListener::bind(path)
             .map_err(|error| format!("cannot listen on {shown}: {error}; {advice}"))?;
         let socket = Self { path: path.to_owned() };
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        let group = plan.admin.socket_group.or(plan.run_as.as_ref().map(|it| it.group));
+        chown(path, owner, group)
+            .and_then(|()| {
+                fs::set_permissions(path, fs::Permissions::from_mode(plan.admin.socket_mode))
+            })
             .map_err(|error| format!("cannot restrict {shown} to its owner: {error}; {advice}"))?;
         Ok((listener, socket))
     }

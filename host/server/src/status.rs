@@ -15,6 +15,9 @@ use crate::swap::short;
 use crate::table::Table;
 use crate::view::{ClusterView, ListenerView, PluginView, View};
 
+/// What a table tells of an endpoint.
+const ENDPOINT_HEADS: [&str; 6] = ["ENDPOINT", "WEIGHT", "STATE", "ACTIVE", "FLOWS", "FAILED"];
+
 /// Counts by name; those that are zero are left out.
 pub type Counts = BTreeMap<String, u64>;
 
@@ -104,6 +107,9 @@ pub struct Cluster {
     pub policy_generation: u64,
     /// Decisions by who made them.
     pub decisions: Counts,
+    /// Who gets flows: `sound`, or `backup`, `panic`, `fail-open` or `none` for want of endpoints.
+    #[serde(default)]
+    pub footing: String,
     /// In the configuration's order.
     pub endpoints: Vec<Endpoint>,
 }
@@ -119,6 +125,18 @@ pub struct Endpoint {
     pub up: bool,
     /// Whether it gets nothing new.
     pub draining: bool,
+    /// Whether it was removed and is shown for the flows it still has.
+    #[serde(default)]
+    pub removed: bool,
+    /// Why it gets nothing new for a time, if its flows have failed.
+    #[serde(default)]
+    pub ejected: Option<String>,
+    /// How often that has ever been so.
+    #[serde(default)]
+    pub ejections: u64,
+    /// Whether it gets flows only where no other is available.
+    #[serde(default)]
+    pub backup: bool,
     /// Flows now.
     pub flows_active: u32,
     /// Flows ever.
@@ -239,24 +257,14 @@ impl Status {
     }
 
     fn endpoints_table(&self) -> String {
-        let heads = ["CLUSTER", "ENDPOINT", "WEIGHT", "STATE", "ACTIVE", "FLOWS", "FAILED"];
+        let [address, weight, state, active, flows, failed] = ENDPOINT_HEADS;
+        let heads = ["CLUSTER", address, weight, state, active, flows, failed];
         let mut table = Table::new(&heads);
         for cluster in &self.clusters {
             for endpoint in &cluster.endpoints {
-                let state = match (endpoint.up, endpoint.draining) {
-                    (true, false) => "up",
-                    (true, true) => "draining",
-                    (false, _) => "down",
-                };
-                table.row([
-                    cluster.name.clone(),
-                    endpoint.address.clone(),
-                    endpoint.weight.to_string(),
-                    state.to_owned(),
-                    endpoint.flows_active.to_string(),
-                    endpoint.flows_total.to_string(),
-                    endpoint.connect_failures.to_string(),
-                ]);
+                let [address, rest @ ..] = endpoint.cells();
+                let [weight, state, active, flows, failed] = rest;
+                table.row([cluster.name.clone(), address, weight, state, active, flows, failed]);
             }
         }
         table.to_string()
@@ -269,6 +277,7 @@ impl Status {
             "KIND",
             "DIGEST",
             "GENERATION",
+            "FOOTING",
             "DECISIONS",
             "P50 NS",
             "P99 NS",
@@ -287,6 +296,7 @@ impl Status {
                 cluster.shape.as_ref().unwrap_or(&cluster.kind).clone(),
                 cluster.digest.as_deref().map_or("-", short).to_owned(),
                 cluster.policy_generation.to_string(),
+                cluster.footing.clone(),
                 shown(&cluster.decisions),
                 of(&|policy| Some(policy.p50_ns?.to_string())),
                 of(&|policy| Some(policy.p99_ns?.to_string())),
@@ -339,7 +349,8 @@ impl Cluster {
             digest: view.seat.digest.clone(),
             policy_generation: view.stats.policy_generation,
             decisions: counts(Source::ALL.map(Source::label), &view.stats.decisions_total),
-            endpoints: view.endpoints.iter().map(Endpoint::new).collect(),
+            footing: view.footing.label().to_owned(),
+            endpoints: endpoints(&view.endpoints, &view.leaving),
         }
     }
 }
@@ -352,10 +363,55 @@ impl Endpoint {
             weight: state.endpoint.weight,
             up: state.up,
             draining: state.draining,
+            removed: false,
+            ejected: state.ejected.map(|reason| reason.label().to_owned()),
+            ejections: state.ejections_total,
+            backup: state.backup,
             flows_active: load.flows_active(),
             flows_total: load.flows_total(),
             connect_failures: load.connect_failures_total(),
         }
+    }
+}
+
+/// A cluster's endpoints, and after them those that were removed and still have flows.
+pub fn endpoints(configured: &[EndpointState], leaving: &[EndpointState]) -> Vec<Endpoint> {
+    let leaving = leaving.iter().map(|one| Endpoint { removed: true, ..Endpoint::new(one) });
+    configured.iter().map(Endpoint::new).chain(leaving).collect()
+}
+
+/// The endpoints of one cluster for a person.
+pub fn endpoints_table(endpoints: &[Endpoint]) -> String {
+    let mut table = Table::new(&ENDPOINT_HEADS);
+    endpoints.iter().for_each(|endpoint| table.row(endpoint.cells()));
+    table.to_string()
+}
+
+impl Endpoint {
+    /// What [`ENDPOINT_HEADS`] names.
+    fn cells(&self) -> [String; ENDPOINT_HEADS.len()] {
+        [
+            self.address.clone(),
+            self.weight.to_string(),
+            self.state(),
+            self.flows_active.to_string(),
+            self.flows_total.to_string(),
+            self.connect_failures.to_string(),
+        ]
+    }
+
+    /// Its state for a person.
+    fn state(&self) -> String {
+        if self.removed {
+            return "removed".to_owned();
+        }
+        let state = match (&self.ejected, self.up, self.draining) {
+            (_, false, _) => "down",
+            (_, true, true) => "draining",
+            (Some(reason), true, false) => return format!("ejected ({reason})"),
+            (None, true, false) => "up",
+        };
+        if self.backup { format!("{state}, backup") } else { state.to_owned() }
     }
 }
 

@@ -37,7 +37,7 @@ use crate::fleet::Silent;
 use crate::mailbox::PolicyCommand;
 use crate::plan::PluginId;
 use crate::plugins::Kit;
-use crate::seat::{Claim, Outcome, Seat, Sitter};
+use crate::seat::{Candidate, Claim, Outcome, Seat, Sitter};
 use crate::service::Service;
 use crate::steering::SteerError;
 use crate::world::{Needs, Role};
@@ -112,6 +112,12 @@ pub enum Refusal {
         "no policy is on trial in cluster \"{0}\"; begin with policy swap --shadow or --canary"
     )]
     NoTrial(String),
+    /// Nothing is known of the one that is on trial.
+    #[error(
+        "the policy on trial in cluster \"{0}\" has not been asked about a single flow, so nothing \
+         is known of it; wait for flows, or let it decide all the same with policy promote --force"
+    )]
+    Untried(String),
     /// A worker says nothing.
     #[error("worker {0} does not answer; ask again")]
     Silent(usize),
@@ -174,15 +180,19 @@ pub fn roll_back(service: &Service, cluster: ClusterId) -> Result<SwapAnswer, Re
     }
 }
 
-/// Lets the one that is on trial decide.
+/// Lets the one that is on trial decide; if `force`, even if no flow has tried it.
 ///
 /// # Errors
 /// Nothing has changed.
-pub fn promote(service: &Service, cluster: ClusterId) -> Result<SwapAnswer, Refusal> {
+pub fn promote(service: &Service, cluster: ClusterId, force: bool) -> Result<SwapAnswer, Refusal> {
     let begun = Instant::now();
     let walk = Walk::begin(service, cluster)?;
-    let candidate = walk.seat().sitting().candidate.as_ref().map(|on| on.module.clone());
-    let module = candidate.ok_or_else(|| Refusal::NoTrial(walk.seat().name.clone()))?;
+    let shown = |on: &Candidate| (on.module.clone(), on.tally.counts().asked);
+    let candidate = walk.seat().sitting().candidate.as_ref().map(shown);
+    let (module, asked) = candidate.ok_or_else(|| Refusal::NoTrial(walk.cluster_name()))?;
+    if asked == 0 && !force {
+        return Err(Refusal::Untried(walk.cluster_name()));
+    }
     let ready = walk.prepare(&module).inspect_err(|_| walk.on_refused())?;
     Ok(walk.publish(ready, Outcome::Swapped, begun))
 }

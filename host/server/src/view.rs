@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_core::eligibility::Footing;
 use pointsman_core::policy::Source;
 use pointsman_core::{ClusterStats, EndpointState, ListenerStats, Snapshot, Stats};
 use pointsman_plugin::{Module, PolicyCounts, Shape};
@@ -49,6 +50,10 @@ pub struct ClusterView {
     pub stats: ClusterStats,
     /// As of the last published world.
     pub endpoints: Vec<EndpointState>,
+    /// Those that were removed and still have flows.
+    pub leaving: Vec<EndpointState>,
+    /// Who of them gets flows.
+    pub footing: Footing,
     /// Who decides.
     pub seat: SeatView,
 }
@@ -87,6 +92,8 @@ pub struct Gathered {
     pub plugins: Vec<PluginView>,
     /// By `ClusterId`.
     pub seats: Vec<SeatView>,
+    /// By `ClusterId`: endpoints that were removed and still have flows.
+    pub leaving: Vec<Vec<EndpointState>>,
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
 }
@@ -103,8 +110,8 @@ pub struct PluginView {
 impl View {
     /// Sums what the workers have counted.
     pub fn new(snapshot: Arc<Snapshot>, workers: &[Stats], gathered: Gathered) -> Self {
-        let Gathered { plugins, seats, access_log_dropped } = gathered;
-        let mut seats = seats.into_iter();
+        let Gathered { plugins, seats, leaving, access_log_dropped } = gathered;
+        let (mut seats, mut leaving) = (seats.into_iter(), leaving.into_iter());
         let listeners = snapshot.listeners.iter().enumerate().map(|(place, listener)| {
             let mut stats = ListenerStats::default();
             workers.iter().for_each(|worker| add_listener(&mut stats, &worker.listeners[place]));
@@ -118,6 +125,8 @@ impl View {
                 name: cluster.name.to_string(),
                 stats,
                 endpoints: cluster.endpoints.to_vec(),
+                footing: cluster.footing,
+                leaving: leaving.next().unwrap_or_default(),
                 seat: seats.next().unwrap_or_default(),
             }
         });

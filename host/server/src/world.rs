@@ -7,17 +7,23 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pointsman_core::health::{Health, Observation, Transition};
+use pointsman_core::ejection::{Ejection, Ejector};
+use pointsman_core::eligibility::{Eligibility, Footing};
+use pointsman_core::health::{Health, Observation, Thresholds, Transition};
 use pointsman_core::proxy::Outbound;
 use pointsman_core::{
-    Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation, Instant,
-    Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts,
+    AllFlows, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation,
+    Instant, Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts, SourceRates,
 };
 
-use crate::plan::{ClusterPlan, ListenerPlan, Plan};
+use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
 
+mod change;
+mod passive;
 mod sight;
 
+pub use change::{EndpointChange, Target};
+pub use passive::News;
 pub use sight::{Author, Made, Needs, Outlook};
 
 use sight::Sight;
@@ -29,6 +35,8 @@ pub struct World {
     listeners: Vec<ListenerState>,
     clusters: Vec<ClusterState>,
     drain_until: Option<Instant>,
+    /// How often endpoints have come or gone.
+    census: u64,
 }
 
 /// A listener, and what all workers count about it, from the first snapshot to the last.
@@ -36,24 +44,35 @@ pub struct World {
 struct ListenerState {
     plan: ListenerPlan,
     flows_active: Arc<SharedCount>,
+    all_flows: AllFlows,
     new_flow_rate: Option<Arc<SharedRate>>,
+    new_flow_rate_per_client: Option<Arc<SourceRates>>,
     flows_per_client: Option<Arc<SourceCounts>>,
 }
 
 #[derive(Debug)]
 struct ClusterState {
     name: Box<str>,
-    fail_open: bool,
+    eligibility: Eligibility,
     proxy: Option<Outbound>,
+    /// Who ejects endpoints whose flows fail, if anybody does.
+    ejector: Option<Ejector>,
+    /// How many checks change a verdict, if there are checks.
+    thresholds: Option<Thresholds>,
+    /// In order of their ids.
     endpoints: Vec<Watched>,
+    /// Those that were removed and may have flows yet.
+    leaving: Vec<Watched>,
+    /// The id of the next endpoint that is added.
+    next_id: EndpointId,
     /// Those that may be given a new flow, as they are configured.
     base: Arc<Candidates>,
     /// As the policy sees them that decides.
     live: Sight,
     /// As the policy sees them that is tried beside it.
     trial: Option<Sight>,
-    /// Whether the candidates are endpoints that are down, for want of better ones.
-    is_failing_open: bool,
+    /// Who the candidates are.
+    footing: Footing,
 }
 
 /// An endpoint, and what has been seen of it.
@@ -63,6 +82,8 @@ struct Watched {
     /// `None` counts as up: nobody checks it.
     health: Option<Health>,
     draining: bool,
+    backup: bool,
+    ejection: Ejection,
     /// Failed connects when they were last looked at.
     failures_seen: u64,
     /// Failed connects in a row that were held against it before it last came up.
@@ -78,15 +99,15 @@ pub enum Role {
     Trial,
 }
 
-/// An endpoint that came up or went down.
+/// Something that has become of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     /// Its cluster.
     pub cluster: ClusterId,
     /// Its address.
     pub address: SocketAddr,
-    /// Which way.
-    pub transition: Transition,
+    /// What.
+    pub news: News,
 }
 
 impl World {
@@ -94,9 +115,13 @@ impl World {
     /// which are the plan's but for the port where that is 0. `hash_key` keeps clients from choosing
     /// what they are counted as; it is secret where there is traffic.
     pub fn new(plan: &Plan, addresses: &[SocketAddr], hash_key: [u64; 2]) -> Self {
-        let listeners = plan.listeners.iter().zip(addresses);
-        let listeners =
-            listeners.map(|(plan, address)| ListenerState::new(plan, *address, hash_key));
+        let all_flows = match plan.flows_max {
+            0 => AllFlows::unlimited(),
+            max => AllFlows { max, active: Arc::default() },
+        };
+        let listeners = plan.listeners.iter().zip(addresses).map(|(plan, address)| {
+            ListenerState::new(plan, *address, (all_flows.clone(), hash_key))
+        });
         let clusters = plan
             .clusters
             .iter()
@@ -106,6 +131,7 @@ impl World {
             listeners: listeners.collect(),
             clusters: clusters.collect(),
             drain_until: None,
+            census: 0,
         }
     }
 
@@ -116,20 +142,22 @@ impl World {
         endpoint: EndpointId,
         observation: Observation,
     ) -> Option<Change> {
-        let watched = self.clusters[cluster.index()].endpoints.get_mut(endpoint.0 as usize)?;
+        let endpoints = &mut self.clusters[cluster.index()].endpoints;
+        // It may have been removed while it was checked.
+        let place = endpoints.binary_search_by_key(&endpoint, |other| other.endpoint.id).ok()?;
+        let watched = &mut endpoints[place];
         let transition = watched.observe(observation)?;
-        Some(Change { cluster, address: watched.endpoint.address, transition })
+        let news = News::Health(transition);
+        Some(Change { cluster, address: watched.endpoint.address, news })
     }
 
-    /// Takes in what flows have seen of endpoints since the last look: connects that failed.
-    pub fn look_at_connects(&mut self) -> Vec<Change> {
+    /// Takes in what flows have seen of endpoints since the last look.
+    pub fn look_at_flows(&mut self, now: Instant) -> Vec<Change> {
         let mut changes = Vec::new();
-        for (place, cluster) in (0..).map(ClusterId).zip(&mut self.clusters) {
-            for watched in &mut cluster.endpoints {
-                let address = watched.endpoint.address;
-                let transition = watched.look_at_connects();
-                let change = |transition| Change { cluster: place, address, transition };
-                changes.extend(transition.map(change));
+        for (id, cluster) in (0..).map(ClusterId).zip(&mut self.clusters) {
+            for (place, news) in cluster.look_at_flows(now) {
+                let address = cluster.endpoints[place].endpoint.address;
+                changes.push(Change { cluster: id, address, news });
             }
         }
         changes
@@ -236,14 +264,22 @@ impl ListenerState {
     /// refusing.
     const CLIENTS_MAX: u32 = 1_000_000;
 
-    fn new(plan: &ListenerPlan, address: SocketAddr, hash_key: [u64; 2]) -> Self {
+    fn new(
+        plan: &ListenerPlan,
+        address: SocketAddr,
+        (all_flows, hash_key): (AllFlows, [u64; 2]),
+    ) -> Self {
         let (rate, per_client) = (plan.new_flows_per_second, plan.flows_per_client_max);
         let clients = plan.flows_max.min(Self::CLIENTS_MAX);
         let counts = || SourceCounts::new(per_client, clients, plan.client_prefix, hash_key);
+        let own_rate = plan.new_flows_per_second_per_client;
+        let rates = || SourceRates::new(own_rate, Self::CLIENTS_MAX, plan.client_prefix, hash_key);
         Self {
             plan: ListenerPlan { address, ..plan.clone() },
             flows_active: Arc::default(),
+            all_flows,
             new_flow_rate: (rate > 0).then(|| Arc::new(SharedRate::new(rate))),
+            new_flow_rate_per_client: (own_rate > 0).then(|| Arc::new(rates())),
             flows_per_client: (per_client > 0).then(|| Arc::new(counts())),
         }
     }
@@ -256,6 +292,8 @@ impl ListenerState {
             cluster: self.plan.cluster,
             flows_max: self.plan.flows_max,
             flows_active: Arc::clone(&self.flows_active),
+            all_flows: self.all_flows.clone(),
+            access: self.plan.access.clone(),
             client_prefix: self.plan.client_prefix,
             connect_attempts: self.plan.connect_attempts,
             on_endpoint_down: self.plan.on_endpoint_down,
@@ -263,6 +301,7 @@ impl ListenerState {
             key: self.plan.key,
             preread_bytes_max: self.plan.preread_bytes_max,
             new_flow_rate: self.new_flow_rate.clone(),
+            new_flow_rate_per_client: self.new_flow_rate_per_client.clone(),
             flows_per_client: self.flows_per_client.clone(),
             proxy: self.plan.proxy.clone(),
             datagrams: self.plan.datagrams,
@@ -272,34 +311,28 @@ impl ListenerState {
 
 impl ClusterState {
     fn new(plan: &ClusterPlan, uses_table: bool) -> Self {
-        let endpoints: Vec<_> = (0..)
-            .map(EndpointId)
-            .zip(&plan.endpoints)
-            .map(|(id, endpoint)| Watched {
-                endpoint: Endpoint {
-                    id,
-                    address: endpoint.address,
-                    weight: endpoint.weight,
-                    load: Arc::new(Load::default()),
-                },
-                health: plan.check.as_ref().map(|check| Health::new(check.thresholds)),
-                draining: false,
-                failures_seen: 0,
-                failures_forgiven: 0,
-            })
-            .collect();
-        let all = endpoints.iter().map(|watched| watched.endpoint.clone()).collect();
-        let base = Arc::new(Candidates { generation: Generation(1), endpoints: all, table: None });
+        let thresholds = plan.check.as_ref().map(|check| check.thresholds);
+        let ids = (0..).map(EndpointId).zip(&plan.endpoints);
+        let endpoints: Vec<_> =
+            ids.map(|(id, plan)| Watched::new(id, plan, thresholds.map(Health::new))).collect();
+        let eligibility = plan.eligibility;
+        let (footing, chosen) = choose(eligibility, &endpoints);
+        let base =
+            Arc::new(Candidates { generation: Generation(1), endpoints: chosen, table: None });
         let needs = if uses_table { Needs::Maglev } else { Needs::Nothing };
         Self {
             name: plan.name.as_str().into(),
-            fail_open: plan.fail_open,
+            eligibility,
             proxy: plan.proxy,
+            ejector: plan.passive.clone().map(Ejector::new),
             live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
             base,
+            thresholds,
+            next_id: EndpointId(endpoints.len() as u32),
             endpoints,
-            is_failing_open: false,
+            leaving: Vec::new(),
+            footing,
         }
     }
 
@@ -308,53 +341,61 @@ impl ClusterState {
             name: self.name.clone(),
             endpoints: self.endpoints.iter().map(Watched::state).collect(),
             candidates: Arc::clone(&self.live.candidates),
+            footing: self.footing,
             proxy: self.proxy,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
         }
     }
 
-    /// Makes a new list only if it would hold other endpoints than the one there is.
+    /// Makes a new list only if it would hold other endpoints or weights than the one there is.
     fn choose_candidates(&mut self, generation: Generation) {
-        let serving = |watched: &&Watched| watched.is_up() && !watched.draining;
-        let mut chosen: Vec<_> = self.endpoints.iter().filter(serving).collect();
-        let nobody_serves = chosen.is_empty();
-        if nobody_serves && self.fail_open {
-            chosen = self.endpoints.iter().filter(|watched| !watched.draining).collect();
-        }
-        let ids = chosen.iter().map(|watched| watched.endpoint.id);
-        if !ids.eq(self.base.endpoints.iter().map(|endpoint| endpoint.id)) {
-            let endpoints = chosen.iter().map(|watched| watched.endpoint.clone()).collect();
+        let (footing, endpoints) = choose(self.eligibility, &self.endpoints);
+        let share = |endpoint: &Endpoint| (endpoint.id, endpoint.weight);
+        if !endpoints.iter().map(share).eq(self.base.endpoints.iter().map(share)) {
             self.base = Arc::new(Candidates { generation, endpoints, table: None });
             for sight in [Some(&mut self.live), self.trial.as_mut()].into_iter().flatten() {
                 sight.follow(&self.base, generation);
             }
         }
-        self.tell(nobody_serves);
-    }
-
-    fn tell(&mut self, nobody_serves: bool) {
-        let was_failing_open = std::mem::replace(&mut self.is_failing_open, nobody_serves);
-        let cluster = &*self.name;
-        match (was_failing_open, nobody_serves, self.fail_open) {
-            (false, true, true) => {
-                tracing::warn!(cluster, "no endpoint is up: fails open, flows go to all of them");
-            }
-            (false, true, false) => {
-                tracing::warn!(cluster, "no endpoint is up: new flows are refused");
-            }
-            (true, false, _) => tracing::info!(cluster, "no longer without an endpoint"),
-            _ => {}
-        }
+        self.stand_on(footing);
     }
 }
 
+/// The endpoints that may be given a new flow, and who they are.
+fn choose(eligibility: Eligibility, endpoints: &[Watched]) -> (Footing, Box<[Endpoint]>) {
+    let states: Vec<_> = endpoints.iter().map(Watched::state).collect();
+    let (footing, places) = eligibility.choose(&states);
+    (footing, places.iter().map(|place| endpoints[*place].endpoint.clone()).collect())
+}
+
 impl Watched {
+    /// An endpoint of which nothing has been seen.
+    fn new(id: EndpointId, plan: &EndpointPlan, health: Option<Health>) -> Self {
+        let (address, weight) = (plan.address, plan.weight);
+        Self {
+            endpoint: Endpoint { id, address, weight, load: Arc::new(Load::default()) },
+            health,
+            draining: false,
+            backup: plan.backup,
+            ejection: Ejection::default(),
+            failures_seen: 0,
+            failures_forgiven: 0,
+        }
+    }
+
     fn is_up(&self) -> bool {
         self.health.as_ref().is_none_or(Health::is_up)
     }
 
     fn state(&self) -> EndpointState {
-        EndpointState { endpoint: self.endpoint.clone(), up: self.is_up(), draining: self.draining }
+        EndpointState {
+            endpoint: self.endpoint.clone(),
+            up: self.is_up(),
+            draining: self.draining,
+            ejected: self.ejection.reason(),
+            ejections_total: self.ejection.total(),
+            backup: self.backup,
+        }
     }
 
     fn observe(&mut self, observation: Observation) -> Option<Transition> {

@@ -53,7 +53,7 @@ fn from_an_empty_folder_to_traffic_in_four_commands() {
     let text = fs::read_to_string(&file).expect("a configuration");
     let socket = folder.path().join("admin.sock");
     let text = text.replace("pointsman.sock\"  ", &format!("{}\"", socket.display()));
-    let text = text.replace("127.0.0.1:8080", "127.0.0.1:0");
+    let text = text.replace("127.0.0.1:8090", "127.0.0.1:0");
     let text = text.replace("127.0.0.1:9001", &one.address.to_string());
     let text = text.replace("127.0.0.1:9002", &two.address.to_string());
     fs::write(&file, text).expect("the configuration is written");

@@ -133,7 +133,7 @@ plugin = "gone.wasm"
         &check(&text),
         &[
             &[":2:1:", "wokers", "did you mean \"workers\"?"],
-            &[":3:1:", "drain_timeout_ms", "u64"],
+            &[":3:1:", "drain_timeout_ms", "write a whole number"],
             &[":5:1:", "admin.http", "use a loopback address"],
             &[":8:1:", "listeners[0].address", "\"localhost:80\" is no address"],
             &[":9:1:", "listeners[0].cluster", "did you mean \"web\"?"],
@@ -201,6 +201,79 @@ fn check_tells_machines_the_same() {
     assert_eq!((verdict["good"].as_bool(), output.status.code()), (Some(false), Some(2)));
     assert_eq!(verdict["problems"][0]["key"], "listeners[0].cluster");
     assert_eq!(verdict["problems"][0]["line"], 5);
+}
+
+/// A mistake as its line in the file is marked, or as it is told: line, key, and words.
+type Mistake = (u64, String, String);
+
+fn marked(text: &str) -> Vec<Mistake> {
+    let lines = (1..).zip(text.lines());
+    let marks = lines.filter_map(|(line, text)| Some((line, text.split_once("#! ")?.1)));
+    let read = |(line, mark): (u64, &str)| {
+        let (key, words) = mark.split_once(" | ").expect("a key and words");
+        (line, key.to_owned(), words.to_owned())
+    };
+    marks.map(read).collect()
+}
+
+#[test]
+fn every_planted_mistake_is_found_in_one_run_with_its_key_and_what_to_write() {
+    let text = include_str!("mistakes.toml");
+    let planted = marked(text);
+    assert!(planted.len() >= 20);
+    let (_folder, file) = file(text);
+    let folder = plugins();
+    let folder = folder.to_str().expect("text");
+    let output = pointsman(&["check", &file, "--json", "--plugins", folder]);
+    assert_eq!(output.status.code(), Some(2));
+    let verdict: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    let told: Vec<Mistake> = verdict["problems"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|problem| {
+            let text = |key: &str| problem[key].as_str().expect("text").to_owned();
+            (problem["line"].as_u64().unwrap_or(0), text("key"), text("message"))
+        })
+        .collect();
+    let finds = |(line, key, words): &Mistake| {
+        let is_it = |told: &&Mistake| told.0 == *line && told.1 == *key;
+        let found = told.iter().find(is_it);
+        assert!(found.is_some_and(|told| told.2.contains(words)), "{line} {key}: {found:?}");
+    };
+    planted.iter().for_each(finds);
+    assert_eq!(told.len(), planted.len(), "and nothing else: {told:#?}");
+}
+
+#[test]
+fn a_program_is_told_of_an_error_as_json_with_the_same_exit_code() {
+    for (arguments, code, words) in [
+        (&["status", "--admin", "/no/such.sock"][..], 1, "start a balancer"),
+        (&["flows", "show", "x"], 2, "x"),
+        (&["policy", "swap", "web", "/no/file"], 2, "/no/file: cannot be read"),
+        (&["policy", "inspect", "/no/file"], 2, "/no/file"),
+        (&["status", "--nonsense"], 2, "--nonsense"),
+    ] {
+        let plain = pointsman(arguments);
+        let json = pointsman(&[arguments, &["--json"]].concat());
+        assert_eq!((plain.status.code(), json.status.code()), (Some(code), Some(code)));
+        assert_eq!(stderr(&json), Vec::<String>::new());
+        let told: serde_json::Value = serde_json::from_str(&stdout(&json)).expect("JSON");
+        let error = told["error"].as_str().expect("what went wrong");
+        assert!(error.contains(words), "{arguments:?}: {error}");
+        assert!(stderr(&plain)[0].ends_with(error), "{arguments:?}: {:?}", stderr(&plain));
+    }
+}
+
+#[test]
+fn a_file_in_this_folder_is_told_where_its_plugins_were_looked_for() {
+    let (folder, _) =
+        file(&WITH_PLUGIN.replace("PLUGIN", "zebra-crossing.wasm").replace("CONFIG", "{}"));
+    let mut command = Command::new(POINTSMAN);
+    let output = command.args(["check", "pointsman.toml"]).current_dir(folder.path()).output();
+    let lines = stderr(&output.expect("it runs"));
+    assert!(lines[0].contains("zebra-crossing.wasm\" in ., "), "{lines:?}");
+    assert!(lines[0].contains("`pointsman policy build`"), "{lines:?}");
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 mod support;
 
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 
 use rustix::process::Signal;
-use support::{Balancer, Client, Endpoint, eventually};
+use support::{Balancer, Client, Endpoint, GIVE_UP, eventually};
 
 fn config(endpoint: &Endpoint, drain_timeout_ms: u64) -> String {
     format!(
@@ -48,6 +49,30 @@ fn a_drain_refuses_new_clients_and_lets_established_flows_finish() {
         assert_eq!(balancer.await_end().code(), Some(0));
         assert!(!socket.exists(), "the socket file is removed");
     }
+}
+
+#[test]
+fn the_service_manager_hears_of_start_life_and_end() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("a manager");
+    manager.set_read_timeout(Some(GIVE_UP)).expect("a timeout");
+    let endpoint = Endpoint::start();
+    let variables = [("NOTIFY_SOCKET", path.to_str().expect("text")), ("WATCHDOG_USEC", "200000")];
+    let mut balancer = Balancer::start_with_environment(&config(&endpoint, 3_600_000), &variables);
+    let next = || {
+        let mut bytes = [0; 256];
+        let length = manager.recv(&mut bytes).expect("a message");
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    };
+    assert_eq!([next(), next(), next()], ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]);
+    let mut client = Client::connect(balancer.address("web")).expect("a connection");
+    client.ask("before").expect("an answer");
+    balancer.signal(Signal::TERM);
+    eventually("it tells that it ends", || next() == "STOPPING=1");
+    assert_eq!(next(), "WATCHDOG=1", "it lives as long as it drains");
+    drop(client);
+    assert_eq!(balancer.await_end().code(), Some(0));
 }
 
 #[test]

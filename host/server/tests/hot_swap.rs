@@ -7,7 +7,9 @@ mod guests;
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use guests::Guest;
@@ -345,6 +347,22 @@ fn a_watched_file_is_swapped_in_when_it_has_changed() {
     eventually("it is swapped in", || scene.balancer.listed().generation == 2);
     scene.assert_decides(2);
     assert_eq!(scene.balancer.swaps("refused"), 1.0, "what is refused is not tried again");
+    fs::remove_file(&file).expect("the file is removed");
+    eventually("it is missed", || scene.balancer.log().contains("the watched file is gone"));
+    scene.assert_decides(2);
+}
+
+#[test]
+fn a_file_that_breaks_off_on_the_way_is_not_called_too_large() {
+    let scene = Scene::start("");
+    let mut stream = UnixStream::connect(scene.balancer.socket()).expect("a connection");
+    let head = "POST /v1/clusters/web/policy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                Transfer-Encoding: chunked\r\n\r\nno length\r\n";
+    stream.write_all(head.as_bytes()).expect("it is sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(answer.contains("did not come whole"), "{answer}");
 }
 
 #[test]

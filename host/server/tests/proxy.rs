@@ -205,6 +205,24 @@ fn limits_are_the_announced_clients() {
     let _serves = origin.accept();
 }
 
+#[test]
+fn lists_are_asked_about_the_announced_client() {
+    let origin = Origin::start();
+    let listed = format!("{TRUSTING}\nallow = [\"203.0.113.0/24\"]");
+    let balancer = start(&listed, "", &origin);
+    let open = |client: &str| {
+        let mut stream = connect(balancer.address("web"));
+        stream.write_all(&header_of(Version::V2, client)).expect("a header");
+        stream
+    };
+    let _allowed = open("203.0.113.1:1");
+    let _served = origin.accept();
+    let mut other = open("198.51.100.1:1");
+    assert!(rest(&mut other).is_err());
+    eventually("it is shed", || balancer.count("sheds", "not-allowed") == 1.0);
+    eventually("it is closed", || balancer.count("closes", "shed") == 1.0);
+}
+
 /// The handshake message that a TLS client begins with, naming a server.
 fn client_hello(name: &str) -> Vec<u8> {
     let vector =

@@ -13,9 +13,8 @@ use guests::Guest;
 use pointsman::swap::answer::SwapAnswer;
 use pointsman::swap::report::TrialReport;
 use pointsman_plugin::Shape;
-use rustix::net::{AddressFamily, SocketType};
 use support::policy::{policy, write};
-use support::raw::config_with_policy;
+use support::raw::{config_with_policy, connect_from};
 use support::{Balancer, Client, Endpoint, ask_once, eventually};
 use tempfile::TempDir;
 
@@ -80,11 +79,7 @@ impl Scene {
 
 /// Asks from an address of this machine; all of 127.0.0.0/8 is.
 fn ask_from(from: IpAddr, to: SocketAddr) -> SocketAddr {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
-    let socket = socket.expect("a socket");
-    rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("an address");
-    rustix::net::connect(&socket, &to).expect("a connection");
-    Client::of(socket.into()).ask("who are you").expect("an answer")
+    Client::of(connect_from(from, to)).ask("who are you").expect("an answer")
 }
 
 #[test]
@@ -124,7 +119,10 @@ fn a_shadow_ends_by_itself_and_can_be_promoted() {
     let web = scene.balancer.address("web");
     assert_eq!(ask_once(web).expect("an answer"), scene.endpoint(0));
     assert_eq!(scene.report().asked, report.asked, "it is asked nothing any more");
-    let answer: SwapAnswer = scene.balancer.policy_json(&["promote", "web"]);
+    let (code, line) = scene.balancer.refusal(&["promote", "web"]);
+    assert!(line.contains("not been asked about a single flow"), "{line}");
+    assert_eq!(code, 1);
+    let answer: SwapAnswer = scene.balancer.policy_json(&["promote", "web", "--force"]);
     assert_eq!((answer.digest, answer.generation), (report.digest, 2));
     assert_eq!(ask_once(web).expect("an answer"), scene.endpoint(1));
     let (_, line) = scene.balancer.refusal(&["trial", "web"]);
@@ -159,7 +157,7 @@ fn a_canary_that_is_promoted_decides_on_everything() {
     let file = scene.file("second.wasm", &always(1));
     scene.balancer.try_out(&file, &["--canary", "1"]);
     assert_eq!(scene.balancer.listed().trial.expect("a trial").stage, "canary");
-    let _: SwapAnswer = scene.balancer.policy_json(&["promote", "web"]);
+    let _: SwapAnswer = scene.balancer.policy_json(&["promote", "web", "--force"]);
     assert!(scene.choices().values().all(|endpoint| *endpoint == scene.endpoint(1)));
     assert!(scene.balancer.listed().trial.is_none());
     let _: SwapAnswer = scene.balancer.policy_json(&["rollback", "web"]);

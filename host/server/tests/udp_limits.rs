@@ -49,6 +49,44 @@ fn the_most_flows_are_those_of_all_workers() {
 }
 
 #[test]
+fn all_listeners_together_have_no_more_flows_than_they_may() {
+    let server = Server::start();
+    let balancer = Balancer::start(&web_config("workers = 2\nmax_flows = 10", "", &server));
+    let askers = askers("127.0.0.1", balancer.address("web"), 14);
+    assert_eq!(count_served(&balancer, &askers, "all-flows-max"), 10);
+    askers[..10].iter().for_each(|asker| _ = asker.ask(b"still here"));
+    assert_eq!(balancer.web("flows_active"), 10.0);
+}
+
+#[test]
+fn clients_who_may_not_come_get_no_flow_even_where_a_policy_needs_none() {
+    let server = Server::start();
+    let keys = "deny = [\"127.0.0.2/31\"]";
+    let text = udp_config("workers = 2", keys, "maglev", &[server.address]);
+    let balancer = Balancer::start(&text);
+    let web = balancer.address("web");
+    let ips = ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"];
+    let served = ips.map(|ip| count_served(&balancer, &askers(ip, web, 1), "not-allowed"));
+    assert_eq!(served, [1, 0, 0, 1]);
+    assert_eq!(server.served(), 2, "no datagram has reached the endpoint without a flow");
+}
+
+#[test]
+fn a_client_that_starts_too_many_flows_at_once_is_shed_and_others_are_not() {
+    let server = Server::start();
+    let keys = "new_flows_per_second_per_client = 1";
+    let balancer = Balancer::start(&web_config("workers = 2", keys, &server));
+    let web = balancer.address("web");
+    let mut greedy = Vec::new();
+    eventually("it is shed", || {
+        greedy.push(Asker::new("127.0.0.2", web));
+        greedy.last().expect("one").send(b"hello");
+        balancer.count("sheds", "client-new-flow-rate") >= 3.0
+    });
+    Asker::new("127.0.0.3", web).ask(b"another client");
+}
+
+#[test]
 fn a_client_has_as_many_flows_as_it_may_over_all_workers() {
     let server = Server::start();
     let keys = "max_flows_per_client = 3";

@@ -1,9 +1,8 @@
 //! The interface's words in those that authors see, and back.
 
-use std::net::{Ipv6Addr, SocketAddr};
-
 use super::chooser::pointsman::policy::{counters, host, signals, slots, types};
 use super::feedback::exports::pointsman::policy::feedback;
+use crate::flow::Address;
 use crate::{Decision, Flow, Host, Latency, Level, Outcome, Protocol, Scope, Verdict};
 
 pub(super) use self::feedback::Ended;
@@ -106,8 +105,12 @@ impl From<&types::Flow> for Flow {
                 types::Protocol::Tcp => Protocol::Tcp,
                 types::Protocol::Udp => Protocol::Udp,
             },
-            client: address(flow.client_high, flow.client_low, flow.client_port),
-            local: address(flow.local_high, flow.local_low, flow.local_port),
+            client: Address {
+                high: flow.client_high,
+                low: flow.client_low,
+                port: flow.client_port,
+            },
+            local: Address { high: flow.local_high, low: flow.local_low, port: flow.local_port },
             key: flow.key,
             attempt: flow.attempt,
             avoid: flow.avoid,
@@ -115,11 +118,6 @@ impl From<&types::Flow> for Flow {
             random: flow.random,
         }
     }
-}
-
-fn address(high: u64, low: u64, port: u16) -> SocketAddr {
-    let bits = u128::from(high) << 64 | u128::from(low);
-    SocketAddr::new(Ipv6Addr::from_bits(bits).to_canonical(), port)
 }
 
 impl From<Decision> for types::Decision {

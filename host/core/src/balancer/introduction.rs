@@ -75,7 +75,13 @@ impl Balancer {
     fn on_introduced(&mut self, now: Instant, slot: u32, memory: &impl Memory, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
         let listener = self.snapshot.listener(session.listener);
-        if let Err(reason) = listener.admit_client(now, session.client.ip()) {
+        let client = session.client.ip();
+        let admitted = if listener.allows(client) {
+            listener.admit_client(now, client)
+        } else {
+            Err(ShedReason::NotAllowed)
+        };
+        if let Err(reason) = admitted {
             session.set_state(State::Unbound);
             return self.shed(now, slot, reason, ops);
         }

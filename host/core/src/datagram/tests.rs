@@ -10,6 +10,7 @@ use crate::boundary::{
     Buffer, Completion, DatagramSocket, Link, ListenerId, LossCause, Memory, Op, Ops, Path,
     PoolSizes, PortId, Train,
 };
+use crate::eligibility::Footing;
 use crate::listing::{Cursor, EntryKind, FlowState};
 use crate::policy::{Decided, Decision, EndpointIndex, Flow, Policy, RoundRobin, TablePolicy};
 use crate::policy::{Scope, Source, Verdict};
@@ -137,6 +138,7 @@ impl Rig {
             name: "dns".into(),
             endpoints: endpoints.collect(),
             candidates,
+            footing: Footing::Sound,
             proxy: None,
             trial: None,
         };

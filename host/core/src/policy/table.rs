@@ -16,6 +16,8 @@ use crate::snapshot::Candidates;
 #[derive(Debug)]
 pub struct Table {
     slots: Box<[u32]>,
+    /// 2⁶⁴ divided by the number of slots, so that no hash has to be divided.
+    reciprocal: u64,
     source: Source,
 }
 
@@ -29,7 +31,11 @@ impl Table {
     pub fn new(slots: Box<[u32]>, endpoints: usize) -> Option<Self> {
         let is_sized = (1..=Self::SIZE_MAX).contains(&slots.len());
         let is_valid = is_sized && slots.iter().all(|&slot| (slot as usize) < endpoints);
-        is_valid.then_some(Self { slots, source: Source::Table })
+        is_valid.then(|| Self {
+            reciprocal: u64::MAX / slots.len() as u64,
+            slots,
+            source: Source::Table,
+        })
     }
 
     /// The same table in place of one that could not be made.
@@ -38,10 +44,19 @@ impl Table {
         Self { source: Source::Fallback, ..self }
     }
 
-    /// The endpoint for a hash.
+    /// The endpoint for a hash: that of the slot at the hash modulo the number of slots.
     #[must_use]
     pub fn lookup(&self, hash: u64) -> EndpointIndex {
-        EndpointIndex(self.slots[(hash % self.slots.len() as u64) as usize])
+        EndpointIndex(self.slots[self.place_of(hash)])
+    }
+
+    /// The remainder by Barrett's reduction ("Implementing the Rivest Shamir and Adleman public key
+    /// encryption algorithm", 1986): rounded down, the reciprocal gives the quotient or one less.
+    fn place_of(&self, hash: u64) -> usize {
+        let size = self.slots.len() as u64;
+        let quotient = (u128::from(hash) * u128::from(self.reciprocal)) >> u64::BITS;
+        let rest = hash - quotient as u64 * size;
+        (if rest < size { rest } else { rest - size }) as usize
     }
 
     /// The entries.
@@ -67,25 +82,33 @@ impl TablePolicy {
 impl Policy for TablePolicy {
     fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
         let hash = flow.hash();
-        let (source, size) = among
-            .table
-            .as_ref()
-            .map_or((Source::Table, 1), |table| (table.source, table.slots.len() as u64));
-        let at = |probe: u64| match &among.table {
-            Some(table) => table.lookup(hash.wrapping_add(probe)),
-            None => EndpointIndex((hash.wrapping_add(probe) % among.endpoints.len() as u64) as u32),
-        };
-        let untried = |index: &EndpointIndex| {
-            among.get(*index).is_some_and(|endpoint| !flow.has_tried(endpoint.id))
-        };
-        let probes = if flow.attempt == 0 { 1 } else { size.max(among.endpoints.len() as u64) };
-        let index = (0..probes).map(at).find(untried).unwrap_or_else(|| at(0));
+        let source = among.table.as_ref().map_or(Source::Table, |table| table.source);
+        let mut index = at(among, hash);
+        if flow.attempt > 0 {
+            index = untried(flow, among, hash).unwrap_or(index);
+        }
         Decided { decision: Decision::forward(index), source }
     }
 
     fn is_stateless(&self) -> bool {
         true
     }
+}
+
+/// The endpoint for a hash; without a table, each gets an equal share.
+fn at(among: &Candidates, hash: u64) -> EndpointIndex {
+    match &among.table {
+        Some(table) => table.lookup(hash),
+        None => EndpointIndex((hash % among.endpoints.len() as u64) as u32),
+    }
+}
+
+/// The first endpoint from the hash on that this flow has not tried.
+fn untried(flow: &Flow<'_>, among: &Candidates, hash: u64) -> Option<EndpointIndex> {
+    let slots = among.table.as_ref().map_or(0, |table| table.slots.len());
+    let probes = slots.max(among.endpoints.len()) as u64;
+    let mut probed = (0..probes).map(|probe| at(among, hash.wrapping_add(probe)));
+    probed.find(|index| among.get(*index).is_some_and(|it| !flow.has_tried(it.id)))
 }
 
 /// The hash of a client's address, the same in every worker and every balancer.
@@ -112,6 +135,21 @@ mod tests {
         let second = TablePolicy.decide(&flow(1, &tried), &among);
         assert_ne!(second.decision.verdict, first);
         assert_eq!(second.source, Source::Table);
+    }
+
+    #[test]
+    fn every_hash_finds_the_slot_at_its_remainder() {
+        for size in [1, 2, 3, 7, 64, 1_000, 65_537, 1 << 20] {
+            let slots: Box<[u32]> = (0..size).collect();
+            let table = Table::new(slots, size as usize).unwrap();
+            let size = u64::from(size);
+            let edges = [0, 1, size - 1, size, size + 1, u64::MAX - size, u64::MAX - 1, u64::MAX];
+            let multiples = (0..1_000).map(|n| (u64::MAX / 1_000 * n) / size * size);
+            let around = multiples.flat_map(|it| [it.wrapping_sub(1), it, it + 1]);
+            for hash in edges.into_iter().chain(around) {
+                assert_eq!(table.lookup(hash), EndpointIndex((hash % size) as u32), "{hash}");
+            }
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use super::crc32c::Crc32c;
 use super::*;
+use crate::access::Network;
 use crate::preread::testing::{Random, spoil};
 
 const ROUTE: &str = "192.0.2.1:258 198.51.100.2:80";
@@ -309,7 +310,7 @@ fn random_bytes_after_a_sound_beginning_never_panic() {
 #[test]
 fn only_networks_that_are_named_are_trusted() {
     let network = |text: &str, length| Network::new(text.parse().unwrap(), length).unwrap();
-    let trusted = [network("10.0.0.0", 8), network("2001:db8::", 32)].into();
+    let trusted = AccessList::new(&[network("10.0.0.0", 8), network("2001:db8::", 32)], &[]);
     let inbound = Inbound { trusted, timeout: Duration::from_secs(1) };
     assert!(inbound.trusts("10.1.2.3".parse().unwrap()));
     assert!(inbound.trusts("2001:db8::7".parse().unwrap()));

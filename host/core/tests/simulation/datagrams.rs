@@ -1,7 +1,9 @@
 //! Flows of datagrams: one or two workers of one process, and all that is sent to and fro.
 
+mod admission;
 mod announcement;
 mod decisions;
+mod fared;
 mod kept;
 mod model;
 mod net;
@@ -19,8 +21,9 @@ use pointsman_core::{
     Balancer, BalancerConfig, Board, ClusterId, DropReason, Generation, Instant, Snapshot,
 };
 
+use crate::passive::Passive;
 use crate::rng::Rng;
-use crate::workload::{candidates, copy, reached};
+use crate::workload::{copy, reached};
 use kept::{KeptKey, Shelf};
 use model::{Model, Rests, Scene, Seen, Worker};
 use net::{Cargo, Faults, Net};
@@ -60,6 +63,7 @@ struct Run {
     pending: Vec<Op>,
     calls: CallLog,
     taste: Taste,
+    passive: Passive,
     clients: usize,
     endpoints: u32,
     keyed: bool,
@@ -84,6 +88,7 @@ impl Run {
         let ports_max = snapshot.listeners.iter().map(|listener| listener.datagrams.ports_max);
         let ports_max = ports_max.sum();
         let faults = faults(&mut rng);
+        let passive = Passive::new(&mut rng, listeners);
         let worker = |rng: &mut Rng| {
             let config = BalancerConfig {
                 sessions_max: 1,
@@ -111,6 +116,7 @@ impl Run {
             pending: Vec::new(),
             calls,
             taste,
+            passive,
             endpoints: 100,
             keyed,
             noted: Vec::new(),
@@ -125,6 +131,9 @@ impl Run {
         }
         if self.rng.chance(20) {
             self.change_world();
+        }
+        if self.rng.chance(200) && self.passive.judge(self.now, &self.snapshot) {
+            self.publish(|_| {});
         }
         if self.rng.chance(10) {
             self.swap_policy();
@@ -287,6 +296,7 @@ impl Run {
             for state in &cluster.endpoints {
                 let bound = flows.get(&(place, state.endpoint.id)).copied().unwrap_or(0);
                 assert_eq!(state.endpoint.load.flows_active(), bound, "an endpoint's load");
+                self.model.assert_fared(place, state);
             }
         }
     }
@@ -322,12 +332,14 @@ impl Run {
         let mut rng = Rng::new(self.rng.next());
         self.endpoints += 1;
         let fresh = self.endpoints;
+        self.passive.change_mind(&mut rng);
         self.publish(|snapshot| {
             for (place, cluster) in snapshot.clusters.iter_mut().enumerate() {
                 let mut endpoints = cluster.endpoints.to_vec();
                 for state in &mut endpoints {
                     state.up = rng.chance(700);
                     state.draining = rng.chance(100);
+                    state.backup = rng.chance(100);
                 }
                 if rng.chance(300) {
                     let gone = endpoints.remove(rng.below(endpoints.len() as u64) as usize);
@@ -336,10 +348,7 @@ impl Run {
                     let comes_back = rng.chance(700) || endpoints.is_empty();
                     endpoints.extend(comes_back.then_some(back));
                 }
-                let fails_open = rng.chance(700);
                 cluster.endpoints = endpoints.into();
-                cluster.candidates =
-                    Arc::new(candidates(snapshot.generation, &cluster.endpoints, fails_open));
             }
         });
     }
@@ -348,6 +357,7 @@ impl Run {
         let mut next = copy(&self.snapshot);
         next.generation = Generation(next.generation.0 + 1);
         change(&mut next);
+        self.passive.choose(&mut next);
         self.snapshot = Arc::new(next);
         for worker in 0..self.workers.len() {
             let (now, next) = (self.now, self.snapshot.clone());
@@ -424,6 +434,7 @@ impl Run {
             }
         }
         for listener in &self.snapshot.listeners {
+            assert_eq!(listener.all_flows.active.get(), 0, "flows are counted off");
             let Some(counts) = &listener.flows_per_client else { continue };
             let max = setup::per_client_max(counts);
             for client in setup::CLIENTS {
@@ -551,9 +562,15 @@ fn model(
     Model {
         workers: (0..workers).map(|_| worker()).collect(),
         shelf: Shelf::new(workers, has_board),
+        fared: BTreeMap::new(),
         capacity: capacity as usize,
         kinds,
         rates: vec![Instant::ZERO; listeners],
+        own_rates: BTreeMap::new(),
+        per_second_of_client: limits
+            .clone()
+            .map(|it| it.new_flow_rate_per_client.as_deref().map(setup::per_second_of_client))
+            .collect(),
         per_client: limits
             .clone()
             .map(|it| it.flows_per_client.as_deref().map(setup::per_client_max))

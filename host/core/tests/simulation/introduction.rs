@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_core::Network;
 use pointsman_core::proxy::{Header, Identity, Inbound, Outbound, Reader, Reading, Route, Version};
+use pointsman_core::{AccessList, Network};
 
 use crate::rng::Rng;
 
@@ -61,7 +61,8 @@ pub(crate) fn head(rng: &mut Rng, client: SocketAddr) -> Vec<u8> {
 
 /// Whether a listener wants to be told, and by whom.
 pub(crate) fn inbound(rng: &mut Rng) -> Option<Arc<Inbound>> {
-    let trusted = Network::new([10, 9, 0, 0].into(), 24).into_iter().collect();
+    let proxies = Network { address: [10, 9, 0, 0].into(), length: 24 };
+    let trusted = AccessList::new(&[proxies], &[]);
     let timeout = Duration::from_millis(rng.pick(&[40, 5_000]));
     rng.chance(300).then(|| Arc::new(Inbound { trusted, timeout }))
 }

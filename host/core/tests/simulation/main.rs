@@ -8,9 +8,11 @@
 //! oracle can fail with `cargo xtask sim --mutants`.
 
 mod datagrams;
+mod fared;
 mod introduction;
 mod mutants;
 mod oracle;
+mod passive;
 mod rng;
 mod workload;
 mod world;

@@ -233,9 +233,39 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         breaks: "datagrams: a client at its limit is served without a flow",
-        file: "datagram.rs",
-        original: "matches!(reason, ShedReason::Draining | ShedReason::ClientFlowsMax)",
-        mutated: "matches!(reason, ShedReason::Draining)",
+        file: "stats.rs",
+        original: "Self::NotAllowed | Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate",
+        mutated: "Self::NotAllowed | Self::Draining | Self::ClientNewFlowRate",
+    },
+    Mutant {
+        breaks: "datagrams: a client that may not come is served without a flow",
+        file: "stats.rs",
+        original: "Self::NotAllowed | Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate",
+        mutated: "Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate",
+    },
+    Mutant {
+        breaks: "access: the smallest address of a denied network may come",
+        file: "access.rs",
+        original: "partition_point(|change| *change <= address)",
+        mutated: "partition_point(|change| *change < address)",
+    },
+    Mutant {
+        breaks: "limits: one client's rate is everybody's",
+        file: "limits.rs",
+        original: "[hash as usize & mask, (hash >> 32) as usize & mask]",
+        mutated: "[hash as usize & mask & 0, (hash >> 32) as usize & mask & 0]",
+    },
+    Mutant {
+        breaks: "limits: a client that is too fast stays counted",
+        file: "snapshot.rs",
+        original: "        self.dismiss_client(client);\n        Err(reason)",
+        mutated: "        Err(reason)",
+    },
+    Mutant {
+        breaks: "limits: a flow that ends stays counted among all",
+        file: "snapshot.rs",
+        original: "        self.all_flows.remove();",
+        mutated: "",
     },
     Mutant {
         breaks: "datagrams: a decision for nobody binds the client",
@@ -336,8 +366,14 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "proxy: whoever connects is trusted",
         file: "balancer.rs",
-        original: "is_some_and(|rule| !rule.trusts(peer))",
-        mutated: "is_some_and(|rule| !rule.trusts(peer) && rule.trusted.is_empty())",
+        original: "Some(rule) if !rule.trusts(peer) =>",
+        mutated: "Some(rule) if !rule.trusts(peer) && rule.timeout.is_zero() =>",
+    },
+    Mutant {
+        breaks: "proxy: announced clients come that may not",
+        file: "balancer/introduction.rs",
+        original: "let admitted = if listener.allows(client) {",
+        mutated: "let admitted = if listener.allows(client) || !client.is_loopback() {",
     },
     Mutant {
         breaks: "proxy: long headers are given up",
@@ -428,6 +464,36 @@ const MUTANTS: &[Mutant] = &[
         file: "allocation.rs",
         original: "            return decided;\n",
         mutated: "            let _ = decided;\n",
+    },
+    Mutant {
+        breaks: "passive: an endpoint that is ejected is given new flows",
+        file: "snapshot.rs",
+        original: "self.up && !self.draining && self.ejected.is_none()",
+        mutated: "self.up && !self.draining",
+    },
+    Mutant {
+        breaks: "passive: an endpoint that is ejected loses the flows it has",
+        file: "datagram/bindings.rs",
+        original: "is_some_and(|state| state.up)",
+        mutated: "is_some_and(|state| state.is_available())",
+    },
+    Mutant {
+        breaks: "passive: one endpoint more is ejected than may be",
+        file: "ejection.rs",
+        original: "ejected >= allowed",
+        mutated: "ejected > allowed",
+    },
+    Mutant {
+        breaks: "passive: a flow that is reset before an answer is no failure",
+        file: "session.rs",
+        original: "(CloseReason::UpstreamReset, _) => allocation.endpoint.load.on_broken(now),",
+        mutated: "(CloseReason::UpstreamReset, _) => {}",
+    },
+    Mutant {
+        breaks: "passive: endpoints that are down are used before backups",
+        file: "eligibility.rs",
+        original: "if !backups.is_empty() {",
+        mutated: "if !backups.is_empty() && !self.fails_open {",
     },
     Mutant {
         breaks: "signals: a connection that came about is still being made",

@@ -8,7 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pointsman_core::boundary::{Buffer, Completion, Goodbye, Link, Op, Pool, ReceiveEnd, Side};
+use pointsman_core::boundary::{
+    Buffer, Completion, ConnectFailure, Goodbye, Link, Op, Pool, ReceiveEnd, Side,
+};
 use pointsman_core::listing::{Entry, EntryKind, FlowState};
 use pointsman_core::policy::{Decision, Method, OnSwap, Scope, Verdict};
 use pointsman_core::preread::KeyRule;
@@ -18,7 +20,9 @@ use pointsman_core::{
 };
 use twox_hash::XxHash64;
 
+use crate::fared::Fared;
 use crate::introduction::{self, Head};
+use crate::workload;
 use crate::world::{LOCAL, World};
 
 /// One call of a policy under observation.
@@ -68,8 +72,12 @@ struct Flow {
     client: SocketAddr,
     cluster: usize,
     conns: [Option<usize>; 2],
+    /// The endpoint it was given last.
+    target: Option<SocketAddr>,
     attempts: u32,
     established: bool,
+    /// Whether its endpoint has sent anything.
+    answered: bool,
     half_closed: bool,
     closing: bool,
     /// The endpoint took too long: whether its link is being closed for another attempt.
@@ -101,8 +109,10 @@ impl Flow {
             client: arrival.client,
             cluster,
             conns: [Some(arrival.conn), None],
+            target: None,
             attempts: 0,
             established: false,
+            answered: false,
             half_closed: false,
             closing: false,
             abandoning: false,
@@ -226,6 +236,7 @@ pub(crate) struct Oracle {
     /// Buffers that came and have neither been sent nor given back.
     received: BTreeSet<(usize, u32)>,
     pub(crate) binds: u64,
+    pub(crate) fared: Fared,
     /// By cluster: flows without a key, and flows that ended before anybody decided on them.
     pub(crate) keyless: BTreeMap<usize, [u64; KeylessReason::ALL.len()]>,
     pub(crate) undecided: BTreeMap<usize, u64>,
@@ -234,8 +245,8 @@ pub(crate) struct Oracle {
 impl Oracle {
     pub(crate) fn new(calls: CallLog) -> Self {
         let (flows, ended, kept) = Default::default();
-        let (deciding, received, keyless, undecided) = Default::default();
-        Self { flows, ended, kept, calls, deciding, received, binds: 0, keyless, undecided }
+        let (deciding, received, fared, keyless, undecided) = Default::default();
+        Self { flows, ended, kept, calls, deciding, received, binds: 0, fared, keyless, undecided }
     }
 
     /// A completion is about to be handled.
@@ -282,6 +293,11 @@ impl Oracle {
                 let buffers_max = HELD_BUFFERS_MAX + more;
                 let within = held.bytes <= HELD_BYTES_MAX && held.buffers <= buffers_max;
                 assert!(within || flow.closing, "{held:?}");
+                let is_open = flow.established && !flow.closing;
+                if is_open && !flow.answered && link.side() == Side::Upstream {
+                    flow.answered = true;
+                    self.fared.note(flow.target, true);
+                }
                 let counted = if flow.established { buffer.len() } else { 0 };
                 flow.received[link.side().index()] += u64::from(counted);
                 flow.check_throttle(now, link.side());
@@ -305,7 +321,19 @@ impl Oracle {
                 flow.connected = now;
                 flow.progress(now);
             }),
-            Completion::Closed { link } => self.with(*link, |flow| flow.abandoning = false),
+            Completion::ConnectFailed { link, cause: ConnectFailure::Unreachable } => {
+                let flow = &self.flows[&link.slot()];
+                if !flow.closing && !flow.abandoning {
+                    self.fared.note(flow.target, false);
+                }
+            }
+            Completion::Closed { link } => {
+                let flow = &self.flows[&link.slot()];
+                if flow.abandoning && !flow.closing {
+                    self.fared.note(flow.target, false);
+                }
+                self.with(*link, |flow| flow.abandoning = false);
+            }
             _ => {}
         }
     }
@@ -342,6 +370,9 @@ impl Oracle {
             assert!(calls.is_empty(), "what is shed costs nothing");
             return;
         }
+        let denied = listener.access.is_some() && workload::is_denied(arrival.client);
+        assert!(!denied, "a client came that may not");
+        assert!(before.active < u64::from(listener.all_flows.max), "more flows than all may have");
         assert!(before.active < u64::from(view.sessions_max), "more flows than sessions");
         assert!(before.active < u64::from(listener.flows_max) || view.snapshot.listeners.len() > 1);
         let cluster = listener.cluster.index();
@@ -446,6 +477,8 @@ impl Oracle {
                 assert!(refused == Some(Goodbye::Reset) && calls.is_empty(), "nobody is asked");
                 continue;
             }
+            let may_not = view.listener(&flow).access.is_some() && workload::is_denied(flow.client);
+            assert!(!may_not, "a client was announced that may not come");
             flow.prereading = false;
             flow.key = outcome.and_then(Result::ok);
             if let Some(Err(reason)) = outcome {
@@ -572,6 +605,7 @@ impl Oracle {
         self.binds += 1;
         let flow = self.flows.get_mut(&link.slot()).expect("a connect belongs to a flow");
         flow.attempts += 1;
+        flow.target = Some(address);
         let candidates = &view.snapshot.clusters[flow.cluster].candidates;
         assert!(candidates.endpoints.iter().any(|endpoint| endpoint.address == address));
     }
@@ -654,6 +688,12 @@ impl Oracle {
         };
         assert_eq!(record.attempts, flow.attempts, "{record:?}");
         assert_eq!(record.peer, flow.peer, "{record:?}");
+        if flow.established && !flow.answered {
+            self.fared.on_unanswered(flow.target, record.reason);
+        }
+        if record.reason == CloseReason::EndpointDown {
+            self.fared.assert_was_lost(flow.target, flow.started);
+        }
         let client = &world.conns[flow.conns[0].expect("a flow has a client")];
         let endpoint = flow.conns[1].map(|conn| &world.conns[conn]);
         match (record.reason, endpoint) {

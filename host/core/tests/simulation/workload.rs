@@ -1,26 +1,28 @@
 //! One seed's schedule: what the world looks like, who does what, and in which order.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::boundary::{Completion, ListenerId, Op, Ops, PoolSizes};
+use pointsman_core::eligibility::Footing;
 use pointsman_core::listing::{Cursor, Entry, EntryKind, FlowState};
 use pointsman_core::policy::{
     Decided, Decision, EndpointIndex, Flow, LeastFlows, Method, OnSwap, Policy, RoundRobin, Scope,
-    Source, TablePolicy, Verdict, maglev,
+    Source, TablePolicy, Verdict,
 };
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
-    Balancer, BalancerConfig, Board, CANARY_SLOTS, Candidates, CloseReason, Cluster, ClusterId,
-    DatagramSettings, DropReason, Endpoint, EndpointId, EndpointState, Generation, Instant,
-    KeylessReason, Listener, OnEndpointDown, PrefixLengths, Protocol, SharedRate, ShedReason,
-    Snapshot, SourceCounts, Stats, Tally, Timeouts, Trial,
+    AccessList, AllFlows, Balancer, BalancerConfig, Board, CANARY_SLOTS, Candidates, CloseReason,
+    Cluster, ClusterId, DatagramSettings, DropReason, Endpoint, EndpointId, EndpointState,
+    Generation, Instant, KeylessReason, Listener, Network, OnEndpointDown, PrefixLengths, Protocol,
+    SharedRate, ShedReason, Snapshot, SourceCounts, SourceRates, Stats, Tally, Timeouts, Trial,
 };
 
 use crate::introduction;
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
+use crate::passive::{Passive, all_of};
 use crate::rng::Rng;
 use crate::world::{Conn, Faults, World};
 
@@ -112,6 +114,7 @@ struct Run {
     rng: Rng,
     world: World,
     oracle: Oracle,
+    passive: Passive,
     balancer: Balancer,
     snapshot: Arc<Snapshot>,
     ops: Ops,
@@ -152,9 +155,13 @@ impl Run {
             record_flows: true,
         };
         let faults = faults(&mut rng);
+        let passive = Passive::new(&mut rng, clusters);
+        let mut oracle = Oracle::new(calls.clone());
+        oracle.fared.on_world(Instant::ZERO, &snapshot);
         Self {
             world: World::new(Rng::new(rng.next()), faults, pools, clusters),
-            oracle: Oracle::new(calls.clone()),
+            oracle,
+            passive,
             balancer: Balancer::new(&config, snapshot.clone(), policies),
             snapshot,
             ops: Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX),
@@ -188,6 +195,9 @@ impl Run {
             }
             if self.rng.chance(20) {
                 self.change_world();
+            }
+            if self.rng.chance(100) && self.passive.judge(self.world.now, &self.snapshot) {
+                self.publish(|_| {});
             }
             if self.rng.chance(10) {
                 self.swap_policy();
@@ -416,20 +426,19 @@ impl Run {
 
     fn change_world(&mut self) {
         let mut rng = Rng::new(self.rng.next());
+        self.passive.change_mind(&mut rng);
         self.publish(|snapshot| {
             for cluster in &mut snapshot.clusters {
                 for state in &mut cluster.endpoints {
                     state.up = rng.chance(700);
                     state.draining = rng.chance(100);
+                    state.backup = rng.chance(100);
                 }
                 if rng.chance(100) && cluster.endpoints.len() > 1 {
                     let mut endpoints = cluster.endpoints.to_vec();
                     endpoints.remove(rng.below(endpoints.len() as u64) as usize);
                     cluster.endpoints = endpoints.into();
                 }
-                let fails_open = rng.chance(700);
-                cluster.candidates =
-                    Arc::new(candidates(snapshot.generation, &cluster.endpoints, fails_open));
             }
         });
     }
@@ -438,6 +447,8 @@ impl Run {
         let mut next = copy(&self.snapshot);
         next.generation = Generation(next.generation.0 + 1);
         change(&mut next);
+        self.passive.choose(&mut next);
+        self.oracle.fared.on_world(self.world.now, &next);
         self.snapshot = Arc::new(next);
         let old = self.balancer.apply(self.world.now, self.snapshot.clone(), &mut self.ops);
         assert_eq!(old.generation.0 + 1, self.snapshot.generation.0);
@@ -510,6 +521,7 @@ impl Run {
             self.snapshot.listeners.iter().zip(&self.balancer.stats().listeners)
         {
             assert_eq!(listener.flows_active.get(), 0, "flows are counted off");
+            assert_eq!(listener.all_flows.active.get(), 0, "here too");
             listener.flows_per_client.as_deref().map(assert_nobody_is_counted);
             assert_eq!(stats.flows_active, 0);
             assert_eq!(stats.flows_total, stats.closes_total.iter().sum::<u64>());
@@ -520,6 +532,7 @@ impl Run {
         for state in self.snapshot.clusters.iter().flat_map(|cluster| &cluster.endpoints) {
             assert_eq!(state.endpoint.load.flows_active(), 0, "load is taken off");
             assert_eq!(state.endpoint.load.connecting(), 0, "nobody connects for ever");
+            self.oracle.fared.assert_counted(&state.endpoint);
             bound += state.endpoint.load.flows_total();
         }
         assert!(bound <= self.oracle.binds);
@@ -608,8 +621,19 @@ fn assert_nobody_is_counted(counts: &SourceCounts) {
     }
 }
 
+/// Every address is a client.
+const ADDRESSES: PrefixLengths = PrefixLengths { v4: 32, v6: 128 };
+/// Where some clients of some listeners come from, who may not.
+const DENIED: Network = Network { address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 4)), length: 31 };
+
+/// What that means for the clients there are.
+pub(crate) fn is_denied(client: SocketAddr) -> bool {
+    [4, 5].map(|host| IpAddr::from([192, 0, 2, host])).contains(&client.ip())
+}
+
 fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
     let generation = Generation(1);
+    let all_flows = AllFlows { max: rng.pick(&[u32::MAX, 6]), active: Arc::default() };
     let listener = |number: usize, rng: &mut Rng| Listener {
         name: format!("listener-{number}").into(),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
@@ -617,7 +641,9 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
         cluster: ClusterId(number as u16),
         flows_max: rng.pick(&[4, 1_000]),
         flows_active: Arc::default(),
-        client_prefix: PrefixLengths { v4: 32, v6: 128 },
+        all_flows: all_flows.clone(),
+        access: rng.chance(200).then(|| Arc::new(AccessList::new(&[], &[DENIED]))),
+        client_prefix: ADDRESSES,
         connect_attempts: rng.between(1, 5) as u32,
         on_endpoint_down: rng.pick(&[OnEndpointDown::Keep, OnEndpointDown::Reset]),
         timeouts: Timeouts {
@@ -629,29 +655,31 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
         key: key_rule(rng),
         preread_bytes_max: rng.pick(&[10, 4_096]),
         new_flow_rate: rng.chance(100).then(|| Arc::new(SharedRate::new(20))),
+        new_flow_rate_per_client: rng
+            .chance(100)
+            .then(|| Arc::new(SourceRates::new(5, 1, ADDRESSES, [1, 2]))),
         proxy: introduction::inbound(rng),
         flows_per_client: rng
             .chance(200)
-            .then(|| Arc::new(SourceCounts::new(3, 1, PrefixLengths { v4: 32, v6: 128 }, [1, 2]))),
+            .then(|| Arc::new(SourceCounts::new(3, 1, ADDRESSES, [1, 2]))),
         datagrams: DatagramSettings::DEFAULT,
     };
     let cluster = |number: usize, rng: &mut Rng| {
         let endpoints: Box<[EndpointState]> = (0..rng.between(1, 5) as u32)
-            .map(|id| EndpointState {
-                endpoint: Endpoint {
+            .map(|id| {
+                EndpointState::sound(Endpoint {
                     id: EndpointId(id),
                     address: (Ipv4Addr::new(10, 0, number as u8, id as u8), 80).into(),
                     weight: rng.between(1, 4) as u32,
                     load: Arc::default(),
-                },
-                up: true,
-                draining: false,
+                })
             })
             .collect();
         Cluster {
             name: format!("cluster-{number}").into(),
-            candidates: Arc::new(candidates(generation, &endpoints, true)),
+            candidates: Arc::new(all_of(generation, &endpoints)),
             endpoints,
+            footing: Footing::Sound,
             proxy: introduction::outbound(rng),
             trial: None,
         }
@@ -664,26 +692,14 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
     }
 }
 
-pub(crate) fn candidates(
-    generation: Generation,
-    states: &[EndpointState],
-    fails_open: bool,
-) -> Candidates {
-    let serving = |state: &&EndpointState| state.up && !state.draining;
-    let open = fails_open && !states.iter().any(|state| serving(&state));
-    let chosen = states.iter().filter(|state| if open { !state.draining } else { serving(state) });
-    let endpoints: Box<[Endpoint]> = chosen.map(|state| state.endpoint.clone()).collect();
-    let keys: Vec<(String, u32)> =
-        endpoints.iter().map(|e| (e.address.to_string(), e.weight)).collect();
-    let keys: Vec<(&str, u32)> = keys.iter().map(|(key, weight)| (&**key, *weight)).collect();
-    Candidates { generation, endpoints, table: maglev::build(&keys, 251) }
-}
-
 pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
     let listeners = snapshot.listeners.iter().map(|old| Listener {
         name: old.name.clone(),
         flows_active: old.flows_active.clone(),
+        all_flows: old.all_flows.clone(),
+        access: old.access.clone(),
         new_flow_rate: old.new_flow_rate.clone(),
+        new_flow_rate_per_client: old.new_flow_rate_per_client.clone(),
         flows_per_client: old.flows_per_client.clone(),
         proxy: old.proxy.clone(),
         ..*old
@@ -692,6 +708,7 @@ pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
         name: old.name.clone(),
         endpoints: old.endpoints.clone(),
         candidates: old.candidates.clone(),
+        footing: old.footing,
         proxy: old.proxy,
         trial: None,
     });

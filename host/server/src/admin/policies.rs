@@ -9,6 +9,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use http_body_util::LengthLimitError;
 use pointsman_core::ClusterId;
 use pointsman_plugin::{EngineLimits, LoadError};
 
@@ -99,9 +100,17 @@ async fn roll_back(
 async fn promote(
     State(service): State<Arc<Service>>,
     Path(cluster): Path<String>,
+    RawQuery(query): RawQuery,
 ) -> Result<Json<SwapAnswer>, Refusal> {
+    let force = match query.as_deref().unwrap_or_default() {
+        "" | "force=false" => false,
+        "force" | "force=true" => true,
+        other => {
+            return Err(Refusal::Query(format!("there is no \"{other}\"; known is \"force\"")));
+        }
+    };
     let cluster = find_cluster(&service, &cluster)?;
-    aside(move || swap::promote(&service, cluster)).await
+    aside(move || swap::promote(&service, cluster, force)).await
 }
 
 async fn abort(
@@ -186,11 +195,29 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Refusal> {
     if told > bytes_max {
         return Err(too_large().into());
     }
-    let bytes = to_bytes(body, bytes_max).await.map_err(|_| too_large())?;
-    Ok(bytes.into())
+    match to_bytes(body, bytes_max).await {
+        Ok(bytes) => Ok(bytes.into()),
+        Err(error) if is_length_limit(&error) => Err(too_large().into()),
+        Err(error) => {
+            let what = format!("the file did not come whole ({error}); send it again");
+            Err(Refusal::Query(what))
+        }
+    }
 }
 
-fn find_cluster(service: &Service, name: &str) -> Result<ClusterId, Refusal> {
+/// Whether a body was refused because of its length, and not because it broke off or was malformed.
+fn is_length_limit(error: &axum::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+pub(super) fn find_cluster(service: &Service, name: &str) -> Result<ClusterId, Refusal> {
     let clusters = &service.plan().clusters;
     let found = (0..).map(ClusterId).zip(clusters).find(|(_, cluster)| cluster.name == name);
     found.map(|(id, _)| id).ok_or_else(|| {
@@ -227,7 +254,8 @@ impl IntoResponse for Refusal {
             | Self::Busy(_)
             | Self::Quarantined(_)
             | Self::NothingBefore(_)
-            | Self::NoTrial(_) => StatusCode::CONFLICT,
+            | Self::NoTrial(_)
+            | Self::Untried(_) => StatusCode::CONFLICT,
             Self::Draining | Self::Silent(_) | Self::System(_) | Self::Engine(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

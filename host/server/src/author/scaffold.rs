@@ -144,7 +144,7 @@ socket = "pointsman.sock"       # `pointsman status --admin pointsman.sock` asks
 
 [[listeners]]
 name = "web"
-address = "127.0.0.1:8080"      # where clients come
+address = "127.0.0.1:8090"      # where clients come
 cluster = "web"
 
 [[clusters]]

@@ -38,7 +38,7 @@ pub(super) enum Policy {
     /// Show what the file on trial has shown so far.
     Trial(OfCluster),
     /// Let the file that is on trial decide.
-    Promote(OfCluster),
+    Promote(Promote),
     /// End a trial and forget its file.
     Abort(OfCluster),
     #[command(flatten)]
@@ -52,6 +52,16 @@ pub(super) struct OfCluster {
     cluster: String,
     #[command(flatten)]
     asking: Asking,
+}
+
+/// A cluster whose file on trial is to decide.
+#[derive(Debug, Args)]
+pub(super) struct Promote {
+    #[command(flatten)]
+    of: OfCluster,
+    /// Even if it has not been asked about any flow yet.
+    #[arg(long)]
+    force: bool,
 }
 
 /// A file for a cluster.
@@ -83,7 +93,9 @@ impl Policy {
             Self::Swap(swap) => swap.run(),
             Self::Rollback(of) => of.change("rollback", SwapAnswer::to_line),
             Self::Trial(of) => of.show_trial(),
-            Self::Promote(of) => of.change("promote", SwapAnswer::to_line),
+            Self::Promote(Promote { of, force }) => {
+                of.change(&format!("promote?force={force}"), SwapAnswer::to_line)
+            }
             Self::Abort(of) => of.change("abort", TrialReport::to_text),
         }
     }
@@ -164,7 +176,7 @@ fn read_plugin(file: &Path) -> Result<Vec<u8>, Failure> {
     fs::read(file).map_err(cannot)
 }
 
-fn path_of(cluster: &str) -> String {
+pub(super) fn path_of(cluster: &str) -> String {
     format!("/v1/clusters/{}", utf8_percent_encode(cluster, NON_ALPHANUMERIC))
 }
 
@@ -174,8 +186,13 @@ fn trial(asking: &Asking, cluster: &str) -> Result<TrialReport, Failure> {
 
 /// The answer's body. A file or a name that is no good is wrong input; what cannot be done just now
 /// is a failure.
-fn ask(asking: &Asking, method: &str, path: &str, body: &[u8]) -> Result<String, Failure> {
-    let (code, answer) = client::send_body(&asking.admin, (method, path), body, PATIENCE)?;
+pub(super) fn ask(
+    asking: &Asking,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Result<String, Failure> {
+    let (code, answer) = asking.send((method, path), body, PATIENCE)?;
     match code {
         200 => Ok(answer),
         400 | 404 | 422 => Err(Failure::input(answer.trim().to_owned())),
@@ -183,12 +200,12 @@ fn ask(asking: &Asking, method: &str, path: &str, body: &[u8]) -> Result<String,
     }
 }
 
-fn read<T: DeserializeOwned>(answer: &str) -> anyhow::Result<T> {
+pub(super) fn read<T: DeserializeOwned>(answer: &str) -> anyhow::Result<T> {
     serde_json::from_str(answer)
         .map_err(|error| anyhow!("the balancer is of another version: {error}"))
 }
 
-fn show<T: Serialize>(
+pub(super) fn show<T: Serialize>(
     asking: &Asking,
     answer: &T,
     to_text: impl FnOnce(&T) -> String,

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
 
-use super::Config;
-use crate::problem::{Problem, suggestion};
+use super::{Config, words};
+use crate::problem::Problem;
 
 /// After so many wrong keys the rest is not looked at.
 const PROBLEMS_MAX: usize = 100;
@@ -30,7 +30,10 @@ impl Document {
     pub fn into_problems(self, later: Vec<Problem>) -> Vec<Problem> {
         let mut problems = self.problems;
         for problem in later {
-            if !problems.iter().any(|earlier| covers(&earlier.key, &problem.key)) {
+            let follows = |earlier: &Problem| {
+                covers(&earlier.key, &problem.key) || misspells(earlier, &problem)
+            };
+            if !problems.iter().any(follows) {
                 problems.push(problem);
             }
         }
@@ -50,6 +53,14 @@ fn covers(earlier: &str, later: &str) -> bool {
         || later
             .strip_prefix(earlier)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// Whether `later` misses what stands at `earlier` under a wrong name.
+fn misspells(earlier: &Problem, later: &Problem) -> bool {
+    let Some((table, name)) = later.key.rsplit_once('.') else { return false };
+    later.message.starts_with("is missing")
+        && earlier.key.rsplit_once('.').is_some_and(|(of, _)| of == table)
+        && earlier.message.ends_with(&format!("did you mean \"{name}\"?"))
 }
 
 /// Reads a file. A file that is no TOML gives an empty [`Config`] and says where it is wrong.
@@ -79,7 +90,14 @@ fn read_table(mut root: toml::Value) -> (Config, Vec<Problem>) {
             Err(error) => error,
         };
         let mut steps = steps(error.path());
-        problems.push(Problem::new(render(&steps), explain(error.inner().message())));
+        let key = render(&steps);
+        // What has been put in an element's place may be refused in its turn, which is nobody's
+        // mistake.
+        if !problems.iter().any(|problem: &Problem| problem.key == key) {
+            let message =
+                words::explain(error.inner().message(), find(&mut root, &steps).as_deref());
+            problems.push(Problem::new(key, message));
+        }
         while !take_out(&mut root, &steps) {
             if steps.pop().is_none() {
                 return (Config::default(), problems);
@@ -118,40 +136,34 @@ fn render(steps: &[Step]) -> String {
     text
 }
 
-/// Takes the refused value out so that the places of all others stay: a key is removed, an element
-/// of a list becomes an empty table. Tells whether that changed anything.
-fn take_out(root: &mut toml::Value, steps: &[Step]) -> bool {
-    let Some((last, parents)) = steps.split_last() else { return false };
-    let parent = parents.iter().try_fold(root, |value, step| match step {
+fn find<'a>(root: &'a mut toml::Value, steps: &[Step]) -> Option<&'a mut toml::Value> {
+    steps.iter().try_fold(root, |value, step| match step {
         Step::Key(key) => value.get_mut(key),
         Step::Index(index) => value.get_mut(index),
-    });
-    match (parent, last) {
+    })
+}
+
+/// Takes the refused value out so that the places of all others stay: a key is removed, an element
+/// of a list becomes an empty table, or an empty text if that is refused too. Tells whether that
+/// changed anything.
+fn take_out(root: &mut toml::Value, steps: &[Step]) -> bool {
+    let Some((last, parents)) = steps.split_last() else { return false };
+    match (find(root, parents), last) {
         (Some(toml::Value::Table(table)), Step::Key(key)) => table.remove(key).is_some(),
-        (Some(toml::Value::Array(items)), Step::Index(index)) => match items.get_mut(*index) {
-            Some(item) if !item.is_table() => {
-                *item = toml::Value::Table(toml::Table::new());
-                true
-            }
-            _ => false,
-        },
+        (Some(toml::Value::Array(items)), Step::Index(index)) => {
+            items.get_mut(*index).is_some_and(stand_in)
+        }
         _ => false,
     }
 }
 
-/// The deserializer's words, made ours where it lists names.
-fn explain(message: &str) -> String {
-    let message = message.trim();
-    let names: Vec<_> = message.split('`').skip(1).step_by(2).collect();
-    match names.split_first() {
-        Some((wrong, known)) if message.starts_with("unknown field") => {
-            format!("there is no such key{}", suggestion(wrong, known.iter().copied()))
-        }
-        Some((wrong, known)) if message.starts_with("unknown variant") => {
-            format!("\"{wrong}\" is not possible here{}", suggestion(wrong, known.iter().copied()))
-        }
-        _ => message.lines().next().unwrap_or("is wrong").to_owned(),
-    }
+fn stand_in(element: &mut toml::Value) -> bool {
+    *element = match element {
+        toml::Value::Table(_) => toml::Value::String(String::new()),
+        toml::Value::String(text) if text.is_empty() => return false,
+        _ => toml::Value::Table(toml::Table::new()),
+    };
+    true
 }
 
 fn syntax(text: &str, error: &toml::de::Error) -> Problem {
@@ -236,9 +248,11 @@ protocol = "tpc"
             problems(text),
             [
                 "2:1 wokers: there is no such key; did you mean \"workers\"?",
-                "3:1 drain_timeout_ms: invalid type: string \"long\", expected u64",
+                "3:1 drain_timeout_ms: is the text \"long\"; write a whole number that is not \
+                 negative, without quotes",
                 "6:1 listeners[0].adress: there is no such key; did you mean \"address\"?",
-                "7:1 listeners[0].max_flows: invalid value: integer `-1`, expected u32",
+                "7:1 listeners[0].max_flows: is the number -1; write a whole number from 0 to \
+                 4294967295, without quotes",
                 "8:1 listeners[0].protocol: \"tpc\" is not possible here; did you mean \"tcp\"?",
             ]
         );
@@ -254,6 +268,16 @@ protocol = "tpc"
     }
 
     #[test]
+    fn each_element_of_a_list_of_texts_is_told_once() {
+        let text = "[[clusters]]\nhealth = { kind = \"http\", status = [200, \"2xx\", 404] }\n";
+        let document = read(text);
+        let keys: Vec<_> = document.problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["clusters[0].health.status[0]", "clusters[0].health.status[2]"]);
+        let health = document.config.clusters[0].health.as_ref().expect("the rest is read");
+        assert_eq!(health.status.as_ref().expect("a list")[1], "2xx");
+    }
+
+    #[test]
     fn a_later_problem_that_follows_from_an_earlier_one_is_not_told() {
         let document = read("[[listeners]]\nname = 5\n");
         let later = vec![
@@ -262,6 +286,16 @@ protocol = "tpc"
         ];
         let keys: Vec<_> = document.into_problems(later).into_iter().map(|p| p.key).collect();
         assert_eq!(keys, ["listeners[0].name_more", "listeners[0].name"]);
+    }
+
+    #[test]
+    fn what_is_misspelt_is_not_also_missing() {
+        let document = read("[[listeners]]\nadress = \"127.0.0.1:1\"\n");
+        let later = ["address", "name"]
+            .map(|name| Problem::new(format!("listeners[0].{name}"), "is missing"));
+        let problems = document.into_problems(later.into());
+        let keys: Vec<_> = problems.iter().map(|problem| &*problem.key).collect();
+        assert_eq!(keys, ["listeners[0].name", "listeners[0].adress"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Looks up how endpoints are checked.
 
+use hyper::http::uri::Authority;
 use hyper::{Method, Uri};
 use pointsman_core::health::Thresholds;
 use pointsman_core::proxy::Version;
@@ -87,8 +88,9 @@ fn http(key: &str, health: &Health, findings: &mut Findings) -> HttpCheck {
             Uri::default()
         }),
         host: health.host.clone().inspect(|host| {
-            if hyper::header::HeaderValue::from_str(host).is_err() || host.is_empty() {
-                let advice = "is no host; write a name such as \"www.example.com\"";
+            if !is_host(host) {
+                let advice = "is no host; write a name such as \"www.example.com\", with :port if \
+                              it has one";
                 findings.add(format!("{key}.host"), format!("{host:?} {advice}"));
             }
         }),
@@ -99,6 +101,11 @@ fn http(key: &str, health: &Health, findings: &mut Findings) -> HttpCheck {
 
 fn path_of(path: &str) -> Option<Uri> {
     path.starts_with('/').then(|| path.parse().ok()).flatten()
+}
+
+/// Whether a server would take it for the host of a URL.
+fn is_host(text: &str) -> bool {
+    !text.contains('@') && text.parse::<Authority>().is_ok()
 }
 
 fn status(key: &str, texts: Option<&[String]>, findings: &mut Findings) -> Vec<StatusRange> {
@@ -121,7 +128,8 @@ fn status(key: &str, texts: Option<&[String]>, findings: &mut Findings) -> Vec<S
 }
 
 fn udp(key: &str, health: &Health, findings: &mut Findings) -> UdpCheck {
-    let advice = r#"write what the service answers, such as "ping" or "\x00\x01""#;
+    let advice = "write a datagram that the service answers, such as send = 'ping', or for DNS \
+                  send = '\\x00\\x01\\x01\\x00\\x00\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x02\\x00\\x01'";
     let send = findings.required(&format!("{key}.send"), health.send.as_ref(), advice).to_owned();
     let mut bytes = |name: &str, text: &str| {
         bytes_of(text).unwrap_or_else(|problem| {

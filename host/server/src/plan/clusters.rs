@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use pointsman_core::eligibility::Eligibility;
+
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
-use super::{ClusterPlan, EndpointPlan, checks, proxy};
+use super::{ClusterPlan, ENDPOINTS_MAX, EndpointPlan, WEIGHTS, checks, passive, proxy};
 use crate::config::{Cluster, Endpoint};
 
 pub(super) fn resolve(
@@ -45,7 +47,11 @@ fn resolve_one(
             .health
             .as_ref()
             .map(|health| Arc::new(checks::resolve(&format!("{key}.health"), health, findings))),
-        fail_open: cluster.fail_open,
+        passive: cluster
+            .passive
+            .as_ref()
+            .map(|passive| passive::resolve(&format!("{key}.passive"), passive, findings)),
+        eligibility: eligibility(key, cluster, findings),
         proxy: cluster
             .proxy_protocol
             .as_ref()
@@ -53,10 +59,24 @@ fn resolve_one(
     }
 }
 
+fn eligibility(key: &str, cluster: &Cluster, findings: &mut Findings) -> Eligibility {
+    let key = format!("{key}.panic_threshold_percent");
+    let threshold = findings.within(&key, cluster.panic_threshold_percent, 0..=100);
+    if threshold > 0 && !cluster.fail_open {
+        let advice = "uses all endpoints where few are available, and fail_open = false forbids that \
+                      where none is; remove one of the two";
+        findings.add(key, advice);
+    }
+    Eligibility { fails_open: cluster.fail_open, panic_threshold_percent: threshold }
+}
+
 fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<EndpointPlan> {
     if endpoints.is_empty() {
         findings
             .add(key, "there is none; write at least one, such as { address = \"10.0.0.1:80\" }");
+    }
+    if endpoints.len() > ENDPOINTS_MAX {
+        findings.add(key, format!("there are {}; at most {ENDPOINTS_MAX} fit", endpoints.len()));
     }
     let mut addresses = Distinct::default();
     let mut plans = Vec::with_capacity(endpoints.len());
@@ -71,9 +91,11 @@ fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<
             }
             addresses.note(findings, &key_address, &address.to_string());
         }
-        let weight =
-            findings.within(&format!("{key}[{place}].weight"), endpoint.weight, 1..=65_535);
-        plans.push(EndpointPlan { address, weight });
+        let weight = findings.within(&format!("{key}[{place}].weight"), endpoint.weight, WEIGHTS);
+        plans.push(EndpointPlan { address, weight, backup: endpoint.backup });
+    }
+    if !plans.is_empty() && plans.iter().all(|plan| plan.backup) {
+        findings.add(key, "all of them are backups, of nobody; remove `backup` from at least one");
     }
     plans
 }

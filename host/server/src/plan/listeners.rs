@@ -7,12 +7,12 @@ use pointsman_core::{
 };
 
 use super::findings::{Distinct, Findings};
-use super::{ListenerPlan, keys, proxy};
+use super::{ListenerPlan, access, keys, proxy};
 use crate::config::{Cluster, Listener, OnEndpointDown, Protocol, UpstreamSockets};
 use crate::problem::suggestion;
 
 /// More flows than any machine of today can hold.
-const FLOWS_MAX: u32 = 10_000_000;
+pub(super) const FLOWS_MAX: u32 = 10_000_000;
 
 pub(super) fn resolve(
     listeners: &[Listener],
@@ -75,6 +75,12 @@ impl Resolver<'_> {
                 listener.new_flows_per_second,
                 0..=FLOWS_MAX,
             ),
+            new_flows_per_second_per_client: self.within(
+                "new_flows_per_second_per_client",
+                listener.new_flows_per_second_per_client,
+                0..=FLOWS_MAX,
+            ),
+            access: access::resolve(self.key, listener, self.findings),
             client_prefix: PrefixLengths {
                 v4: self.within("client_prefix_v4", listener.client_prefix_v4, 0..=32),
                 v6: self.within("client_prefix_v6", listener.client_prefix_v6, 0..=128),

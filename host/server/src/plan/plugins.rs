@@ -24,7 +24,8 @@ impl PluginFolders {
     /// Beside the configuration, then in the folders that were asked for, then `plugins` beside the
     /// folder of the executable (so that a build tree works in place), then where packages put them.
     pub fn new(config_file: &Path, asked_for: &[PathBuf]) -> Self {
-        let beside = config_file.parent().unwrap_or(Path::new("")).to_owned();
+        let beside = config_file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let beside = beside.unwrap_or(Path::new(".")).to_owned();
         let mut folders = vec![beside];
         folders.extend_from_slice(asked_for);
         folders.extend(Self::in_system());
@@ -39,6 +40,23 @@ impl PluginFolders {
     /// The folders.
     pub fn as_slice(&self) -> &[PathBuf] {
         &self.folders
+    }
+
+    /// What to do about a file that is in none of them: its name may only be misspelt.
+    fn advice(&self, plugin: &Path) -> String {
+        let entries = self.folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok());
+        let names =
+            entries.flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let names: Vec<_> = names.filter(|name| name.ends_with(".wasm")).collect();
+        let hint = suggestion(&plugin.to_string_lossy(), names.iter().map(String::as_str));
+        let hint = if hint.contains("did you mean") {
+            hint
+        } else {
+            "; make it with `pointsman policy build`, or give its folder with --plugins DIR"
+                .to_owned()
+        };
+        let places: Vec<_> = self.folders.iter().map(|it| it.display().to_string()).collect();
+        format!(" in {}{hint}", places.join(", "))
     }
 
     fn find(&self, plugin: &Path) -> Option<PathBuf> {
@@ -137,14 +155,12 @@ fn native(key: &str, name: &str, findings: &mut Findings) -> Native {
 
 fn file(key: &str, plugin: &Path, folders: &PluginFolders, findings: &mut Findings) -> PathBuf {
     folders.find(plugin).unwrap_or_else(|| {
-        let looked = if plugin.is_absolute() {
-            "give the path of a .wasm file that exists".to_owned()
+        let advice = if plugin.is_absolute() {
+            "; give the path of a .wasm file that exists".to_owned()
         } else {
-            let places: Vec<_> =
-                folders.as_slice().iter().map(|folder| folder.display().to_string()).collect();
-            format!("looked in {}; add a folder with --plugins DIR", places.join(", "))
+            folders.advice(plugin)
         };
-        findings.add(key, format!("there is no file \"{}\"; {looked}", plugin.display()));
+        findings.add(key, format!("there is no file \"{}\"{advice}", plugin.display()));
         plugin.to_owned()
     })
 }

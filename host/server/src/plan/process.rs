@@ -7,28 +7,32 @@ use std::time::Duration;
 
 use pointsman_core::boundary::PoolSizes;
 
-use super::LogTarget;
 use super::findings::Findings;
+use super::listeners::FLOWS_MAX;
+use super::{AdminPlan, LogPlan, LogTarget, SyslogAddress, admin};
 use crate::config::{AccessLog, Config};
+use crate::privileges::RunAs;
 
 /// More threads than any machine of today has cores.
 const WORKERS_MAX: u32 = 1024;
-/// The path of a Unix socket must fit into 108 bytes with its end.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 pub(super) struct Process {
     pub(super) workers: usize,
     pub(super) drain_timeout: Duration,
     pub(super) flow_table_entries: u32,
+    pub(super) flows_max: u32,
     pub(super) plugin_cpu_percent: u32,
     pub(super) pools: PoolSizes,
     pub(super) datagram_buffers: u32,
     pub(super) admin_socket: PathBuf,
     pub(super) admin_http: Option<SocketAddr>,
-    pub(super) access_log: Option<LogTarget>,
+    pub(super) admin: AdminPlan,
+    pub(super) run_as: Option<RunAs>,
+    pub(super) access_log: Option<LogPlan>,
 }
 
 pub(super) fn resolve(config: &Config, findings: &mut Findings) -> Process {
+    let http = config.admin.http.as_ref();
     Process {
         workers: workers(config.workers, findings),
         drain_timeout: findings.millis("drain_timeout_ms", config.drain_timeout_ms),
@@ -37,6 +41,7 @@ pub(super) fn resolve(config: &Config, findings: &mut Findings) -> Process {
             config.flow_table_entries,
             1..=16_777_216,
         ),
+        flows_max: findings.within("max_flows", config.max_flows, 0..=FLOWS_MAX),
         plugin_cpu_percent: findings.within(
             "plugin_cpu_percent",
             config.plugin_cpu_percent,
@@ -51,8 +56,10 @@ pub(super) fn resolve(config: &Config, findings: &mut Findings) -> Process {
             config.buffers.datagrams,
             16..=65_536,
         ),
-        admin_socket: socket(&config.admin.socket, findings),
-        admin_http: config.admin.http.as_ref().map(|text| http(text, findings)),
+        admin_socket: admin::socket(&config.admin.socket, findings),
+        admin_http: http.map(|text| admin::http(text, &config.admin, findings)),
+        admin: admin::resolve(&config.admin, findings),
+        run_as: admin::run_as(config, findings),
         access_log: config.access_log.as_ref().map(|log| access_log(log, findings)),
     }
 }
@@ -64,44 +71,40 @@ fn workers(configured: Option<u32>, findings: &mut Findings) -> usize {
     }
 }
 
-fn socket(path: &Path, findings: &mut Findings) -> PathBuf {
-    if path.as_os_str().is_empty() {
-        findings
-            .add("admin.socket", "is empty; write a path, such as \"/run/pointsman/admin.sock\"");
-    } else if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-        findings.add(
-            "admin.socket",
-            format!(
-                "is longer than the {SOCKET_PATH_BYTES_MAX} bytes of a socket's path; shorten it"
-            ),
-        );
+fn access_log(log: &AccessLog, findings: &mut Findings) -> LogPlan {
+    if !(log.sample > 0.0 && log.sample <= 1.0) {
+        let message = format!("{} is no share; write one above 0 and up to 1", log.sample);
+        findings.add("access_log.sample", message);
     }
-    path.to_owned()
+    LogPlan { target: log_target(log, findings), format: log.format, sample: log.sample }
 }
 
-fn http(text: &String, findings: &mut Findings) -> SocketAddr {
-    let address = findings.address("admin.http", Some(text));
-    if !address.ip().is_loopback() && text.parse() == Ok(address) {
-        findings.add(
-            "admin.http",
-            format!(
-                "{address} can be reached from outside and nobody is asked for a password; use a \
-                 loopback address, such as \"127.0.0.1:{}\"",
-                address.port()
-            ),
-        );
-    }
-    address
-}
-
-fn access_log(log: &AccessLog, findings: &mut Findings) -> LogTarget {
-    match log.path.as_deref() {
-        Some(path) if path == Path::new("-") => LogTarget::Stdout,
-        Some(path) if !path.as_os_str().is_empty() => LogTarget::File(path.to_owned()),
+fn log_target(log: &AccessLog, findings: &mut Findings) -> LogTarget {
+    match (log.path.as_deref(), log.syslog.as_deref()) {
+        (Some(_), Some(_)) => {
+            let message = "is given beside `path`; leave one of them out";
+            findings.add("access_log.syslog", message);
+            LogTarget::Stdout
+        }
+        (None, Some(text)) => LogTarget::Syslog(syslog(text, findings)),
+        (Some(path), None) if path == Path::new("-") => LogTarget::Stdout,
+        (Some(path), None) if !path.as_os_str().is_empty() => LogTarget::File(path.to_owned()),
         _ => {
-            findings
-                .add("access_log.path", "is missing; write a file, or \"-\" for standard output");
+            let message = "is missing; write a file, or \"-\" for standard output, or syslog = \
+                           \"/dev/log\"";
+            findings.add("access_log.path", message);
             LogTarget::Stdout
         }
     }
+}
+
+fn syslog(text: &str, findings: &mut Findings) -> SyslogAddress {
+    if text.starts_with('/') {
+        return SyslogAddress::Unix(text.into());
+    }
+    SyslogAddress::Udp(text.parse().unwrap_or_else(|_| {
+        let advice = "write the path of a socket, such as \"/dev/log\", or address:port";
+        findings.add("access_log.syslog", format!("\"{text}\" is no address; {advice}"));
+        SocketAddr::from(([0; 4], 0))
+    }))
 }

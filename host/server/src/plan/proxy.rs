@@ -1,13 +1,13 @@
 //! Looks up who says for whom it connects, and who is told.
 
-use std::net::IpAddr;
+use std::collections::HashMap;
 
 use pointsman_core::preread::KeyRule;
 use pointsman_core::proxy::{Inbound, Outbound, Version};
-use pointsman_core::{ClusterId, Network};
+use pointsman_core::{AccessList, ClusterId};
 
 use super::findings::Findings;
-use super::{ClusterPlan, ListenerPlan};
+use super::{ClusterPlan, ListenerPlan, access};
 use crate::config::{ProxyInbound, ProxyOutbound, ProxyValue, ProxyVersion};
 
 pub(super) fn inbound(key: &str, inbound: &ProxyInbound, findings: &mut Findings) -> Inbound {
@@ -16,30 +16,11 @@ pub(super) fn inbound(key: &str, inbound: &ProxyInbound, findings: &mut Findings
         let advice = "write who may say for whom it connects, such as [\"10.0.0.0/8\"]";
         findings.add(format!("{key}.trusted"), format!("names nobody; {advice}"));
     }
-    let mut networks = Vec::with_capacity(trusted.len());
-    for (place, text) in trusted.iter().enumerate() {
-        match network(text) {
-            Some(network) => networks.push(network),
-            None => {
-                let advice = "write an address or a network, such as \"10.0.0.0/8\"";
-                findings.add(
-                    format!("{key}.trusted[{place}]"),
-                    format!("\"{text}\" is none; {advice}"),
-                );
-            }
-        }
-    }
+    let networks =
+        access::networks(&format!("{key}.trusted"), trusted, &mut HashMap::new(), findings);
     let timeout_ms = inbound.timeout_ms.unwrap_or(ProxyInbound::TIMEOUT_MS);
     let timeout = findings.millis(&format!("{key}.timeout_ms"), timeout_ms);
-    Inbound { trusted: networks.into(), timeout }
-}
-
-fn network(text: &str) -> Option<Network> {
-    let Some((address, length)) = text.split_once('/') else {
-        let address: IpAddr = text.parse().ok()?;
-        return Network::new(address, if address.is_ipv4() { 32 } else { 128 });
-    };
-    Network::new(address.parse().ok()?, length.parse().ok()?)
+    Inbound { trusted: AccessList::new(&networks, &[]), timeout }
 }
 
 pub(super) fn outbound(key: &str, outbound: &ProxyOutbound, findings: &mut Findings) -> Outbound {

@@ -241,14 +241,51 @@ fn an_admin_address_that_others_can_reach_is_refused() {
 }
 
 #[test]
+fn an_admin_address_that_others_can_reach_needs_a_token_and_tls() {
+    let admin = |keys: &str| problems(&format!("[admin]\n{keys}\n{GOOD}"));
+    let open = admin("http = \"0.0.0.0:9900\"\ntoken_file = \"/no/token\"");
+    assert!(
+        open[0].starts_with("admin.http: 0.0.0.0:9900 can be reached from outside"),
+        "{open:?}"
+    );
+    for (keys, expected) in [
+        ("http = \"127.0.0.1:1\"\ntoken_file = \"/no/token\"", "admin.token_file: cannot be read"),
+        (
+            "http = \"127.0.0.1:1\"\ntoken_file = \"/etc/passwd\"",
+            "admin.token_file: can be read by",
+        ),
+        ("token_file = \"/dev/null\"", "admin.token_file: is for admin.http"),
+        ("http = \"127.0.0.1:1\"\ntls = {}", "admin.tls.cert_file: is missing"),
+        (
+            "http = \"127.0.0.1:1\"\ntls = { cert_file = \"/dev/null\", key_file = \"/no\" }",
+            "admin.tls.cert_file: holds no certificate",
+        ),
+        ("socket_mode = \"0666\"", "admin.socket_mode: \"0666\" lets everybody change"),
+        ("socket_mode = \"rw\"", "admin.socket_mode: \"rw\" is no mode"),
+        ("socket_group = \"nobody-at-all\"", "admin.socket_group: there is no group"),
+    ] {
+        let found = admin(keys);
+        assert!(found.iter().any(|found| found.starts_with(expected)), "{keys}: {found:?}");
+    }
+    let found = problems(&format!("user = \"nobody-at-all\"\n{GOOD}"));
+    assert_eq!(found, ["user: there is no user \"nobody-at-all\"; make one, or name another"]);
+    let found = problems(&format!("group = \"root\"\n{GOOD}"));
+    assert_eq!(found, ["group: is for a user; write `user` too, or leave this out"]);
+}
+
+#[test]
 fn a_missing_plugin_is_told_with_the_places_that_were_searched() {
     let found = problems(&format!(
         "{GOOD}policy = \"p\"\n[[policies]]\nname = \"p\"\nplugin = \"p.wasm\"\n"
     ));
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(
-        found[0].starts_with("policies[0].plugin: there is no file \"p.wasm\"; looked in /nowhere")
-    );
+    assert!(found[0].starts_with("policies[0].plugin: there is no file \"p.wasm\" in /nowhere"));
+}
+
+#[test]
+fn the_folder_of_a_file_that_is_named_alone_has_a_name() {
+    let folders = PluginFolders::new(Path::new("pointsman.toml"), &[]);
+    assert_eq!(folders.as_slice()[0], Path::new("."));
 }
 
 #[test]
@@ -258,6 +295,48 @@ fn a_policy_is_a_plugin_or_native_and_not_both() {
     assert_eq!(problems(&both), ["policies[0].plugin: both are given; leave one of them out"]);
     let neither = format!("{GOOD}[[policies]]\nname = \"p\"\n");
     assert!(problems(&neither)[0].starts_with("policies[0].plugin: is missing"));
+}
+
+#[test]
+fn networks_are_read_and_no_two_are_the_same() {
+    assert!(listener("").access.is_none(), "everybody may come");
+    let access = listener("allow = [\"10.0.0.0/8\", \"::1\"]\ndeny = [\"10.1.0.0/16\"]\n").access;
+    let access = access.expect("a list");
+    let allowed = ["10.0.0.1", "10.1.0.1", "::1", "::2"]
+        .map(|client| access.allows(client.parse().expect("an address")));
+    assert_eq!(allowed, [true, false, true, false]);
+    let twice = "allow = [\"10.0.0.0/8\", \"10.0.0.1/8\"]\ndeny = [\"10.0.0.0/8\"]\n";
+    assert_eq!(
+        problems(&with(twice)),
+        [
+            "listeners[0].allow[1]: \"10.0.0.1/8\" has bits beyond its length; write \
+             \"10.0.0.0/8\", or \"10.0.0.1\"",
+            "listeners[0].deny[0]: \"10.0.0.0/8\" is already listeners[0].allow[0]; remove one",
+        ]
+    );
+    assert_eq!(
+        problems(&format!("max_flows = 10000001\n{GOOD}")),
+        ["max_flows: 10000001 is out of range; write 0 to 10000000"]
+    );
+}
+
+#[test]
+fn a_log_goes_to_one_place_that_can_be() {
+    let log = |keys: &str| problems(&format!("[access_log]\n{keys}\n{GOOD}"));
+    for good in ["path = \"-\"", "syslog = \"/dev/log\"", "syslog = \"[::1]:514\"\nsample = 0.5"] {
+        assert_eq!(log(good), Vec::<String>::new());
+    }
+    for (keys, expected) in [
+        ("", "access_log.path: is missing"),
+        ("path = \"-\"\nsyslog = \"/dev/log\"", "access_log.syslog: is given beside `path`"),
+        ("syslog = \"localhost\"", "access_log.syslog: \"localhost\" is no address"),
+        ("path = \"-\"\nsample = 0.0", "access_log.sample: 0 is no share"),
+        ("path = \"-\"\nsample = 1.5", "access_log.sample: 1.5 is no share"),
+        ("path = \"-\"\nformat = \"tekst\"", "access_log.format: \"tekst\" is not possible here"),
+    ] {
+        let found = log(keys);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{keys}: {found:?}");
+    }
 }
 
 #[test]
@@ -358,7 +437,13 @@ fn every_mistake_in_a_check_is_told() {
         ),
         ("kind = \"http\", status = []", "clusters[0].health.status: holds no code"),
         ("kind = \"http\", host = \"a\\nb\"", "clusters[0].health.host: \"a\\nb\" is no host"),
-        ("kind = \"udp\"", "clusters[0].health.send: is missing"),
+        ("kind = \"http\", host = \"a b\"", "clusters[0].health.host: \"a b\" is no host"),
+        ("kind = \"http\", host = \"me@b\"", "clusters[0].health.host: \"me@b\" is no host"),
+        (
+            "kind = \"udp\"",
+            "clusters[0].health.send: is missing; write a datagram that the service answers, such \
+             as send = 'ping', or for DNS send = '\\x00\\x01",
+        ),
         ("kind = \"udp\", send = \"\\\\q\"", "clusters[0].health.send: a backslash begins"),
         ("kind = \"tls\", server_name = \"a b\"", "clusters[0].health.server_name: \"a b\" is no"),
         ("port = 0", "clusters[0].health.port: port 0 cannot be asked"),
@@ -367,8 +452,7 @@ fn every_mistake_in_a_check_is_told() {
         let found = with(health);
         assert!(found.len() == 1 && found[0].starts_with(expected), "{health}: {found:?}");
     }
-    let good =
-        "kind = \"http\", port = 8081, path = \"/a?b\", status = [\"200-204\"], body = \"ok\"";
+    let good = "kind = \"http\", host = \"[::1]:80\", port = 8081, path = \"/a?b\", status = [\"200-204\"], body = \"ok\"";
     assert_eq!(with(good), Vec::<String>::new());
 }
 
@@ -379,19 +463,18 @@ fn mistakes_about_the_proxy_protocol_are_told_together() {
     let cluster = "[[clusters]]\nproxy_protocol = { version = \"v1\", tlvs = [\"authority\"] }\n\
                    health = { kind = \"udp\", send = \"x\", proxy_protocol = \"v2\" }";
     let text = GOOD.replace("cluster = \"web\"", listener).replace("[[clusters]]", cluster);
-    let advice = "write an address or a network, such as \"10.0.0.0/8\"";
     assert_eq!(
         problems(&text),
         [
-            format!("listeners[0].proxy_protocol.trusted[0]: \"10.0.0.0/33\" is none; {advice}"),
-            format!("listeners[0].proxy_protocol.trusted[1]: \"here\" is none; {advice}"),
-            "listeners[0].proxy_protocol.timeout_ms: 0 is out of range; write 1 to 604800000".into(),
+            "listeners[0].proxy_protocol.trusted[0]: \"10.0.0.0/33\" has more than 32 bits; write a \
+             length from 0 to 32",
+            "listeners[0].proxy_protocol.trusted[1]: \"here\" is no network; write one such as \
+             \"10.0.0.0/8\", or an address",
+            "listeners[0].proxy_protocol.timeout_ms: 0 is out of range; write 1 to 604800000",
             "clusters[0].proxy_protocol.tlvs: version 1 has none; leave them out, or write version = \
-             \"v2\""
-                .into(),
+             \"v2\"",
             "clusters[0].health.proxy_protocol: has no meaning for kind = \"udp\"; remove it, or \
-             change `kind`"
-                .into(),
+             change `kind`",
         ]
     );
 }
@@ -420,4 +503,51 @@ fn a_listener_that_trusts_nobody_is_told_to_name_somebody() {
     let found = problems(&GOOD.replace("cluster = \"web\"", listener));
     let advice = "write who may say for whom it connects, such as [\"10.0.0.0/8\"]";
     assert_eq!(found, [format!("listeners[0].proxy_protocol.trusted: names nobody; {advice}")]);
+}
+
+#[test]
+fn every_mistake_about_endpoints_that_are_missing_is_told() {
+    let with =
+        |keys: &str| problems(&GOOD.replace("[[clusters]]", &format!("[[clusters]]\n{keys}")));
+    let cases = [
+        (
+            "passive = { consecutive_failures = 0 }",
+            "clusters[0].passive.consecutive_failures: with 0 and no success_rate nobody is",
+        ),
+        (
+            "passive = { base_ejection_ms = 9000, ejection_ms_max = 8999 }",
+            "clusters[0].passive.ejection_ms_max: 8999 is shorter than base_ejection_ms",
+        ),
+        (
+            "passive = { ejected_percent_max = 0 }",
+            "clusters[0].passive.ejected_percent_max: 0 is out of range; write 1 to 100",
+        ),
+        (
+            "passive = { success_rate = { deviations = 0.0 } }",
+            "clusters[0].passive.success_rate.deviations: 0 is out of range",
+        ),
+        (
+            "passive = { success_rate = { endpoints_min = 1 } }",
+            "clusters[0].passive.success_rate.endpoints_min: 1 is out of range",
+        ),
+        (
+            "passive = { sucess_rate = {} }",
+            "clusters[0].passive.sucess_rate: there is no such key; did you mean \"success_rate\"?",
+        ),
+        (
+            "panic_threshold_percent = 101",
+            "clusters[0].panic_threshold_percent: 101 is out of range; write 0 to 100",
+        ),
+        (
+            "panic_threshold_percent = 50\nfail_open = false",
+            "clusters[0].panic_threshold_percent: uses all endpoints where few are available",
+        ),
+    ];
+    for (keys, expected) in cases {
+        let found = with(keys);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{keys}: {found:?}");
+    }
+    let found = problems(&GOOD.replace("9001\"", "9001\", backup = true"));
+    let expected = "clusters[0].endpoints: all of them are backups, of nobody";
+    assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
 }

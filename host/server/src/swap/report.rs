@@ -87,13 +87,16 @@ impl TrialReport {
             Stage::Shadow { until } => Some(until.saturating_duration_since(Instant::now())),
             Stage::Canary | Stage::Over => None,
         };
-        let predicted = |(place, state): (usize, &EndpointState)| Predicted {
+        let count = |of: &[u64], state: &EndpointState| {
+            of.get(state.endpoint.id.0 as usize).copied().unwrap_or_default()
+        };
+        let predicted = |state: &EndpointState| Predicted {
             address: state.endpoint.address.to_string(),
             weight: state.endpoint.weight,
-            live: tally.live.get(place).copied().unwrap_or_default(),
-            candidate: tally.candidate.get(place).copied().unwrap_or_default(),
+            live: count(&tally.live, state),
+            candidate: count(&tally.candidate, state),
         };
-        let endpoints: Vec<_> = endpoints.iter().enumerate().map(predicted).collect();
+        let endpoints: Vec<_> = endpoints.iter().map(predicted).collect();
         let is_shadow = slots == 0;
         Self {
             cluster: String::new(),

@@ -17,6 +17,9 @@ use crate::seat::{Candidate, Seat, Stage};
 use crate::service::Service;
 use crate::world::Role;
 
+/// How many endpoints may be added during a trial until it no longer counts what they get.
+const ADDED_MAX: u32 = 1024;
+
 /// How a module is to be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -147,12 +150,12 @@ fn start(walk: &Walk<'_>, ready: Ready, way: Way) {
     let (service, cluster) = (walk.service, walk.cluster);
     let Ready { module, crew } = ready;
     drop_candidate(walk);
-    let endpoints = service.plan().clusters[cluster.index()].endpoints.len();
+    let endpoints = service.look(|world| world.ids_end(cluster)) + ADDED_MAX;
     let (slots, stage) = match way {
         Way::Shadow(time) => (0, Stage::Shadow { until: Instant::now() + time }),
         Way::Canary(slots) => (slots, Stage::Canary),
     };
-    let tally = Arc::new(Tally::new(u32::try_from(endpoints).unwrap_or(u32::MAX), slots));
+    let tally = Arc::new(Tally::new(endpoints, slots));
     let place = (cluster, Role::Trial);
     service.show(place, crew.outlook);
     let mut policies = crew.policies.into_iter();

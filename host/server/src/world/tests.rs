@@ -1,7 +1,9 @@
 //! Transitions, what they publish, and what they leave alone.
 
 use std::path::Path;
+use std::time::Duration;
 
+use pointsman_core::ejection::{EjectionChange, EjectionReason};
 use pointsman_core::policy::Table;
 
 use super::*;
@@ -53,10 +55,11 @@ fn an_endpoint_that_goes_down_is_no_candidate_until_it_comes_up() {
     let mut world = world_of(TEXT);
     assert_eq!(candidates_of(&mut world), [0, 1]);
     let change = fail(&mut world, 0).expect("a transition");
-    assert_eq!(change.transition, Transition::WentDown);
+    assert_eq!(change.news, News::Health(Transition::WentDown));
     assert_eq!(change.address.port(), 1);
     assert_eq!(candidates_of(&mut world), [1]);
-    assert_eq!(pass(&mut world, 0).map(|change| change.transition), Some(Transition::WentUp));
+    let change = pass(&mut world, 0).expect("a transition");
+    assert_eq!(change.news, News::Health(Transition::WentUp));
     assert_eq!(candidates_of(&mut world), [0, 1]);
 }
 
@@ -111,9 +114,9 @@ fn failed_connects_of_flows_take_an_endpoint_down() {
     let snapshot = world.publish();
     let load = &snapshot.clusters[0].endpoints[1].endpoint.load;
     load.on_connect_failed(Instant::ZERO);
-    assert_eq!(world.look_at_connects(), []);
+    assert_eq!(world.look_at_flows(Instant::ZERO), []);
     load.on_connect_failed(Instant::ZERO);
-    let changes = world.look_at_connects();
+    let changes = world.look_at_flows(Instant::ZERO);
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0].address.port(), 2);
     assert_eq!(candidates_of(&mut world), [0]);
@@ -126,13 +129,13 @@ fn old_failures_are_not_held_against_an_endpoint_that_came_up() {
     let load = &snapshot.clusters[0].endpoints[0].endpoint.load;
     load.on_connect_failed(Instant::ZERO);
     load.on_connect_failed(Instant::ZERO);
-    assert_eq!(world.look_at_connects().len(), 1);
+    assert_eq!(world.look_at_flows(Instant::ZERO).len(), 1);
     assert!(pass(&mut world, 0).is_some());
-    assert_eq!(world.look_at_connects(), []);
+    assert_eq!(world.look_at_flows(Instant::ZERO), []);
     load.on_connect_failed(Instant::ZERO);
-    assert_eq!(world.look_at_connects(), [], "one new failure is fewer than two");
+    assert_eq!(world.look_at_flows(Instant::ZERO), [], "one new failure is fewer than two");
     load.on_connect_failed(Instant::ZERO);
-    assert_eq!(world.look_at_connects().len(), 1);
+    assert_eq!(world.look_at_flows(Instant::ZERO).len(), 1);
 }
 
 #[test]
@@ -142,7 +145,7 @@ fn endpoints_that_nobody_checks_stay_up() {
     for _ in 0..10 {
         snapshot.clusters[1].endpoints[0].endpoint.load.on_connect_failed(Instant::ZERO);
     }
-    assert_eq!(world.look_at_connects(), []);
+    assert_eq!(world.look_at_flows(Instant::ZERO), []);
     assert_eq!(world.publish().clusters[1].candidates.endpoints.len(), 1);
 }
 
@@ -264,4 +267,200 @@ fn a_policy_that_needs_what_the_one_before_needed_is_shown_nothing_new() {
     show(&mut world, Needs::Table, None);
     let other = Outlook { needs: Needs::Table, author: Some(Author(8)), made: None };
     assert!(!world.shows(LIVE, &other), "another guest makes another table");
+}
+
+const THREE: &str = r#"
+[[listeners]]
+name = "web"
+address = "127.0.0.1:8080"
+cluster = "web"
+
+[[clusters]]
+name = "web"
+endpoints = [
+  { address = "127.0.0.1:1" },
+  { address = "127.0.0.1:2" },
+  { address = "127.0.0.1:3", backup = true },
+]
+"#;
+
+const PASSIVE: &str = "passive = { consecutive_failures = 2, base_ejection_ms = 1000 }";
+
+fn break_flows(world: &World, endpoint: usize, flows: usize) {
+    let load = &world.clusters[0].endpoints[endpoint].endpoint.load;
+    (0..flows).for_each(|_| load.on_broken(Instant::ZERO));
+}
+
+fn footing(world: &World) -> Footing {
+    world.snapshot().clusters[0].footing
+}
+
+#[test]
+fn an_endpoint_whose_flows_fail_is_ejected_and_returns() {
+    let mut world = world_of(&(THREE.to_owned() + PASSIVE));
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+    break_flows(&world, 1, 2);
+    let changes = world.look_at_flows(Instant::from_millis(100));
+    let reason = EjectionReason::ConsecutiveFailures;
+    let ejected = EjectionChange::Ejected { reason, lasting: Duration::from_secs(1) };
+    assert_eq!(changes.len(), 1);
+    assert_eq!((changes[0].address.port(), changes[0].news), (2, News::Ejection(ejected)));
+    assert_eq!(candidates_of(&mut world), [0]);
+    let state = &world.snapshot().clusters[0].endpoints[1];
+    assert_eq!((state.up, state.ejected, state.ejections_total), (true, Some(reason), 1));
+    assert_eq!(world.look_at_flows(Instant::from_millis(1_099)), []);
+    let changes = world.look_at_flows(Instant::from_millis(1_100));
+    assert_eq!(changes[0].news, News::Ejection(EjectionChange::Returned));
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+}
+
+#[test]
+fn nobody_is_ejected_where_that_is_not_asked_for() {
+    let mut world = world_of(THREE);
+    break_flows(&world, 1, 100);
+    assert_eq!(world.look_at_flows(Instant::from_millis(100)), []);
+}
+
+#[test]
+fn backups_serve_while_no_other_endpoint_is_available() {
+    let mut world = world_of(&(THREE.to_owned() + "health = { rise = 2, fall = 2 }"));
+    fail(&mut world, 0);
+    assert_eq!(candidates_of(&mut world), [1]);
+    fail(&mut world, 1);
+    assert_eq!(candidates_of(&mut world), [2]);
+    assert_eq!(footing(&world), Footing::Backup);
+    pass(&mut world, 0);
+    assert_eq!(candidates_of(&mut world), [0]);
+    assert_eq!(footing(&world), Footing::Sound);
+}
+
+#[test]
+fn too_few_endpoints_that_are_available_mean_that_all_are_used() {
+    let threshold = "panic_threshold_percent = 60\nhealth = { rise = 2, fall = 2 }";
+    let mut world = world_of(&(THREE.to_owned() + threshold));
+    fail(&mut world, 0);
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+    assert_eq!(footing(&world), Footing::Panic);
+}
+
+fn at(ports: &[u16]) -> Vec<SocketAddr> {
+    ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port))).collect()
+}
+
+const ADD: EndpointChange = EndpointChange::Add { weight: 3, backup: false };
+const DRAIN: EndpointChange = EndpointChange::Set { weight: None, draining: Some(true) };
+
+fn change(world: &mut World, ports: &[u16], change: EndpointChange) -> Result<(), Vec<String>> {
+    world.change_endpoints(WEB, &at(ports), change)
+}
+
+#[test]
+fn an_endpoint_that_is_added_serves_once_a_check_has_passed() {
+    let mut world = world_of(TEXT);
+    change(&mut world, &[9], ADD).expect("it is added");
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+    let mut observe = || world.observe(WEB, EndpointId(2), Observation::CheckPassed);
+    assert_eq!(observe().expect("a transition").news, News::Health(Transition::WentUp));
+    assert_eq!(candidates_of(&mut world), [0, 1, 2]);
+    assert_eq!(shown(&mut world).endpoints[2].weight, 3);
+}
+
+#[test]
+fn an_endpoint_that_nobody_checks_serves_when_it_is_added() {
+    let mut world = world_of(THREE);
+    change(&mut world, &[9], ADD).expect("it is added");
+    assert_eq!(candidates_of(&mut world), [0, 1, 3]);
+}
+
+#[test]
+fn who_stays_keeps_its_name_and_counts_when_another_is_removed() {
+    let mut world = world_of(THREE);
+    let stays = Arc::clone(&world.publish().clusters[0].endpoints[1].endpoint.load);
+    change(&mut world, &[1], EndpointChange::Remove).expect("it is removed");
+    assert_eq!(candidates_of(&mut world), [1]);
+    let endpoint = &world.publish().clusters[0].endpoints[0].endpoint;
+    assert_eq!(endpoint.id, EndpointId(1));
+    assert!(Arc::ptr_eq(&endpoint.load, &stays));
+    assert_eq!(world.observe(WEB, EndpointId(0), Observation::CheckFailed), None);
+}
+
+#[test]
+fn one_that_was_removed_is_told_of_while_it_has_flows_and_comes_back_as_who_it_was() {
+    let mut world = world_of(THREE);
+    let load = Arc::clone(&world.publish().clusters[0].endpoints[0].endpoint.load);
+    load.on_flow_started();
+    change(&mut world, &[1], EndpointChange::Remove).expect("it is removed");
+    assert_eq!(world.leaving()[0].len(), 1);
+    change(&mut world, &[1], ADD).expect("it is added");
+    assert_eq!(world.leaving()[0].len(), 0);
+    let endpoint = world.publish().clusters[0].endpoints[0].endpoint.clone();
+    assert_eq!((endpoint.id, endpoint.weight), (EndpointId(0), 3));
+    assert!(Arc::ptr_eq(&endpoint.load, &load));
+
+    change(&mut world, &[1], EndpointChange::Remove).expect("it is removed");
+    load.on_flow_ended();
+    assert_eq!(world.leaving()[0].len(), 0);
+    change(&mut world, &[1], ADD).expect("it is added");
+    assert_eq!(candidates_of(&mut world), [1, 3], "a number is given once");
+}
+
+#[test]
+fn one_that_drains_gets_nothing_new_and_counts_as_up() {
+    let mut world = world_of(THREE);
+    change(&mut world, &[1], DRAIN).expect("it drains");
+    assert_eq!(candidates_of(&mut world), [1]);
+    let state = &world.snapshot().clusters[0].endpoints[0];
+    assert_eq!((state.up, state.draining), (true, true));
+    let undrain = EndpointChange::Set { weight: None, draining: Some(false) };
+    change(&mut world, &[1], undrain).expect("it serves");
+    assert_eq!(candidates_of(&mut world), [0, 1]);
+}
+
+#[test]
+fn another_weight_makes_another_list_for_this_cluster_alone() {
+    let mut world = world_of(TEXT);
+    let before = world.publish();
+    let weight = EndpointChange::Set { weight: Some(7), draining: None };
+    change(&mut world, &[2], weight).expect("it weighs more");
+    let after = world.publish();
+    let weights = after.clusters[0].candidates.endpoints.iter().map(|endpoint| endpoint.weight);
+    assert_eq!(weights.collect::<Vec<_>>(), [1, 7]);
+    let tables = [&before, &after].map(|world| {
+        world.clusters[0].candidates.table.as_ref().expect("a table").slots().to_vec()
+    });
+    assert_ne!(tables[0], tables[1], "the table goes by weights");
+    assert!(Arc::ptr_eq(&before.clusters[1].candidates, &after.clusters[1].candidates));
+}
+
+#[test]
+fn a_change_that_cannot_be_made_of_all_is_made_of_none_and_every_reason_is_told() {
+    let mut world = world_of(THREE);
+    let before = (candidates_of(&mut world), world.census());
+    let heavy = EndpointChange::Set { weight: Some(0), draining: None };
+    for (ports, wanted, expected) in [
+        (&[9, 1][..], ADD, vec!["has 127.0.0.1:1 already"]),
+        (&[9, 0], ADD, vec!["port 0 cannot be connected to"]),
+        (&[9, 9], ADD, vec!["127.0.0.1:9 is named twice"]),
+        (&[1, 8, 9], DRAIN, vec!["has no endpoint 127.0.0.1:8", "has no endpoint 127.0.0.1:9"]),
+        (&[1, 8], EndpointChange::Remove, vec!["has no endpoint 127.0.0.1:8"]),
+        (&[1, 2, 3], EndpointChange::Remove, vec!["would have no endpoint left"]),
+        (&[1], heavy, vec!["weight 0 is out of range; write 1 to 65535, or drain"]),
+    ] {
+        let problems = change(&mut world, ports, wanted).expect_err("it is refused");
+        assert_eq!(problems.len(), expected.len(), "{problems:?}");
+        for (problem, expected) in problems.iter().zip(expected) {
+            assert!(problem.contains(expected), "{problem}");
+        }
+        assert_eq!((candidates_of(&mut world), world.census()), before);
+    }
+}
+
+#[test]
+fn no_more_endpoints_are_added_than_a_table_has_room_for() {
+    let mut world = world_of(THREE);
+    let many: Vec<_> = (0..crate::plan::ENDPOINTS_MAX as u32 - 2)
+        .map(|n| SocketAddr::from(((0x0a00_0000 + n).to_be_bytes(), 80)))
+        .collect();
+    let problems = world.change_endpoints(WEB, &many, ADD).expect_err("there is no room");
+    assert!(problems[0].ends_with("65536 is the most; remove others first"), "{problems:?}");
 }

@@ -98,11 +98,32 @@ impl Balancer {
         balancer
     }
 
+    /// The same with more keys in the admin section.
+    pub fn start_with_admin(config: &str, admin: &str) -> Self {
+        let mut balancer = Self::launch_with(Command::new(POINTSMAN), config, admin);
+        balancer.await_start();
+        balancer
+    }
+
+    /// The same with something in its environment.
+    pub fn start_with_environment(config: &str, variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(POINTSMAN);
+        command.envs(variables.iter().copied());
+        let mut balancer = Self::launch_by(command, config);
+        balancer.await_start();
+        balancer
+    }
+
     fn launch_by(command: Command, config: &str) -> Self {
+        Self::launch_with(command, config, "")
+    }
+
+    fn launch_with(command: Command, config: &str, admin: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("admin.sock");
         // Top-level keys come first in a file, so the section goes to the end.
-        let config = format!("{config}\n[admin]\nsocket = {:?}\n", socket.to_str().expect("text"));
+        let socket = socket.to_str().expect("text");
+        let config = format!("{config}\n[admin]\nsocket = {socket:?}\n{admin}");
         let file = folder.path().join("pointsman.toml");
         fs::write(&file, config).expect("the configuration is written");
         Self::spawn(command, folder, &file)
@@ -246,9 +267,11 @@ impl Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         self.ended.store(true, SeqCst);
-        // Gets the thread out of its accept.
-        let _ = TcpStream::connect(self.address);
-        if let Some(thread) = self.thread.take() {
+        // Gets the thread out of its accept. A test that has used up all descriptors has failed, and
+        // is not to hang as well.
+        if TcpStream::connect(self.address).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
             let _ = thread.join();
         }
     }
@@ -271,6 +294,11 @@ fn accept(
     for stream in streams {
         let _ = stream.shutdown(std::net::Shutdown::Both);
     }
+}
+
+/// Serves one connection as an endpoint at this address does.
+pub fn serve(stream: TcpStream, address: SocketAddr) {
+    answer(stream, address, &AtomicUsize::new(0));
 }
 
 fn answer(stream: TcpStream, address: SocketAddr, served: &AtomicUsize) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -108,6 +108,15 @@ fn pass(from: &mut TcpStream, to: &mut TcpStream) -> io::Result<()> {
 /// Connects to a balancer.
 pub fn connect(listener: SocketAddr) -> TcpStream {
     patient(TcpStream::connect(listener).expect("a connection"))
+}
+
+/// Connects from an address of this machine; all of 127.0.0.0/8 is.
+pub fn connect_from(from: IpAddr, to: SocketAddr) -> TcpStream {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
+    let socket = socket.expect("a socket");
+    rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("an address");
+    rustix::net::connect(&socket, &to).expect("a connection");
+    patient(socket.into())
 }
 
 fn patient(stream: TcpStream) -> TcpStream {

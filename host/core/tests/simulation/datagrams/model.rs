@@ -1,7 +1,7 @@
 //! A shadow of every flow, port and count: what there should be.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use pointsman_core::boundary::{Op, PortId, Side};
@@ -11,6 +11,7 @@ use pointsman_core::{
     CloseReason, EndpointId, FlowRecord, Instant, Listener, ListenerStats, OnEndpointDown, Snapshot,
 };
 
+use super::fared::Fared;
 use super::kept::Shelf;
 use super::setup::{Call, Kind, PREFIX};
 
@@ -216,10 +217,15 @@ impl Rests {
 pub(super) struct Model {
     pub(super) workers: Vec<Worker>,
     pub(super) shelf: Shelf,
+    pub(super) fared: Fared,
     pub(super) capacity: usize,
     pub(super) kinds: Vec<Kind>,
     /// By listener: when everything admitted so far is on schedule.
     pub(super) rates: Vec<Instant>,
+    /// By listener and client: the same for each client's own rate.
+    pub(super) own_rates: BTreeMap<(usize, Ipv6Addr), Instant>,
+    /// By listener: new flows per second of each client, if limited.
+    pub(super) per_second_of_client: Vec<Option<u64>>,
     /// By listener: flows that each client may have.
     pub(super) per_client: Vec<Option<u32>>,
     /// By listener: how many flows per second, if limited.
@@ -291,13 +297,13 @@ impl Model {
     /// Whether one more may happen in this time; takes its part of it if so.
     pub(super) fn try_rate(&mut self, now: Instant, listener: usize) -> bool {
         let Some(per_second) = self.per_second[listener] else { return true };
-        let interval = Duration::from_nanos(1_000_000_000 / per_second);
-        let next = self.rates[listener].max(now) + interval;
-        let admits = next <= now + Duration::from_secs(1);
-        if admits {
-            self.rates[listener] = next;
-        }
-        admits
+        try_take(&mut self.rates[listener], per_second, now)
+    }
+
+    pub(super) fn try_own_rate(&mut self, now: Instant, listener: usize, client: IpAddr) -> bool {
+        let Some(per_second) = self.per_second_of_client[listener] else { return true };
+        let place = (listener, PREFIX.mask(client));
+        try_take(self.own_rates.entry(place).or_insert(Instant::ZERO), per_second, now)
     }
 
     /// Whether a new flow needs another's place.
@@ -342,6 +348,14 @@ impl Model {
         let flows = &self.workers[scene.worker].flows;
         let places: Vec<usize> =
             (0..flows.len()).filter(|&place| flows[place].is_of(&record)).collect();
+        // Which of several left first only the balancer knows, and with it the order of their ports.
+        if places.len() > 1 {
+            let flows = places.iter().map(|&place| &flows[place]);
+            let ways = flows.filter_map(|flow| Some((flow.listener, flow.target.ok()?.0)));
+            let ways: Vec<Way> = ways.collect();
+            ways.into_iter().for_each(|way| self.worker(scene).rests.obscure(way));
+        }
+        let flows = &self.workers[scene.worker].flows;
         let place = match places[..] {
             [] => panic!("a record of no flow: {record:?} among {flows:#?}"),
             [place] => place,
@@ -454,4 +468,14 @@ impl Model {
             assert_eq!(actual.keyless_total, expected.keyless_total, "keyless of {listener}");
         }
     }
+}
+
+fn try_take(on_schedule: &mut Instant, per_second: u64, now: Instant) -> bool {
+    let interval = Duration::from_nanos(1_000_000_000 / per_second);
+    let next = (*on_schedule).max(now) + interval;
+    let admits = next <= now + Duration::from_secs(1);
+    if admits {
+        *on_schedule = next;
+    }
+    admits
 }

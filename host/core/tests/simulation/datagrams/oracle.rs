@@ -15,6 +15,7 @@ use pointsman_core::{
 };
 use twox_hash::XxHash64;
 
+use super::admission;
 use super::kept::KeptKey;
 use super::model::{Flow, Model, Port, Role, Scene, Seen, coarse};
 use super::setup::Kind;
@@ -239,33 +240,6 @@ impl Model {
         }
     }
 
-    fn admit(
-        &mut self,
-        scene: &Scene<'_>,
-        request: &Request,
-        seen: &mut Seen,
-    ) -> Result<(), ShedReason> {
-        let id = request.listener;
-        let client = request.client.ip();
-        if scene.snapshot.drain_until.is_some() {
-            return Err(ShedReason::Draining);
-        }
-        if self.per_client[id].is_some_and(|max| self.active_of(id, client) >= max as usize) {
-            return Err(ShedReason::ClientFlowsMax);
-        }
-        if !self.try_rate(scene.now, id) {
-            return Err(ShedReason::NewFlowRate);
-        }
-        let full = self.active(id) >= scene.listener(id).flows_max as usize;
-        if full && !self.evict(scene, Some(id), seen) {
-            return Err(ShedReason::FlowsMax);
-        }
-        if self.is_full(scene) && !self.evict(scene, None, seen) {
-            return Err(ShedReason::FlowTableFull);
-        }
-        Ok(())
-    }
-
     fn start(&mut self, scene: &Scene<'_>, request: &Request, key: Option<u64>, seen: &mut Seen) {
         let listener = request.listener;
         let Some(allocated) = self.allocate(scene, (listener, request.client, key), seen) else {
@@ -303,7 +277,8 @@ impl Model {
         }
     }
 
-    /// Where there is no port for an endpoint, a flow without a reply gives its own.
+    /// Where there is no port for an endpoint, a flow without a reply gives its own. Tells whether one
+    /// was given that can be used: not every port could be opened.
     fn take_over_port(&mut self, scene: &Scene<'_>, listener: usize, seen: &mut Seen) -> bool {
         let evicted =
             seen.records.front().is_some_and(|first| first.reason == CloseReason::Evicted);
@@ -313,8 +288,10 @@ impl Model {
             let address = flow.address().expect("it had an endpoint");
             assert!(flow.listener == listener && !flow.is_confirmed());
             assert!(!before.contains(&address), "there was a port for its endpoint");
+            let port = flow.port.and_then(|port| self.workers[scene.worker].ports.get(&port));
+            return port.is_some_and(|port| !port.failed);
         }
-        evicted
+        false
     }
 
     /// The endpoints for whose next flow there is certainly a port.
@@ -379,7 +356,7 @@ impl Model {
     ) {
         let listener = request.listener;
         let among = &scene.snapshot.clusters[listener].candidates;
-        let yields = matches!(reason, ShedReason::Draining | ShedReason::ClientFlowsMax);
+        let yields = admission::yields(reason);
         let follows = !yields && self.kinds[listener] == Kind::Maglev;
         let unsure = self.is_unsure(scene, listener);
         let may_open = self.may_open(scene, listener);
@@ -461,6 +438,9 @@ impl Model {
             worker.stats[listener].drops_total[why.index()] += u64::from(datagrams);
             return;
         };
+        let before = worker.flows[place].clone();
+        self.on_replied(&before);
+        let worker = self.worker(scene);
         let flow = &mut worker.flows[place];
         let Fate::Forwarded { socket, peer, local } = fate else { panic!("a reply was dropped") };
         assert_eq!(socket, DatagramSocket::Listener(ListenerId(listener as u16)));
@@ -519,16 +499,6 @@ impl Model {
         assert!(closed.is_some_and(|port| port.closing && !port.failed));
     }
 
-    /// A connected port's endpoint is not there: its flow ends if it was never answered.
-    pub(super) fn on_unreachable(&mut self, scene: &Scene<'_>, port: PortId, seen: &mut Seen) {
-        let mut flows = self.workers[scene.worker].flows.iter();
-        let flow = flows.find(|flow| flow.port == Some(port));
-        if flow.is_some_and(|flow| !flow.is_confirmed()) {
-            let (reason, ended) = self.end(scene, seen);
-            assert_eq!((reason, ended.port), (CloseReason::ConnectFailed, Some(port)));
-        }
-    }
-
     /// Whether the next step looks at all flows, for the world has changed.
     pub(super) fn is_swept(&self, scene: &Scene<'_>) -> bool {
         let worker = &self.workers[scene.worker];
@@ -583,6 +553,7 @@ impl Model {
             let silent = flow.active + scene.timeout(&flow) <= scene.now;
             assert!(silent || flow.target.is_err(), "too early: {flow:?}");
             assert_eq!(reason, flow.target.err().unwrap_or(CloseReason::IdleTimeout));
+            self.on_idle(scene, &flow);
         }
         let due = |flow: &&mut Flow| flow.is_due(scene.now);
         let mut used = Vec::new();

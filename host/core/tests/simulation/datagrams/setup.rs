@@ -5,19 +5,20 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pointsman_core::boundary::Path;
+use pointsman_core::eligibility::Footing;
 use pointsman_core::policy::{
     Decided, Decision, EndpointIndex, Flow, LeastFlows, Method, Policy, RoundRobin, Scope, Source,
     TablePolicy, Verdict,
 };
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
-    Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,
-    Generation, Listener, OnEndpointDown, PrefixLengths, Protocol, SharedRate, Snapshot,
-    SourceCounts, Timeouts,
+    AccessList, AllFlows, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId,
+    EndpointState, Generation, Instant, Listener, Network, OnEndpointDown, PrefixLengths, Protocol,
+    SharedRate, Snapshot, SourceCounts, SourceRates, Timeouts,
 };
 
+use crate::passive::all_of;
 use crate::rng::Rng;
-use crate::workload::candidates;
 
 pub(super) const PREFIX: PrefixLengths = PrefixLengths { v4: 32, v6: 64 };
 /// Where the key stands in a datagram.
@@ -122,16 +123,20 @@ impl Policy for Scripted {
 /// A world with one cluster for each listener.
 pub(super) fn first_snapshot(rng: &mut Rng, listeners: usize, keyed: bool) -> Snapshot {
     let generation = Generation(1);
+    let all_flows =
+        AllFlows { max: rng.pick(&[u32::MAX, u32::MAX, 3, 12]), active: Arc::default() };
+    let listener = |number| listener(rng, number, keyed, &all_flows);
     Snapshot {
         generation,
-        listeners: (0..listeners).map(|number| listener(rng, number, keyed)).collect(),
+        listeners: (0..listeners).map(listener).collect(),
         clusters: (0..listeners).map(|number| cluster(rng, number, generation)).collect(),
         drain_until: None,
     }
 }
 
-fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
+fn listener(rng: &mut Rng, number: usize, keyed: bool, all_flows: &AllFlows) -> Listener {
     let per_client = rng.chance(300).then(|| Arc::new(source_counts(rng)));
+    let own_rate = rng.chance(250).then(|| Arc::new(source_rates(rng)));
     let rate = rng.chance(250).then(|| Arc::new(SharedRate::new(rng.pick(&[1, 5, 50]))));
     let (offset, length) = KEY;
     Listener {
@@ -141,6 +146,8 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
         cluster: ClusterId(number as u16),
         flows_max: rng.pick(&[2, 10, 1_000, 1_000]),
         flows_active: Arc::default(),
+        all_flows: all_flows.clone(),
+        access: rng.chance(250).then(|| Arc::new(AccessList::new(&ALLOWED, &DENIED))),
         client_prefix: PREFIX,
         connect_attempts: 1,
         on_endpoint_down: rng.pick(&[
@@ -158,6 +165,7 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
         key: (keyed && rng.chance(700)).then_some(KeyRule::Bytes { offset, length }),
         preread_bytes_max: 16_384,
         new_flow_rate: rate,
+        new_flow_rate_per_client: own_rate,
         flows_per_client: per_client,
         proxy: None,
         datagrams: DatagramSettings {
@@ -166,14 +174,30 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool) -> Listener {
             ports_min: rng.pick(&[1, 2, 8, 32]),
             port_per_flow: rng.chance(300),
             offload: rng.chance(500),
-            announce: crate::introduction::outbound(&mut rng.clone()),
+            announce: crate::introduction::outbound(rng),
         },
     }
 }
 
-/// Counts in which no two of the clients fall on the same places.
-fn source_counts(rng: &mut Rng) -> SourceCounts {
-    let max = rng.pick(&[1, 3]);
+/// Networks of whose clients some may come where there is a list.
+const ALLOWED: [Network; 2] = [
+    network4([192, 0, 2, 0], 24),
+    Network { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), length: 0 },
+];
+/// Those who may not.
+const DENIED: [Network; 2] = [network4([192, 0, 2, 2], 31), network4([192, 0, 2, 7], 32)];
+
+const fn network4([a, b, c, d]: [u8; 4], length: u8) -> Network {
+    Network { address: IpAddr::V4(Ipv4Addr::new(a, b, c, d)), length }
+}
+
+/// What the lists above mean for the clients there are.
+pub(super) fn is_denied(client: IpAddr) -> bool {
+    [2, 3, 7].map(|host| IpAddr::from([192, 0, 2, host])).contains(&client)
+}
+
+/// A secret with which no two of the clients fall on the same places.
+fn apart(rng: &mut Rng) -> [u64; 2] {
     loop {
         let key = [rng.next(), rng.next()];
         let alone = |client: &SocketAddr| {
@@ -184,9 +208,26 @@ fn source_counts(rng: &mut Rng) -> SourceCounts {
             added > 0 && counts.try_add(client.ip())
         };
         if CLIENTS.iter().all(alone) {
-            return SourceCounts::new(max, 1, PREFIX, key);
+            return key;
         }
     }
+}
+
+fn source_counts(rng: &mut Rng) -> SourceCounts {
+    let max = rng.pick(&[1, 3]);
+    SourceCounts::new(max, 1, PREFIX, apart(rng))
+}
+
+fn source_rates(rng: &mut Rng) -> SourceRates {
+    let per_second = rng.pick(&[1, 4]);
+    SourceRates::new(per_second, 1, PREFIX, apart(rng))
+}
+
+/// What `SourceRates` was told, which it does not say: as many at once after a quiet second.
+pub(super) fn per_second_of_client(rates: &SourceRates) -> u64 {
+    let nobody = IpAddr::from([203, 0, 113, 77]);
+    let now = Instant::ZERO;
+    (0..).take_while(|_| rates.try_take(now, nobody)).count() as u64
 }
 
 /// What `SourceCounts` was told, which it does not say: how many flows a client may have.
@@ -211,8 +252,9 @@ fn cluster(rng: &mut Rng, number: usize, generation: Generation) -> Cluster {
         (0..rng.between(1, 5) as u32).map(|id| endpoint(rng, number, id, id)).collect();
     Cluster {
         name: format!("cluster-{number}").into(),
-        candidates: Arc::new(candidates(generation, &endpoints, true)),
+        candidates: Arc::new(all_of(generation, &endpoints)),
         endpoints,
+        footing: Footing::Sound,
         proxy: None,
         trial: None,
     }
@@ -231,7 +273,7 @@ pub(super) fn endpoint(rng: &mut Rng, cluster: usize, id: u32, host: u32) -> End
         weight: rng.between(1, 4) as u32,
         load: Arc::default(),
     };
-    EndpointState { endpoint, up: true, draining: false }
+    EndpointState::sound(endpoint)
 }
 
 const fn v4(host: u8, port: u16) -> SocketAddr {

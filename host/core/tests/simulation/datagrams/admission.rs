@@ -1,0 +1,54 @@
+//! Which new flows of datagrams there may be.
+
+use pointsman_core::ShedReason;
+
+use super::model::{Model, Scene, Seen};
+use super::oracle::Request;
+use super::setup;
+
+impl Model {
+    pub(super) fn admit(
+        &mut self,
+        scene: &Scene<'_>,
+        request: &Request,
+        seen: &mut Seen,
+    ) -> Result<(), ShedReason> {
+        let id = request.listener;
+        let client = request.client.ip();
+        if scene.listener(id).access.is_some() && setup::is_denied(client) {
+            return Err(ShedReason::NotAllowed);
+        }
+        if scene.snapshot.drain_until.is_some() {
+            return Err(ShedReason::Draining);
+        }
+        if self.per_client[id].is_some_and(|max| self.active_of(id, client) >= max as usize) {
+            return Err(ShedReason::ClientFlowsMax);
+        }
+        if !self.try_own_rate(scene.now, id, client) {
+            return Err(ShedReason::ClientNewFlowRate);
+        }
+        if !self.try_rate(scene.now, id) {
+            return Err(ShedReason::NewFlowRate);
+        }
+        let full = self.active(id) >= scene.listener(id).flows_max as usize;
+        if full && !self.evict(scene, Some(id), seen) {
+            return Err(ShedReason::FlowsMax);
+        }
+        let listeners = 0..scene.snapshot.listeners.len();
+        let all: usize = listeners.map(|id| self.active(id)).sum();
+        let full = all >= scene.listener(id).all_flows.max as usize;
+        if full && !self.evict(scene, None, seen) {
+            return Err(ShedReason::AllFlowsMax);
+        }
+        if self.is_full(scene) && !self.evict(scene, None, seen) {
+            return Err(ShedReason::FlowTableFull);
+        }
+        Ok(())
+    }
+}
+
+/// Whether not even a policy that needs no flow is followed.
+pub(super) fn yields(reason: ShedReason) -> bool {
+    let of_client = [ShedReason::ClientFlowsMax, ShedReason::ClientNewFlowRate];
+    of_client.contains(&reason) || [ShedReason::Draining, ShedReason::NotAllowed].contains(&reason)
+}

@@ -1,0 +1,225 @@
+//! Writes the access log, in a task of its own: a disk that is full or a pipe that nobody reads holds
+//! up nothing else.
+//!
+//! What cannot be written is lost and counted, and the next lines are tried all the same, so that a
+//! log goes on by itself once there is room again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
+
+use super::syslog::Syslog;
+use super::{BATCH_MAX, LogReader, LogSender, channel};
+use crate::failure::Failure;
+use crate::plan::{LogPlan, LogTarget, Plan};
+use crate::problem::Problem;
+use crate::runtime::{self, Appender};
+
+/// How often it is written.
+const TICK: Duration = Duration::from_millis(100);
+/// How long it may take to write its last lines.
+const END_MAX: Duration = Duration::from_secs(2);
+
+/// The access log's parts, or nothing of it.
+pub struct Log {
+    /// For each worker.
+    pub sender: Option<LogSender>,
+    /// What writes it.
+    pub writer: Option<LogWriter>,
+    /// Ended flows that it has lost.
+    pub dropped: Arc<AtomicU64>,
+}
+
+impl Log {
+    /// Opens what the plan says.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open(plan: &Plan) -> Result<Self, Failure> {
+        let Some(log) = &plan.access_log else {
+            return Ok(Self { sender: None, writer: None, dropped: Arc::default() });
+        };
+        let sink = Sink::open(log).map_err(|error| {
+            Failure::input(Problem::new("access_log.path", format!("cannot be opened: {error}")))
+        })?;
+        let (sender, reader, dropped) = channel(plan, log);
+        let lost = Arc::clone(&dropped);
+        let writer = LogWriter { reader, plan: log.clone(), sink, lost, fails: false };
+        Ok(Self { sender: Some(sender), writer: Some(writer), dropped })
+    }
+}
+
+/// Where lines go.
+enum Sink {
+    /// The end of a file; whether what it ends with is the beginning of a line.
+    File(Appender, bool),
+    Syslog(Syslog),
+}
+
+impl Sink {
+    fn open(log: &LogPlan) -> std::io::Result<Self> {
+        Ok(match &log.target {
+            LogTarget::Syslog(address) => Self::Syslog(Syslog::new(address.clone())),
+            LogTarget::Stdout => Self::File(Appender::stdout()?, false),
+            LogTarget::File(path) => Self::File(Appender::open(path)?, false),
+        })
+    }
+}
+
+/// A log that is open.
+pub struct LogWriter {
+    reader: LogReader,
+    plan: LogPlan,
+    sink: Sink,
+    lost: Arc<AtomicU64>,
+    /// Whether the last lines were lost, which is told once.
+    fails: bool,
+}
+
+impl LogWriter {
+    /// Writes what waits, ten times a second.
+    pub fn start(mut self) -> LogTask {
+        let (stop, mut stopped) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let reopen = Arc::new(Notify::new());
+        let asked = Arc::clone(&reopen);
+        runtime::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = &mut stopped => break,
+                    () = asked.notified() => self.reopen().await,
+                    () = tokio::time::sleep(TICK) => self.write().await,
+                }
+            }
+            self.write().await;
+            if let Sink::File(file, _) = self.sink {
+                file.close().await;
+            }
+            // Nobody waits any more if it took too long.
+            let _ = end.send(());
+        });
+        LogTask { stop, ended, reopen }
+    }
+
+    /// Goes on in the file that has the log's name by now. What waits still goes into the old one.
+    async fn reopen(&mut self) {
+        self.write().await;
+        match Sink::open(&self.plan) {
+            Ok(Sink::File(new, torn)) => {
+                if let Sink::File(old, _) = std::mem::replace(&mut self.sink, Sink::File(new, torn))
+                {
+                    old.close().await;
+                }
+            }
+            Ok(Sink::Syslog(_)) => {
+                if let Sink::Syslog(syslog) = &mut self.sink {
+                    syslog.reopen();
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot open the access log again; it stays as it is");
+                return;
+            }
+        }
+        tracing::info!("the access log is opened again");
+    }
+
+    /// Writes everything that waits.
+    async fn write(&mut self) {
+        loop {
+            let (count, outcome) = match &mut self.sink {
+                Sink::File(file, torn) => {
+                    let lines = self.reader.lines();
+                    if lines.is_empty() {
+                        return;
+                    }
+                    append(file, torn, lines).await
+                }
+                Sink::Syslog(syslog) => {
+                    let (sent, lost, outcome) = send_some(&self.reader, syslog);
+                    if sent + lost == 0 {
+                        return;
+                    }
+                    tokio::task::yield_now().await;
+                    (lost, outcome)
+                }
+            };
+            self.lost.fetch_add(count, Relaxed);
+            self.tell(outcome);
+        }
+    }
+
+    fn tell(&mut self, outcome: std::io::Result<()>) {
+        match (outcome, self.fails) {
+            (Err(error), false) => {
+                tracing::error!(%error, "cannot write the access log; what is lost is counted");
+                self.fails = true;
+            }
+            (Ok(()), true) => {
+                tracing::info!("the access log is written again");
+                self.fails = false;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Appends lines; tells how many are lost. A line that was torn by the last failure is ended first.
+async fn append(file: &Appender, torn: &mut bool, lines: Vec<u8>) -> (u64, std::io::Result<()>) {
+    let mut bytes = Vec::with_capacity(lines.len() + 1);
+    bytes.extend(torn.then_some(b'\n'));
+    bytes.extend(lines);
+    let whole = bytes.len();
+    match file.append(bytes).await {
+        Ok(()) => {
+            *torn = false;
+            (0, Ok(()))
+        }
+        Err((error, rest)) => {
+            *torn |= rest.len() < whole;
+            let lost = rest.iter().filter(|byte| **byte == b'\n').count();
+            (lost as u64, Err(error))
+        }
+    }
+}
+
+/// Sends a batch; tells how many were sent, and how many are lost, and why.
+fn send_some(reader: &LogReader, syslog: &mut Syslog) -> (u64, u64, std::io::Result<()>) {
+    let (mut sent, mut lost, mut outcome) = (0, 0, Ok(()));
+    let mut line = Vec::new();
+    for _ in 0..BATCH_MAX / 16 {
+        line.clear();
+        let Some(unix_ms) = reader.next(&mut line) else { break };
+        match syslog.send(unix_ms, &line) {
+            Ok(()) => sent += 1,
+            Err(error) => {
+                lost += 1;
+                outcome = Err(error);
+            }
+        }
+    }
+    (sent, lost, outcome)
+}
+
+/// A writer at work.
+pub struct LogTask {
+    stop: oneshot::Sender<()>,
+    ended: oneshot::Receiver<()>,
+    reopen: Arc<Notify>,
+}
+
+impl LogTask {
+    /// Has the file opened anew, after somebody has given it another name.
+    pub fn reopen(&self) {
+        self.reopen.notify_one();
+    }
+
+    /// Lets it write its last lines. Tells if it could, in reasonable time.
+    pub async fn finish(self) -> bool {
+        let _ = self.stop.send(());
+        timeout(END_MAX, self.ended).await.is_ok()
+    }
+}

@@ -1,0 +1,79 @@
+//! Tells the service manager how it goes, as `sd_notify(3)` has it: one datagram per message.
+//!
+//! Whoever started the process says in its environment where to send them. A message that does not
+//! arrive is nobody's loss but the manager's, so none is waited for.
+
+use std::env;
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
+
+/// A way to the service manager, if there is one.
+#[derive(Debug, Default)]
+pub struct Notifier {
+    socket: Option<UnixDatagram>,
+    watchdog: Option<Watchdog>,
+}
+
+/// The manager's wish to hear from us again and again.
+#[derive(Debug)]
+struct Watchdog {
+    every: Duration,
+    told: Instant,
+}
+
+impl Notifier {
+    /// What the environment says.
+    pub fn from_environment() -> Self {
+        let socket = env::var_os("NOTIFY_SOCKET").and_then(|path| connect(&path));
+        let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
+        let is_meant =
+            number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let limit = number("WATCHDOG_USEC").filter(|micros| is_meant && *micros > 0);
+        // Twice as often as it must be, as the manual advises.
+        let watchdog = limit.map(|micros| Watchdog {
+            every: Duration::from_micros(micros / 2),
+            told: Instant::now(),
+        });
+        Self { socket, watchdog }
+    }
+
+    /// Everything is bound, and all workers accept.
+    pub fn ready(&self) {
+        self.send("READY=1");
+    }
+
+    /// The process is to end.
+    pub fn stopping(&self) {
+        self.send("STOPPING=1");
+    }
+
+    /// Time has passed: the control thread is alive.
+    pub fn tick(&mut self) {
+        let Some(watchdog) = &mut self.watchdog else { return };
+        if watchdog.told.elapsed() >= watchdog.every {
+            watchdog.told = Instant::now();
+            self.send("WATCHDOG=1");
+        }
+    }
+
+    fn send(&self, message: &str) {
+        if let Some(socket) = &self.socket {
+            let _ = socket.send(message.as_bytes());
+        }
+    }
+}
+
+/// A path, or a name that begins with `@` and has no file.
+fn connect(path: &OsStr) -> Option<UnixDatagram> {
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(path),
+    };
+    let socket = UnixDatagram::unbound().ok()?;
+    socket.set_nonblocking(true).ok()?;
+    socket.connect_addr(&address.ok()?).ok()?;
+    Some(socket)
+}
