@@ -174,7 +174,8 @@ endpoints = [{ address = "127.0.0.1:1" }]
         assert_eq!(
             line,
             "web_\"quoted\" tcp 192.0.2.7:1234 -> web 127.0.0.1:1 finished up=10 down=20 \
-             duration_us=5000 connect_us=1000 source=native attempts=1\n"
+             duration_us=5000 connect_us=1000 source=native attempts=1 peer=10.0.0.1:80 \
+             unique_id=00000000000000000000000000000abc\n"
         );
     }
 
