@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use pointsman_core::Instant;
 use pointsman_core::boundary::{
@@ -119,16 +119,16 @@ impl Ring {
     /// # Errors
     /// The listener's number is taken or too high.
     pub fn listen(&mut self, id: ListenerId, socket: OwnedFd) -> Result<(), RingError> {
-        let descriptor = socket.as_raw_fd();
-        let free = !self.datagrams.listens(id);
-        let added = if free {
-            self.listeners.add(id, socket)
-        } else {
-            Err(io::Error::from_raw_os_error(libc::EEXIST))
-        };
-        added.map_err(RingError::os("add a listener"))?;
-        self.uring.accept(Token::Accept(id), descriptor);
-        Ok(())
+        self.add_listener(id, socket, false)
+    }
+
+    /// The same for a socket from which other rings accept too: each gets its share of the clients. It
+    /// becomes one that does not block, for all who have it.
+    ///
+    /// # Errors
+    /// The listener's number is taken or too high.
+    pub fn listen_shared(&mut self, id: ListenerId, socket: OwnedFd) -> Result<(), RingError> {
+        self.add_listener(id, socket, true)
     }
 
     /// What wakes this ring from other threads.
