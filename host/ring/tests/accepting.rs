@@ -2,7 +2,9 @@
 
 mod common;
 
+use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use common::{LISTENER, alone, listening, quiet, ring, ring_with, submit, turn};
 use pointsman_core::boundary::{Accepted, Completion, Goodbye, Op};
@@ -84,23 +86,33 @@ fn an_unknown_or_taken_listener_is_told_so() {
     ring.listen(pointsman_core::boundary::ListenerId(2), listening().0).expect_err("too high");
 }
 
-/// Two rings that accept from the same socket.
-fn sharing() -> ([Ring; 2], SocketAddr) {
+/// Two rings that accept from the same socket, and a descriptor of it.
+fn sharing() -> ([Ring; 2], OwnedFd, SocketAddr) {
     let (listener, address) = listening();
-    let sockets = [listener.try_clone().expect("a descriptor"), listener];
+    let sockets = [0, 1].map(|_| listener.try_clone().expect("a descriptor"));
     let rings = sockets.map(|socket| {
         let mut ring = ring();
         ring.listen_shared(LISTENER, socket).expect("listen");
         quiet(&mut ring);
         ring
     });
-    (rings, address)
+    (rings, listener, address)
+}
+
+/// Whether whoever accepts from this socket is made to wait: a property of the socket, not of the
+/// descriptor.
+fn blocks(socket: &OwnedFd) -> bool {
+    const NONBLOCK: u32 = 0o4000;
+    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", socket.as_raw_fd()));
+    let told = told.expect("what the kernel says of a descriptor");
+    let flags = told.lines().find_map(|line| line.strip_prefix("flags:")).expect("its flags");
+    u32::from_str_radix(flags.trim(), 8).expect("an octal number") & NONBLOCK == 0
 }
 
 /// Lets both rings have turns, one at least, until so many clients have come; tells how many each has
-/// got.
-fn share(rings: &mut [Ring; 2], clients: usize) -> [usize; 2] {
-    let mut served = [0, 0];
+/// got, and how often one was short of descriptors.
+fn share(rings: &mut [Ring; 2], clients: usize) -> ([usize; 2], usize) {
+    let (mut served, mut stalls) = ([0, 0], 0);
     loop {
         for (ring, served) in rings.iter_mut().zip(&mut served) {
             ring.wait(Some(Clock.now())).expect("wait");
@@ -111,26 +123,26 @@ fn share(rings: &mut [Ring; 2], clients: usize) -> [usize; 2] {
                         *served += 1;
                         refuse(ring, socket);
                     }
-                    Completion::AcceptStalled { .. } => {}
+                    Completion::AcceptStalled { .. } => stalls += 1,
                     other => panic!("{other:?}"),
                 }
             }
         }
         if served[0] + served[1] >= clients {
-            return served;
+            return (served, stalls);
         }
     }
 }
 
 #[test]
 fn rings_that_share_a_socket_get_a_share_of_the_clients_each() {
-    let (mut rings, address) = sharing();
+    let (mut rings, _socket, address) = sharing();
     let mut served = [0, 0];
     for _ in 0..40 {
         let _peer = TcpStream::connect(address).expect("connect");
-        let [first, second] = share(&mut rings, 1);
+        let ([first, second], _) = share(&mut rings, 1);
         // Whoever has taken it waits again.
-        assert_eq!(share(&mut rings, 0), [0, 0]);
+        assert_eq!(share(&mut rings, 0).0, [0, 0]);
         served = [served[0] + first, served[1] + second];
     }
     assert_eq!(served, [20, 20]);
@@ -140,12 +152,22 @@ fn rings_that_share_a_socket_get_a_share_of_the_clients_each() {
 fn a_socket_that_is_shared_stops_no_ring_when_descriptors_run_out() {
     alone("a_socket_that_is_shared_stops_no_ring_when_descriptors_run_out", || {
         const CLIENTS: usize = 60;
-        let (mut rings, address) = sharing();
+        let (mut rings, socket, address) = sharing();
         let peers: Vec<_> =
             (0..CLIENTS).map(|_| TcpStream::connect(address).expect("connect")).collect();
         common::leave_descriptors(3);
+        let last = [0; 3].map(|_| File::open("/dev/null").expect("the last"));
+        let mut stalls = 0;
+        while stalls < rings.len() {
+            stalls += share(&mut rings, 0).1;
+        }
+        drop(last);
         share(&mut rings, CLIENTS);
         drop(peers);
+        // They accept as usual again.
+        rings.iter_mut().for_each(quiet);
+        assert!(!blocks(&socket), "one ring could stop another in the middle of a turn");
+        drop(socket);
         let [stops, goes_on] = &mut rings;
         submit(stops, [Op::StopAccepting { listener: LISTENER }]);
         assert!(accept(stops, usize::MAX).1);
