@@ -199,6 +199,11 @@ impl Allocator {
         self.tick_at = Some(now + TICK);
     }
 
+    /// An id for a flow that no other flow has, for all that chance can do.
+    pub(crate) fn unique_id(&mut self) -> u128 {
+        u128::from(self.random.next()) << 64 | u128::from(self.random.next())
+    }
+
     fn plan_ticks(&mut self) {
         let wanted = self.policies.iter_mut().any(Slot::wants_ticks);
         self.tick_at = wanted.then(|| self.tick_at.unwrap_or(Instant::ZERO));

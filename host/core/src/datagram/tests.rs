@@ -7,8 +7,8 @@ use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
 use crate::boundary::{
-    Buffer, Completion, DatagramSocket, ListenerId, LossCause, Memory, Op, Ops, Path, PoolSizes,
-    PortId, Train,
+    Buffer, Completion, DatagramSocket, Link, ListenerId, LossCause, Memory, Op, Ops, Path,
+    PoolSizes, PortId, Train,
 };
 use crate::eligibility::Footing;
 use crate::listing::{Cursor, EntryKind, FlowState};
@@ -30,6 +30,14 @@ struct Bytes(&'static [u8]);
 impl Memory for Bytes {
     fn bytes(&self, _: &Buffer) -> &[u8] {
         self.0
+    }
+
+    fn write(&mut self, _: &[u8]) -> Option<Buffer> {
+        None
+    }
+
+    fn local_address(&self, _: Link) -> Option<SocketAddr> {
+        None
     }
 
     fn first_datagram(&self, _: &Train) -> &[u8] {
@@ -72,7 +80,7 @@ impl Rig {
 
     fn handle(&mut self, completion: Completion) -> vec::Vec<Op> {
         let mut ops = Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX);
-        self.balancer.handle(self.now, completion, &self.bytes, &mut ops);
+        self.balancer.handle(self.now, completion, &mut self.bytes, &mut ops);
         self.balancer.check_invariants();
         ops.drain().collect()
     }
@@ -131,6 +139,7 @@ impl Rig {
             endpoints: endpoints.collect(),
             candidates,
             footing: Footing::Sound,
+            proxy: None,
             trial: None,
         };
         let snapshot = Snapshot {
