@@ -76,8 +76,6 @@ pub(crate) fn run(folder: &Path, seconds: u64, swaps: usize) -> Result<()> {
         if storm.swaps.len() >= SWAPS_WARM && warm_bytes.is_none() {
             warm_bytes = Some(proxy.memory_bytes()?);
         }
-            eprintln!("{} {}", storm.swaps.len(), proxy.memory_bytes()? / 1024);
-        }
     }
     flows.stop()?;
     // What was dropped last is given back by threads of the balancer's own.
