@@ -5,6 +5,7 @@
 //! it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +13,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use pointsman_core::ejection::EjectionChange;
 use pointsman_core::health::{Observation, Transition};
-use pointsman_core::{Instant, Snapshot};
+use pointsman_core::{ClusterId, Instant, Snapshot};
 use pointsman_ring::{Clock, raise_descriptor_limit};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval};
@@ -24,6 +26,7 @@ use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
 use crate::discovery::{Discovery, Found};
 use crate::failure::Failure;
+use crate::inherited::Inherited;
 use crate::mailbox::Retired;
 use crate::notify::Notifier;
 use crate::plan::{Plan, protocol_name};
@@ -34,7 +37,7 @@ use crate::random;
 use crate::runtime;
 use crate::service::{Parts, Service};
 use crate::sockets::{self, AdminSocket};
-use crate::steering::{Steered, Steering};
+use crate::steering::{Steered, Steerer, Steering};
 use crate::swap::{guard, watch};
 use crate::worker::Ended;
 use crate::world::{Change, News, Role, Unchanged, World};
@@ -48,20 +51,21 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// It cannot start, or a worker broke.
-pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
+pub async fn run(mut plan: Plan, inherited: Inherited) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
     let notifier = Notifier::from_environment();
     let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
     let budget = Budget::divide(&mut plan, Supply::read(descriptors));
     let plugins = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
-    let listening = sockets::listen(&plan).map_err(Failure::input)?;
+    let handed = inherited.deal(&plan).map_err(Failure::Input)?;
+    let listening = sockets::listen(&plan, handed.listeners).map_err(Failure::input)?;
     let hash_key = [random::secret()?, random::secret()?];
     let mut world = World::new(&plan, &listening.addresses, hash_key);
     let discovery = Discovery::start(&plan, &mut world).await;
     let seated = assembly::seat(&plan, &plugins, &mut world).map_err(Failure::Input)?;
-    let (unix, admin_socket) = AdminSocket::bind(&plan).map_err(Failure::input)?;
-    let http = bind_http(&plan).await?;
+    let (unix, admin_socket) = AdminSocket::open(&plan, handed.admin).map_err(Failure::input)?;
+    let http = open_http(&plan, handed.http).await?;
     let log = Log::open(&plan)?;
     give_up_privileges(&plan)?;
 
@@ -94,14 +98,7 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         access_log_dropped: log.dropped,
     };
     let service = Arc::new(Service::new(parts, world));
-    for (cluster, steerer) in seated.steerers {
-        service.steer((cluster, Role::Live), Some(steerer));
-    }
-    watch::start(&service)?;
-    admin::serve_unix(unix, Arc::clone(&service));
-    if let Some(http) = http {
-        admin::serve_http(http, &service).context("admin.http")?;
-    }
+    begin(&service, seated.steerers, (unix, http))?;
     notifier.ready();
     let control = Control {
         workers_left: service.fleet().len(),
@@ -119,6 +116,23 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         admin_socket,
     };
     control.run().await
+}
+
+/// Sets what stands beside the workers to work.
+fn begin(
+    service: &Arc<Service>,
+    steerers: Vec<(ClusterId, Steerer)>,
+    (unix, http): (UnixListener, Option<TcpListener>),
+) -> Result<(), Failure> {
+    for (cluster, steerer) in steerers {
+        service.steer((cluster, Role::Live), Some(steerer));
+    }
+    watch::start(service)?;
+    admin::serve_unix(unix, Arc::clone(service));
+    if let Some(http) = http {
+        admin::serve_http(http, service).context("admin.http")?;
+    }
+    Ok(())
 }
 
 /// Becomes whom the plan says. Everything that only root may bind is bound, and no worker has started.
@@ -145,9 +159,14 @@ async fn read_plugins(plan: &Plan) -> Vec<io::Result<Vec<u8>>> {
     files
 }
 
-async fn bind_http(plan: &Plan) -> Result<Option<tokio::net::TcpListener>, Failure> {
+async fn open_http(plan: &Plan, handed: Option<OwnedFd>) -> Result<Option<TcpListener>, Failure> {
     let Some(address) = plan.admin_http else { return Ok(None) };
-    match tokio::net::TcpListener::bind(address).await {
+    if let Some(handed) = handed {
+        let listener = std::net::TcpListener::from(handed);
+        listener.set_nonblocking(true)?;
+        return Ok(Some(TcpListener::from_std(listener)?));
+    }
+    match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) => {
             Err(Failure::input(format!("admin.http: cannot listen on {address}: {error}")))

@@ -32,6 +32,7 @@ pub mod endpoints;
 pub mod failure;
 pub mod fleet;
 pub mod flows;
+pub mod inherited;
 pub mod mailbox;
 pub mod metrics;
 pub mod notify;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use pointsman_core::ejection::{Ejection, Ejector};
 use pointsman_core::eligibility::{Eligibility, Footing};
 use pointsman_core::health::{Health, Observation, Thresholds, Transition};
+use pointsman_core::proxy::Outbound;
 use pointsman_core::{
     AllFlows, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation,
     Instant, Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts, SourceRates,
@@ -56,6 +57,7 @@ struct ListenerState {
 struct ClusterState {
     name: Box<str>,
     eligibility: Eligibility,
+    proxy: Option<Outbound>,
     /// Who ejects endpoints whose flows fail, if anybody does.
     ejector: Option<Ejector>,
     /// How many checks change a verdict, if there are checks.
@@ -306,6 +308,7 @@ impl ListenerState {
             new_flow_rate: self.new_flow_rate.clone(),
             new_flow_rate_per_client: self.new_flow_rate_per_client.clone(),
             flows_per_client: self.flows_per_client.clone(),
+            proxy: self.plan.proxy.clone(),
             datagrams: self.plan.datagrams,
         }
     }
@@ -325,6 +328,7 @@ impl ClusterState {
         Self {
             name: plan.name.as_str().into(),
             eligibility,
+            proxy: plan.proxy,
             ejector: plan.passive.clone().map(Ejector::new),
             live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
@@ -344,6 +348,7 @@ impl ClusterState {
             endpoints: self.endpoints.iter().map(Watched::state).collect(),
             candidates: Arc::clone(&self.live.candidates),
             footing: self.footing,
+            proxy: self.proxy,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
         }
     }

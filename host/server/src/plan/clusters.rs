@@ -8,6 +8,7 @@ use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
 use super::{
     ClusterPlan, ENDPOINTS_MAX, EndpointPlan, PluginFolders, WEIGHTS, checks, discovery, passive,
+    proxy,
 };
 use crate::config::{Cluster, Endpoint};
 
@@ -61,6 +62,10 @@ fn resolve_one(
             .as_ref()
             .map(|passive| passive::resolve(&format!("{key}.passive"), passive, findings)),
         eligibility: eligibility(key, cluster, findings),
+        proxy: cluster
+            .proxy_protocol
+            .as_ref()
+            .map(|outbound| proxy::outbound(&format!("{key}.proxy_protocol"), outbound, findings)),
     }
 }
 
