@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
+use hickory_resolver::proto::rr::RecordType;
 use pointsman::status::{Cluster, Discovery};
 use support::dns::{Mood, NameServer, host, hosts, service};
 use support::policy::Traffic;
@@ -236,7 +237,7 @@ fn a_target_that_cannot_be_asked_about_keeps_its_endpoint_and_holds_up_no_other(
     let balancer = Balancer::start(&config("round-robin", &discovery));
     let web = balancer.address("web");
     eventually("both serve", || who_answers(web).len() == 2);
-    server.fail("a.test");
+    server.fail("a.test", RecordType::A);
     server.set("b.test", hosts(&[three.address]));
     let after = BTreeSet::from([one.address, three.address]);
     eventually("the other has another", || who_answers(web) == after);
@@ -265,6 +266,20 @@ fn the_family_says_which_addresses_count() {
     assert_eq!(found("both"), [v6]);
     assert!(found("ipv4").is_empty());
     assert_eq!(found("ipv6"), [v6]);
+}
+
+#[test]
+fn flows_do_not_move_to_the_other_family_because_nobody_can_tell_of_the_preferred_one() {
+    let [one] = on_one_port();
+    let server = NameServer::start();
+    let other = host("::1".parse().expect("an address"));
+    server.set("web.test", vec![host(one.address.ip()), other]);
+    let balancer = Balancer::start(&by_name(&server, one.address.port(), ""));
+    server.fail("web.test", RecordType::A);
+    eventually("that is told", || search(&balancer).state == "failing");
+    server.await_questions(5);
+    assert_eq!(who_answers(balancer.address("web")), BTreeSet::from([one.address]));
+    assert_eq!(cluster(&balancer).endpoints.len(), 1);
 }
 
 #[test]

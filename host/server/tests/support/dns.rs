@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, AAAA, SRV};
-use hickory_resolver::proto::rr::{Name, RData, Record};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
 use super::{GIVE_UP, eventually};
 
@@ -48,8 +48,8 @@ struct Zone {
     mood: Mood,
     ttl: u32,
     records: BTreeMap<Name, Vec<RData>>,
-    /// Names that it cannot say anything about.
-    failing: BTreeSet<Name>,
+    /// What it cannot say anything about.
+    failing: BTreeSet<(Name, RecordType)>,
 }
 
 impl NameServer {
@@ -93,9 +93,9 @@ impl NameServer {
         self.shared.zone().records.insert(name_of(name), records);
     }
 
-    /// From now on it says that it cannot, when it is asked about this name.
-    pub fn fail(&self, name: &str) {
-        self.shared.zone().failing.insert(name_of(name));
+    /// From now on it says that it cannot, when it is asked for a name's records of this type.
+    pub fn fail(&self, name: &str, of: RecordType) {
+        self.shared.zone().failing.insert((name_of(name), of));
     }
 
     /// From now on there is no such name.
@@ -183,7 +183,7 @@ impl Zone {
             // The right number, so that the rest is looked at.
             Mood::Babbles => return Some([&question[..2], &[0xff; 30]].concat()),
             Mood::ServFail => answer.metadata.response_code = ResponseCode::ServFail,
-            _ if self.failing.contains(query.name()) => {
+            _ if self.failing.contains(&(query.name().clone(), query.query_type())) => {
                 answer.metadata.response_code = ResponseCode::ServFail;
             }
             Mood::Truncates if is_datagram => answer.metadata.truncation = true,
