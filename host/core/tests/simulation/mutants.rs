@@ -234,7 +234,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: a policy that is no table is asked without a flow",
         file: "allocation.rs",
-        original: "if among.is_empty() || !slot.policy.is_stateless() {",
+        original: "if among.is_empty() || !slot.is_stateless() {",
         mutated: "if among.endpoints.is_empty() {",
     },
     Mutant {
