@@ -498,8 +498,10 @@ impl Balancer {
         }
         allocation.endpoint.load.on_flow_started();
         let address = allocation.endpoint.address;
+        let cluster = self.snapshot.listener(session.listener).cluster;
+        let from = self.snapshot.clusters[cluster.index()].source(session.client, address);
         session.bind(now, allocation);
-        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });
+        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address, from });
         self.set_timer(slot);
     }
 

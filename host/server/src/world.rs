@@ -58,6 +58,7 @@ struct ClusterState {
     name: Box<str>,
     eligibility: Eligibility,
     proxy: Option<Outbound>,
+    transparent: bool,
     /// Who ejects endpoints whose flows fail, if anybody does.
     ejector: Option<Ejector>,
     /// How many checks change a verdict, if there are checks.
@@ -329,6 +330,7 @@ impl ClusterState {
             name: plan.name.as_str().into(),
             eligibility,
             proxy: plan.proxy,
+            transparent: plan.transparent,
             ejector: plan.passive.clone().map(Ejector::new),
             live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
@@ -349,6 +351,7 @@ impl ClusterState {
             candidates: Arc::clone(&self.live.candidates),
             footing: self.footing,
             proxy: self.proxy,
+            transparent: self.transparent,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
         }
     }
