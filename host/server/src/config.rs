@@ -18,7 +18,7 @@ pub use passive::{Passive, SuccessRate};
 pub use read::{Document, read};
 
 /// A whole file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Threads that carry traffic. Default: one per core this process may use, because a worker is
@@ -75,7 +75,7 @@ impl Default for Config {
 }
 
 /// `[buffers]`: how many of each sort a worker has. Memory is touched only when it is used.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Buffers {
     /// Of 4 KiB each. Default 16384 (64 MiB when all are in use): some thousand busy sessions.
@@ -95,7 +95,7 @@ impl Default for Buffers {
 }
 
 /// `[admin]`: where the balancer can be asked how it is.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
     /// The Unix socket that the command line talks to. Default `/run/pointsman/admin.sock`: `/run`
@@ -117,7 +117,7 @@ pub struct Admin {
 }
 
 /// `tls`: who a server is.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
     /// Its certificate, and those that vouch for it, in PEM. Required.
@@ -145,7 +145,7 @@ impl Default for Admin {
 }
 
 /// `[access_log]`: one line per ended flow.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccessLog {
     /// The file to append to, or `-` for standard output. Either this or `syslog` is required:
@@ -178,7 +178,7 @@ pub enum LogFormat {
 }
 
 /// `[[listeners]]`: a local address that accepts traffic.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Listener {
     /// Its name, in metrics and logs. Required and unique.
@@ -349,7 +349,7 @@ pub enum UpstreamSockets {
 }
 
 /// `key`: where a flow's application key stands.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Key {
     /// What is read. Required.
@@ -414,7 +414,7 @@ impl KeyKind {
 }
 
 /// `[[clusters]]`: endpoints that serve the same thing.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cluster {
     /// Its name. Required and unique.
@@ -452,7 +452,7 @@ impl Default for Cluster {
 }
 
 /// One address in a cluster.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Endpoint {
     /// `address:port`. Required and unique in its cluster.
@@ -471,7 +471,7 @@ impl Default for Endpoint {
 }
 
 /// How a cluster's endpoints are checked.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Health {
     /// `tcp`, `http`, `udp` or `tls`. Default `tcp`: an endpoint passes when it accepts a connection,
@@ -551,7 +551,7 @@ pub enum HealthKind {
 }
 
 /// `[[policies]]`: what allocates new flows.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Its name. Required, unique, and none of the native ones.

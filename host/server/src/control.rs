@@ -12,8 +12,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use pointsman_core::ejection::EjectionChange;
 use pointsman_core::health::{Observation, Transition};
-use pointsman_core::{Instant, Snapshot};
+use pointsman_core::{ClusterId, Instant, Snapshot};
 use pointsman_ring::{Clock, raise_descriptor_limit};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval};
@@ -22,18 +23,21 @@ use crate::access_log::{self, Log, LogTask};
 use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
+use crate::config::Config;
 use crate::failure::Failure;
 use crate::mailbox::Retired;
-use crate::notify::Notifier;
+use crate::notify::{Notifier, Watchdog};
 use crate::plan::{Plan, protocol_name};
 use crate::plugins::Plugins;
 use crate::prober::{Prober, Seen};
 use crate::problem::Problem;
 use crate::random;
+use crate::reload::{self, Source};
 use crate::runtime;
 use crate::service::{Parts, Service};
+use crate::setup::Setup;
 use crate::sockets::{self, AdminSocket};
-use crate::steering::{Steered, Steering};
+use crate::steering::{Steered, Steerer};
 use crate::swap::{guard, watch};
 use crate::worker::Ended;
 use crate::world::{Change, News, Role, World};
@@ -47,17 +51,17 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// It cannot start, or a worker broke.
-pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
+pub async fn run(source: Source, config: Config, mut plan: Plan) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
-    let notifier = Notifier::from_environment();
     let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
     let budget = Budget::divide(&mut plan, Supply::read(descriptors));
-    let plugins = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
+    let compiled = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
+    let (plugins, loaded) = compiled;
     let listening = sockets::listen(&plan).map_err(Failure::input)?;
     let hash_key = [random::secret()?, random::secret()?];
     let mut world = World::new(&plan, &listening.addresses, hash_key);
-    let seated = assembly::seat(&plan, &plugins, &mut world).map_err(Failure::Input)?;
+    let seated = assembly::seat(&plan, (&plugins, &loaded), &mut world).map_err(Failure::Input)?;
     let (unix, admin_socket) = AdminSocket::bind(&plan).map_err(Failure::input)?;
     let http = bind_http(&plan).await?;
     let log = Log::open(&plan)?;
@@ -73,7 +77,7 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         policies: seated.policies,
         engine: plugins.engine(),
         snapshot: Arc::clone(&snapshot),
-        budget,
+        budget: &budget,
         channels: Channels {
             retired: retired_sender,
             ended: ended_sender,
@@ -82,31 +86,24 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
     };
     let fleet = assembly::start(&plan, outfit).await?;
     tell_addresses(&snapshot);
-    let steering = plugins.engine().map(|_| Steering::start(steered_sender)).transpose()?;
     let parts = Parts {
-        plan,
+        source,
+        budget,
         plugins,
-        seats: seated.seats,
-        steering,
+        steered: steered_sender,
         fleet,
-        access_log_dropped: log.dropped,
+        log: log.keeper,
+        notifier: Notifier::from_environment(),
     };
-    let service = Arc::new(Service::new(parts, world));
-    for (cluster, steerer) in seated.steerers {
-        service.steer((cluster, Role::Live), Some(steerer));
-    }
-    watch::start(&service)?;
-    admin::serve_unix(unix, Arc::clone(&service));
-    if let Some(http) = http {
-        admin::serve_http(http, &service).context("admin.http")?;
-    }
-    notifier.ready();
+    let setup = Setup { config, plan, loaded, seats: seated.seats };
+    let service = Arc::new(Service::new(parts, setup, world));
+    begin(&service, seated.steerers, (unix, http))?;
     let control = Control {
         workers_left: service.fleet().len(),
+        watchdog: Watchdog::from_environment(service.notifier().clone()),
         service,
         signals,
         prober: Prober::new(seen_sender),
-        notifier,
         seen,
         ended,
         retired,
@@ -116,6 +113,27 @@ pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
         admin_socket,
     };
     control.run().await
+}
+
+/// Sets what stands beside the workers to work, and says that everything does.
+fn begin(
+    service: &Arc<Service>,
+    steerers: Vec<(ClusterId, Steerer)>,
+    (unix, http): (UnixListener, Option<TcpListener>),
+) -> Result<(), Failure> {
+    if service.plugins().engine().is_some() {
+        service.start_steering()?;
+    }
+    for (cluster, steerer) in steerers {
+        service.steer((cluster, Role::Live), Some(steerer));
+    }
+    watch::start(service)?;
+    admin::serve_unix(unix, Arc::clone(service));
+    if let Some(http) = http {
+        admin::serve_http(http, service).context("admin.http")?;
+    }
+    service.notifier().ready();
+    Ok(())
 }
 
 /// Becomes whom the plan says. Everything that only root may bind is bound, and no worker has started.
@@ -142,9 +160,9 @@ async fn read_plugins(plan: &Plan) -> Vec<io::Result<Vec<u8>>> {
     files
 }
 
-async fn bind_http(plan: &Plan) -> Result<Option<tokio::net::TcpListener>, Failure> {
+async fn bind_http(plan: &Plan) -> Result<Option<TcpListener>, Failure> {
     let Some(address) = plan.admin_http else { return Ok(None) };
-    match tokio::net::TcpListener::bind(address).await {
+    match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) => {
             Err(Failure::input(format!("admin.http: cannot listen on {address}: {error}")))
@@ -157,6 +175,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     user1: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -165,6 +184,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             user1: signal(SignalKind::user_defined1())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
@@ -174,6 +194,7 @@ impl Signals {
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
             _ = self.user1.recv() => SignalKind::user_defined1(),
+            _ = self.hangup.recv() => SignalKind::hangup(),
         }
     }
 }
@@ -200,7 +221,7 @@ struct Control {
     service: Arc<Service>,
     signals: Signals,
     prober: Prober,
-    notifier: Notifier,
+    watchdog: Watchdog,
     seen: UnboundedReceiver<Seen>,
     ended: UnboundedReceiver<Ended>,
     retired: UnboundedReceiver<Retired>,
@@ -224,6 +245,10 @@ impl Control {
                 signal = self.signals.next() => {
                     if signal == SignalKind::user_defined1() {
                         self.log.iter().for_each(LogTask::reopen);
+                        continue;
+                    }
+                    if signal == SignalKind::hangup() {
+                        reload::on_signal(&self.service);
                         continue;
                     }
                     if let Some(code) = self.on_signal(signal) {
@@ -258,13 +283,16 @@ impl Control {
     }
 
     fn on_tick(&mut self) -> anyhow::Result<()> {
-        let plan = self.service.plan();
-        self.service.look(|world| self.prober.follow(plan, world));
         let now = Clock.now();
+        if self.service.look(|world| world.tidy(now)) {
+            self.service.change(|_| {});
+        }
+        // Both at once: a reload replaces both.
+        self.service.look(|world| self.prober.follow(&self.service.setup().plan, world));
         let changes = self.service.look(|world| world.look_at_flows(now));
         self.publish(&changes);
         guard::look_after(&self.service);
-        self.notifier.tick();
+        self.watchdog.tick();
         if self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER) {
             return Err(anyhow!("{} worker(s) did not end after the drain", self.workers_left));
         }
@@ -279,8 +307,9 @@ impl Control {
     }
 
     fn publish(&self, changes: &[Change]) {
+        let setup = self.service.setup();
         for change in changes {
-            tell(&self.service.plan().clusters[change.cluster.index()].name, change);
+            tell(&setup.plan.clusters[change.cluster.index()].name, change);
         }
         if !changes.is_empty() {
             self.service.change(|_| {});
@@ -307,10 +336,10 @@ impl Control {
             self.service.fleet().stop();
             return Some(128 + signal.as_raw_value());
         }
-        let timeout = self.service.plan().drain_timeout;
+        let timeout = self.service.setup().plan.drain_timeout;
         let until = Clock.now() + timeout;
         self.drain_until = Some(until);
-        self.notifier.stopping();
+        self.service.notifier().stopping();
         tracing::info!(timeout_ms = timeout.as_millis(), "draining; a second signal ends at once");
         self.service.change(|world| world.drain(until));
         None

@@ -48,7 +48,10 @@ pub const WEIGHTS: RangeInclusive<u32> = 1..=65_535;
 /// The most endpoints of a cluster: a lookup table has more entries than that.
 pub const ENDPOINTS_MAX: usize = maglev::DEFAULT_SIZE as usize - 1;
 
-/// Everything a balancer is started with.
+/// Everything a balancer is started with, or told to become by a reload.
+///
+/// Listeners, clusters and plugins are in the file's order at the start. From a reload on those that
+/// were there before have the places they had, and what is no longer in the file is `removed`.
 #[derive(Debug)]
 pub struct Plan {
     /// Threads that carry traffic.
@@ -149,6 +152,8 @@ pub struct ListenerPlan {
     pub preread_bytes_max: u32,
     /// What only datagrams need.
     pub datagrams: DatagramSettings,
+    /// Whether it is no longer in the file, and only keeps its place.
+    pub removed: bool,
 }
 
 impl ListenerPlan {
@@ -175,6 +180,8 @@ pub struct ClusterPlan {
     pub passive: Option<EjectionRules>,
     /// What is done when endpoints are missing.
     pub eligibility: Eligibility,
+    /// Whether it is no longer in the file, and only keeps its place.
+    pub removed: bool,
 }
 
 /// One address in a cluster.
@@ -203,6 +210,8 @@ pub struct CheckPlan {
     pub timeout: Duration,
     /// How many observations change a verdict.
     pub thresholds: Thresholds,
+    /// As it stands in the file, which tells whether it has changed.
+    pub written: config::Health,
 }
 
 /// What allocates a cluster's flows.
@@ -279,6 +288,8 @@ pub struct PluginPlan {
     pub configure_deadline: Duration,
     /// The most memory one instance may have.
     pub memory_max_bytes: usize,
+    /// Whether it is no longer in the file, and only keeps its place.
+    pub removed: bool,
 }
 
 /// The word for a protocol, in configuration, status and logs.

@@ -15,7 +15,7 @@ use pointsman_core::Protocol;
 use pointsman_ring::{RingError, bind_tcp, bind_udp};
 use tokio::net::UnixListener;
 
-use crate::plan::Plan;
+use crate::plan::{ListenerPlan, Plan};
 
 /// Connections that wait to be accepted, per worker and listener; the kernel lowers it to
 /// `net.core.somaxconn`.
@@ -38,17 +38,33 @@ pub fn listen(plan: &Plan) -> Result<Listening, String> {
     let mut addresses = Vec::with_capacity(plan.listeners.len());
     let mut sockets: Vec<_> = (0..plan.workers).map(|_| Vec::new()).collect();
     for listener in &plan.listeners {
-        let mut address = listener.address;
-        let said = |error: RingError| format!("listener \"{}\": {error}", listener.name);
-        refuse_if_taken(address, listener.protocol).map_err(said)?;
-        for sockets in &mut sockets {
-            let socket;
-            (address, socket) = bind(address, listener.protocol).map_err(said)?;
+        let (address, own) = listen_at(listener, plan.workers)?;
+        addresses.push(address);
+        for (sockets, socket) in sockets.iter_mut().zip(own) {
             sockets.push(socket);
         }
-        addresses.push(address);
     }
     Ok(Listening { addresses, sockets })
+}
+
+/// Binds one listener once per worker: the address that it really has, and a socket for each.
+///
+/// # Errors
+/// One line that names the listener and says what to do.
+pub fn listen_at(
+    listener: &ListenerPlan,
+    workers: usize,
+) -> Result<(SocketAddr, Vec<OwnedFd>), String> {
+    let mut address = listener.address;
+    let said = |error: RingError| format!("listener \"{}\": {error}", listener.name);
+    refuse_if_taken(address, listener.protocol).map_err(said)?;
+    let mut sockets = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let socket;
+        (address, socket) = bind(address, listener.protocol).map_err(said)?;
+        sockets.push(socket);
+    }
+    Ok((address, sockets))
 }
 
 /// Binds one socket, and tells the address that it really has.

@@ -18,14 +18,16 @@ use std::thread;
 
 use pointsman_core::boundary::{Completion, ListenerId, Ops};
 use pointsman_core::policy::Policy;
-use pointsman_core::{Balancer, BalancerConfig, ClusterId, Instant, Protocol, Snapshot, Stats};
+use pointsman_core::{
+    Balancer, BalancerConfig, ClusterId, Instant, Listener, Protocol, Snapshot, Stats,
+};
 use pointsman_plugin::Engine;
-use pointsman_ring::{Clock, Ring, RingConfig, Waker, prefer_large_pages};
+use pointsman_ring::{Clock, Ring, RingConfig, RingError, Waker, prefer_large_pages};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::access_log::LogSender;
 use crate::cores::Core;
-use crate::mailbox::{Command, Mailbox, PolicyCommand, Retired, Swapped};
+use crate::mailbox::{Command, Mailbox, PolicyCommand, Renewal, Retired, Swapped};
 
 /// Completions per turn: enough to share a system call among many, few enough that a turn stays
 /// well below a millisecond and the mailbox is looked at often.
@@ -131,11 +133,7 @@ impl Worker {
         let mut ring = Ring::new(&parts.ring).map_err(|error| error.to_string())?;
         let listeners = (0..).map(ListenerId).zip(&parts.snapshot.listeners);
         for ((id, listener), socket) in listeners.zip(parts.sockets) {
-            let listening = match listener.protocol {
-                Protocol::Tcp => ring.listen(id, socket),
-                Protocol::Udp => ring.listen_datagrams(id, socket, listener.datagrams.offload),
-            };
-            listening.map_err(|error| error.to_string())?;
+            listen(&mut ring, (id, listener), socket).map_err(|error| error.to_string())?;
         }
         let balancer = Balancer::new(&parts.balancer, parts.snapshot, parts.policies);
         balancer.tables().for_each(prefer_large_pages);
@@ -191,6 +189,7 @@ impl Worker {
                     let old = self.balancer.apply(now, snapshot, &mut self.ops);
                     self.mailbox.retire(Retired::Snapshot(old));
                 }
+                Command::Renew(renewal) => self.renew(now, *renewal),
                 Command::Policy(cluster, command) => self.on_policy_command(cluster, command),
                 Command::Report(reply) => {
                     // Nobody listens any more if the answer took too long.
@@ -207,6 +206,26 @@ impl Worker {
                 Command::Stop => self.told_to_stop = true,
             }
         }
+    }
+
+    fn renew(&mut self, now: Instant, renewal: Renewal) {
+        let Renewal { snapshot, policies, sockets, engine } = renewal;
+        if let Some(engine) = engine {
+            engine.prepare_thread();
+        }
+        let world = Arc::clone(&snapshot);
+        let (old, policies) = self.balancer.renew(now, snapshot, policies, &mut self.ops);
+        self.mailbox.retire(Retired::Snapshot(old));
+        policies.into_iter().for_each(|policy| self.mailbox.retire(Retired::Policy(policy)));
+        for (id, socket) in sockets {
+            let listener = &world.listeners[id.index()];
+            if let Err(error) = listen(&mut self.ring, (id, listener), socket) {
+                tracing::error!(listener = &*listener.name, %error, "cannot be listened on");
+                let ended = Completion::AcceptEnded { listener: id };
+                self.balancer.handle(now, ended, &self.ring, &mut self.ops);
+            }
+        }
+        self.mailbox.retire(Retired::Snapshot(world));
     }
 
     fn on_policy_command(&mut self, cluster: ClusterId, command: PolicyCommand) {
@@ -241,6 +260,17 @@ impl Worker {
         if let Some(log) = &self.log {
             log.offer(self.balancer.take_records());
         }
+    }
+}
+
+fn listen(
+    ring: &mut Ring,
+    (id, listener): (ListenerId, &Listener),
+    socket: OwnedFd,
+) -> Result<(), RingError> {
+    match listener.protocol {
+        Protocol::Tcp => ring.listen(id, socket),
+        Protocol::Udp => ring.listen_datagrams(id, socket, listener.datagrams.offload),
     }
 }
 

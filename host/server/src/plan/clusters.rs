@@ -52,6 +52,7 @@ fn resolve_one(
             .as_ref()
             .map(|passive| passive::resolve(&format!("{key}.passive"), passive, findings)),
         eligibility: eligibility(key, cluster, findings),
+        removed: false,
     }
 }
 

@@ -89,6 +89,7 @@ impl Resolver<'_> {
             key: self.key_rule(preread_bytes_max),
             preread_bytes_max,
             datagrams: self.datagrams(),
+            removed: false,
         }
     }
 

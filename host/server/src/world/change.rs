@@ -120,7 +120,7 @@ impl World {
 }
 
 impl ClusterState {
-    fn forget_idle(&mut self) {
+    pub(super) fn forget_idle(&mut self) {
         self.leaving.retain(|watched| watched.endpoint.load.flows_active() > 0);
     }
 
@@ -218,7 +218,7 @@ impl ClusterState {
     }
 
     /// One that has not left yet is who it was, with its flows and all that is known of it.
-    fn add(&mut self, plan: &EndpointPlan) {
+    pub(super) fn add(&mut self, plan: &EndpointPlan) {
         let health = self.thresholds.map(Health::unproven);
         let left = self.leaving.iter().position(|left| left.endpoint.address == plan.address);
         let watched = match left.map(|place| self.leaving.remove(place)) {
