@@ -20,7 +20,8 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use pointsman_core::boundary::ListenerId;
 use pointsman_core::policy::{OnSwap, Policy};
@@ -44,6 +45,10 @@ use crate::swap::watch;
 use crate::world::{Role, World};
 use crate::{runtime, sockets};
 use places::Placed;
+
+/// How long workers may take to close sockets, and how often that is looked at.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
+const CLOSING_LOOK: Duration = Duration::from_millis(1);
 
 /// Where the configuration is read from.
 #[derive(Debug)]
@@ -168,6 +173,7 @@ impl Prepared {
         }
         let descriptors = descriptor_limit().map_or(u64::MAX, |limit| limit.soft);
         Budget::divide(&mut plan, Supply::read(descriptors)).warn_beyond(service.budget());
+        await_closing(service);
         let Placed { plan, opened, founded } =
             places::keep(&old.plan, plan, &service.look(World::places));
         fixed::refuse_too_many(&plan, service.budget())?;
@@ -229,6 +235,15 @@ impl Prepared {
             service.steer((cluster, Role::Live), guest);
         }
         generation.0
+    }
+}
+
+/// Listeners that an earlier reload has closed give up their sockets at the next turn of each worker.
+/// Whoever comes to the same address is not to find it taken because that is about to happen.
+fn await_closing(service: &Service) {
+    let give_up = Instant::now() + CLOSING_PATIENCE;
+    while service.look(|world| world.is_closing()) && Instant::now() < give_up {
+        thread::sleep(CLOSING_LOOK);
     }
 }
 

@@ -427,6 +427,14 @@ fn datagrams_of_a_listener_that_was_closed_go_to_the_one_that_comes_after_it() {
         balancer.reload(&text);
         eventually("it is closed", || balancer.listener("other").is_none());
     }
+    // Nobody waits for it to be closed: its address is free when it is wanted again.
+    for round in 0..20 {
+        balancer.reload(&with_other);
+        let asker = Asker::new("127.0.0.1", other);
+        assert_eq!(asker.insist(b"hello"), server.address, "round {round}");
+        drop(asker);
+        balancer.reload(&text);
+    }
     eventually("its sockets and ports are closed", || balancer.descriptors().len() <= descriptors);
 }
 

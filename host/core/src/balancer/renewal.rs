@@ -98,3 +98,205 @@ impl Listener {
         self.openness == Openness::Closed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use core::net::SocketAddr;
+
+    use super::*;
+    use crate::BalancerConfig;
+    use crate::boundary::{Buffer, Completion, DatagramSocket, Memory, Path, PoolSizes, Train};
+    use crate::policy::RoundRobin;
+    use crate::snapshot::Generation;
+    use crate::stats::{CloseReason, ShedReason};
+    use crate::testing;
+
+    /// Nobody looks at bytes here.
+    struct Nothing;
+
+    impl Memory for Nothing {
+        fn bytes(&self, _: &Buffer) -> &[u8] {
+            &[]
+        }
+
+        fn first_datagram(&self, _: &Train) -> &[u8] {
+            &[]
+        }
+    }
+
+    struct Rig {
+        now: Instant,
+        balancer: Balancer,
+        ops: Ops,
+    }
+
+    impl Rig {
+        /// A listener of datagrams named `dns`, and a cluster.
+        fn new() -> Self {
+            let config = BalancerConfig {
+                sessions_max: 1,
+                datagram_flows_max: 16,
+                flow_table_entries_max: 16,
+                board: None,
+                pools: PoolSizes { small: 4, bulk: 4 },
+                hash_key: [1, 2],
+                seed: 3,
+                record_flows: false,
+            };
+            let snapshot = Arc::new(testing::snapshot(16));
+            snapshot.listeners[0].sockets_open.add(1);
+            let policies: Vec<Box<dyn Policy>> = vec![Box::new(RoundRobin::new())];
+            let balancer = Balancer::new(&config, snapshot, policies);
+            let ops = Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX);
+            Self { now: Instant::from_millis(1), balancer, ops }
+        }
+
+        /// The world there is, to be changed.
+        fn world(&self) -> (Vec<Listener>, Vec<Cluster>) {
+            let cluster = |old: &Cluster| Cluster {
+                name: old.name.clone(),
+                endpoints: old.endpoints.clone(),
+                candidates: Arc::clone(&old.candidates),
+                footing: old.footing,
+                trial: None,
+            };
+            let Snapshot { listeners, clusters, .. } = &*self.balancer.snapshot;
+            (listeners.to_vec(), clusters.iter().map(cluster).collect())
+        }
+
+        fn publish(
+            &mut self,
+            (listeners, clusters): (Vec<Listener>, Vec<Cluster>),
+            policies: Vec<NewPolicy>,
+        ) -> Vec<Op> {
+            let snapshot = Snapshot {
+                generation: Generation(self.balancer.snapshot.generation.0 + 1),
+                listeners: listeners.into(),
+                clusters: clusters.into(),
+                drain_until: None,
+            };
+            self.balancer.renew(self.now, Arc::new(snapshot), policies, &mut self.ops);
+            self.turn()
+        }
+
+        fn turn(&mut self) -> Vec<Op> {
+            self.balancer.handle_timeout(self.now, &mut self.ops);
+            self.balancer.check_invariants();
+            self.ops.drain().collect()
+        }
+
+        fn send(&mut self, listener: u16, client: u16) -> Vec<Op> {
+            let socket = DatagramSocket::Listener(ListenerId(listener));
+            let peer = SocketAddr::from(([192, 0, 2, 1], client));
+            let path = Path { peer, local: Some([192, 0, 2, 9].into()) };
+            let train = Train::new(0, 8, 0);
+            let completion = Completion::Datagrams { socket, path, train };
+            self.balancer.handle(self.now, completion, &Nothing, &mut self.ops);
+            self.turn()
+        }
+
+        fn set(&mut self, place: usize, openness: Openness) -> Vec<Op> {
+            let mut world = self.world();
+            world.0[place].openness = openness;
+            self.publish(world, Vec::new())
+        }
+    }
+
+    fn goes_on(ops: &[Op]) -> bool {
+        ops.iter().any(|op| matches!(op, Op::Forward { .. }))
+    }
+
+    #[test]
+    fn a_listener_that_is_closed_ends_its_flows_and_gives_up_its_socket_once() {
+        let mut rig = Rig::new();
+        assert!(goes_on(&rig.send(0, 1)));
+        assert!(rig.set(0, Openness::Draining).is_empty(), "its flows' datagrams come through it");
+        assert!(goes_on(&rig.send(0, 1)) && !goes_on(&rig.send(0, 2)));
+        let stopped = Op::StopAccepting { listener: ListenerId(0) };
+        let ops = rig.set(0, Openness::Closed);
+        assert!(ops.contains(&stopped), "{ops:?}");
+        assert!(!rig.set(0, Openness::Closed).contains(&stopped));
+        let ended = Completion::AcceptEnded { listener: ListenerId(0) };
+        rig.balancer.handle(rig.now, ended, &Nothing, &mut rig.ops);
+        let listener = &rig.balancer.snapshot.listeners[0];
+        assert_eq!((listener.sockets_open.get(), listener.flows_active.get()), (0, 0));
+        let stats = &rig.balancer.stats().listeners[0];
+        assert_eq!(stats.closes_total[CloseReason::DrainTimeout.index()], 1);
+        assert_eq!(stats.sheds_total[ShedReason::Draining.index()], 1);
+        assert!(rig.balancer.is_drained());
+    }
+
+    #[test]
+    fn whoever_takes_a_listener_s_place_counts_on_if_the_name_is_the_same() {
+        for (name, counted) in [("dns", 2), ("other", 1)] {
+            let mut rig = Rig::new();
+            rig.send(0, 1);
+            rig.set(0, Openness::Closed);
+            let ended = Completion::AcceptEnded { listener: ListenerId(0) };
+            rig.balancer.handle(rig.now, ended, &Nothing, &mut rig.ops);
+            let mut world = rig.world();
+            world.0[0] = Listener { name: name.into(), ..testing::listener(16) };
+            rig.publish(world, Vec::new());
+            assert!(goes_on(&rig.send(0, 1)));
+            assert_eq!(rig.balancer.stats().listeners[0].flows_total, counted, "{name}");
+            assert!(!rig.balancer.is_drained());
+        }
+    }
+
+    #[test]
+    fn what_a_reload_brings_serves_beside_what_was_there() {
+        let mut rig = Rig::new();
+        let before = rig.send(0, 1);
+        let mut world = rig.world();
+        let more = rig.world().1.pop().expect("a cluster");
+        world.1.push(Cluster { name: "more".into(), ..more });
+        let listener = Listener { name: "more".into(), ..testing::listener(16) };
+        world.0.push(Listener { cluster: ClusterId(1), ..listener });
+        let policy = Box::new(RoundRobin::new());
+        let new = NewPolicy { cluster: ClusterId(1), policy, on_swap: None };
+        rig.publish(world, vec![new]);
+        assert!(goes_on(&rig.send(1, 1)));
+        let forwarded = |ops: Vec<Op>| {
+            let forward = |op| match op {
+                Op::Forward { socket, peer, .. } => Some((socket, peer)),
+                _ => None,
+            };
+            ops.into_iter().find_map(forward)
+        };
+        let (before, after) = (forwarded(before), forwarded(rig.send(0, 1)));
+        assert_eq!(before, after, "the flow that was there has not moved");
+        let stats = rig.balancer.stats();
+        assert_eq!((stats.listeners[1].flows_total, stats.clusters[1].policy_generation), (1, 1));
+        assert_eq!(stats.clusters[0].policy_generation, 1);
+    }
+
+    #[test]
+    fn flows_stay_with_their_cluster_when_the_listener_turns_to_another() {
+        let mut rig = Rig::new();
+        assert!(goes_on(&rig.send(0, 1)));
+        let mut world = rig.world();
+        // Its endpoints have the same numbers, and are others.
+        let mut more = rig.world().1.pop().expect("a cluster");
+        for state in &mut more.endpoints {
+            state.endpoint.load = Arc::default();
+        }
+        let candidates = more.endpoints.iter().map(|state| state.endpoint.clone());
+        more.candidates = Arc::new(crate::snapshot::Candidates {
+            generation: Generation(2),
+            endpoints: candidates.collect(),
+            table: None,
+        });
+        world.1.push(more);
+        world.0[0].cluster = ClusterId(1);
+        let policy = Box::new(RoundRobin::new());
+        let new = NewPolicy { cluster: ClusterId(1), policy, on_swap: None };
+        rig.publish(world, vec![new]);
+        assert!(goes_on(&rig.send(0, 1)) && goes_on(&rig.send(0, 2)));
+        let active = |cluster: usize| {
+            let endpoints = rig.balancer.snapshot.clusters[cluster].endpoints.iter();
+            endpoints.map(|state| state.endpoint.load.flows_active()).sum::<u32>()
+        };
+        assert_eq!((active(0), active(1)), (1, 1));
+    }
+}

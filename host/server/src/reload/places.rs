@@ -144,3 +144,120 @@ fn listener_places(old: &Plan, new: &[ListenerPlan], places: &[Place]) -> Vec<us
     };
     assign(new, old.listeners.len(), &[&is_same, &is_free_and_its, &is_free])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{PluginFolders, resolve};
+
+    /// Listeners by name and port, and clusters by name.
+    fn plan(listeners: &[(&str, u16, &str)], clusters: &[&str]) -> Plan {
+        let listeners = listeners.iter().map(|(name, port, cluster)| {
+            format!(
+                "[[listeners]]\nname = \"{name}\"\naddress = \"127.0.0.1:{port}\"\ncluster = \
+                 \"{cluster}\"\n"
+            )
+        });
+        let clusters = clusters.iter().map(|name| {
+            format!(
+                "[[clusters]]\nname = \"{name}\"\nendpoints = [{{ address = \"10.0.0.1:1\" }}]\n"
+            )
+        });
+        let text: String = listeners.chain(clusters).collect();
+        let plan = resolve(&crate::config::read(&text).config, &PluginFolders::default());
+        plan.expect("the test's plan")
+    }
+
+    fn taken(plan: &Plan) -> (Vec<Place>, Vec<Place>) {
+        (vec![Place::Taken; plan.listeners.len()], vec![Place::Taken; plan.clusters.len()])
+    }
+
+    /// Names, with a mark for those that were removed.
+    fn names(plan: &Plan) -> (Vec<String>, Vec<String>) {
+        let shown = |name: &str, removed: bool| format!("{}{name}", if removed { "-" } else { "" });
+        let listeners = plan.listeners.iter().map(|it| shown(&it.name, it.removed));
+        let clusters = plan.clusters.iter().map(|it| shown(&it.name, it.removed));
+        (listeners.collect(), clusters.collect())
+    }
+
+    #[test]
+    fn who_is_in_both_files_keeps_his_place_whatever_their_order() {
+        let old = plan(&[("a", 1, "x"), ("b", 2, "y"), ("c", 3, "z")], &["x", "y", "z"]);
+        let new = plan(&[("d", 4, "w"), ("c", 3, "z"), ("a", 1, "z")], &["w", "z", "y"]);
+        let Placed { plan, opened, founded } = keep(&old, new, &taken(&old));
+        let (listeners, clusters) = names(&plan);
+        assert_eq!(listeners, ["a", "-b", "c", "d"]);
+        assert_eq!(clusters, ["-x", "y", "z", "w"]);
+        assert_eq!((opened, founded), (vec![ListenerId(3)], vec![ClusterId(3)]));
+        let of: Vec<_> = plan.listeners.iter().map(|it| it.cluster.0).collect();
+        assert_eq!(of, [2, 1, 2, 3], "who is removed goes on with whom he had");
+    }
+
+    #[test]
+    fn a_place_is_given_to_others_once_it_is_free() {
+        let old = plan(&[("a", 1, "x"), ("b", 2, "x")], &["x", "y"]);
+        let mut places = taken(&old);
+        let next = || plan(&[("b", 2, "x"), ("c", 3, "w")], &["x", "w"]);
+        let Placed { plan: left, .. } = keep(&old, next(), &places);
+        assert_eq!(names(&left).0, ["-a", "b", "c"]);
+        places = taken(&left);
+        (places.0[0], places.1[1]) = (Place::Free, Place::Free);
+        let last = plan(&[("b", 2, "x"), ("c", 3, "w"), ("d", 4, "v")], &["x", "w", "v"]);
+        let Placed { plan, opened, founded } = keep(&left, last, &places);
+        assert_eq!(
+            names(&plan),
+            (
+                ["d", "b", "c"].map(str::to_owned).to_vec(),
+                ["x", "v", "w"].map(str::to_owned).to_vec(),
+            )
+        );
+        assert_eq!((opened, founded), (vec![ListenerId(0)], vec![ClusterId(1)]));
+    }
+
+    #[test]
+    fn a_listener_of_another_address_is_another_and_goes_where_one_of_its_name_was() {
+        let old = plan(&[("a", 1, "x"), ("b", 2, "x")], &["x"]);
+        let Placed { plan: moved, opened, .. } =
+            keep(&old, plan(&[("a", 5, "x"), ("b", 2, "x")], &["x"]), &taken(&old));
+        assert_eq!(
+            (names(&moved).0, opened),
+            (["-a", "b", "a"].map(str::to_owned).to_vec(), vec![ListenerId(2)],)
+        );
+        let mut places = taken(&moved);
+        places.0[0] = Place::Free;
+        let Placed { plan, opened, .. } =
+            keep(&moved, plan(&[("b", 2, "x"), ("c", 9, "x"), ("a", 1, "x")], &["x"]), &places);
+        assert_eq!(names(&plan).0, ["a", "b", "-a", "c"]);
+        assert_eq!(opened, [ListenerId(3), ListenerId(0)]);
+    }
+
+    #[test]
+    fn a_listener_of_another_name_at_the_same_address_is_the_same() {
+        let old = plan(&[("a", 1, "x"), ("zero", 0, "x"), ("nought", 0, "x")], &["x"]);
+        let new = plan(&[("nought", 0, "x"), ("b", 1, "x"), ("zero", 0, "x")], &["x"]);
+        let Placed { plan, opened, .. } = keep(&old, new, &taken(&old));
+        assert_eq!((names(&plan).0.join(" "), opened), ("b zero nought".to_owned(), Vec::new()));
+    }
+
+    #[test]
+    fn checks_that_are_written_alike_are_the_same_ones() {
+        let text = |interval: u32| {
+            format!(
+                "[[listeners]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\ncluster = \"x\"\n\
+                 [[clusters]]\nname = \"x\"\nhealth = {{ interval_ms = {interval} }}\n\
+                 endpoints = [{{ address = \"10.0.0.1:1\" }}]\n"
+            )
+        };
+        let plan = |interval| {
+            let plan =
+                resolve(&crate::config::read(&text(interval)).config, &PluginFolders::default());
+            plan.expect("the test's plan")
+        };
+        let check = |plan: &Plan| plan.clusters[0].check.clone().expect("a check");
+        let old = plan(100);
+        let same = keep(&old, plan(100), &taken(&old)).plan;
+        let other = keep(&old, plan(200), &taken(&old)).plan;
+        assert!(Arc::ptr_eq(&check(&old), &check(&same)));
+        assert!(!Arc::ptr_eq(&check(&old), &check(&other)));
+    }
+}

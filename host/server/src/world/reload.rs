@@ -42,6 +42,13 @@ impl World {
         self.places_held = false;
     }
 
+    /// Whether workers are about to close sockets.
+    pub fn is_closing(&self) -> bool {
+        self.listeners
+            .iter()
+            .any(|listener| listener.sockets_go() && listener.sockets_open.get() > 0)
+    }
+
     /// What may be done with the places of listeners, and with those of clusters.
     pub fn places(&mut self) -> (Vec<Place>, Vec<Place>) {
         let listeners = self.listeners.iter().map(ListenerState::place);
@@ -136,6 +143,15 @@ impl ListenerState {
             Openness::Closed if sockets == 0 && flows == 0 => Place::Free,
             Openness::Draining if self.plan.protocol == Protocol::Udp => Place::Leaving,
             Openness::Open | Openness::Draining | Openness::Closed => Place::Taken,
+        }
+    }
+
+    /// Whether nothing more comes through its sockets.
+    fn sockets_go(&self) -> bool {
+        match self.openness {
+            Openness::Open => false,
+            Openness::Draining => self.plan.protocol == Protocol::Tcp,
+            Openness::Closed => true,
         }
     }
 
