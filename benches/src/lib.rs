@@ -70,6 +70,14 @@ impl Memory for NoMemory {
         &[]
     }
 
+    fn write(&mut self, _: &[u8]) -> Option<Buffer> {
+        None
+    }
+
+    fn local_address(&self, _: Link) -> Option<SocketAddr> {
+        None
+    }
+
     fn first_datagram(&self, _: &Train) -> &[u8] {
         &[]
     }
@@ -106,7 +114,7 @@ impl Bench {
     }
 
     fn handle(&mut self, completion: Completion) {
-        self.balancer.handle(self.now, completion, &NoMemory, &mut self.ops);
+        self.balancer.handle(self.now, completion, &mut NoMemory, &mut self.ops);
     }
 
     /// Connects a client and its endpoint; returns the session's slot.
@@ -213,11 +221,18 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         new_flow_rate: None,
         new_flow_rate_per_client: None,
         flows_per_client: None,
+        proxy: None,
         datagrams: DatagramSettings::DEFAULT,
     };
     let endpoints = candidates.endpoints.iter().map(up).collect();
-    let cluster =
-        Cluster { name: "web".into(), endpoints, candidates, footing: Footing::Sound, trial: None };
+    let cluster = Cluster {
+        name: "web".into(),
+        endpoints,
+        candidates,
+        footing: Footing::Sound,
+        proxy: None,
+        trial: None,
+    };
     Arc::new(Snapshot {
         generation: Generation(1),
         listeners: [listener].into(),

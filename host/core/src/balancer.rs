@@ -4,6 +4,7 @@
 //! place that knows all of them; what a session or a relay does by itself stands in their files.
 //! Read [`handle`](Balancer::handle) as the table of contents.
 
+mod introduction;
 mod renewal;
 mod survey;
 
@@ -23,6 +24,7 @@ use crate::chain::Chains;
 use crate::datagram::{Datagrams, Turn, serves};
 use crate::policy::{OnSwap, Policy};
 use crate::preread::Preread;
+use crate::proxy::Reader;
 use crate::recent::FlowFacts;
 use crate::relay::Step;
 use crate::session::{Allocation, Due, RecordFacts, Session, State};
@@ -61,6 +63,8 @@ pub struct Balancer {
     pub(crate) snapshot: Arc<Snapshot>,
     allocator: Allocator,
     sessions: Slab<Session>,
+    /// What has been read of the headers that sessions wait for.
+    readers: Slab<Reader>,
     timers: Timers,
     chains: Chains,
     stats: Stats,
@@ -104,6 +108,7 @@ impl Balancer {
             listeners_open: snapshot.listeners.iter().filter(|it| it.is_open()).count(),
             allocator: Allocator::new(policies, affinity, config.seed),
             sessions: Slab::with_capacity(config.sessions_max),
+            readers: Slab::with_capacity(config.sessions_max),
             timers: Timers::with_capacity(config.sessions_max),
             chains: Chains::new(config.pools),
             datagrams: Datagrams::new(config, &snapshot),
@@ -113,12 +118,12 @@ impl Balancer {
         }
     }
 
-    /// Something happened. `memory` lends the bytes of what has arrived.
+    /// Something happened. `memory` lends the bytes of what has arrived, and takes those of headers.
     pub fn handle(
         &mut self,
         now: Instant,
         completion: Completion,
-        memory: &impl Memory,
+        memory: &mut impl Memory,
         ops: &mut Ops,
     ) {
         match completion {
@@ -132,7 +137,7 @@ impl Balancer {
                 self.listeners_open -= 1;
                 self.snapshot.listener(listener).sockets_open.decrement();
             }
-            Completion::Connected { link } => self.on_connected(now, link, ops),
+            Completion::Connected { link } => self.on_connected(now, link, memory, ops),
             Completion::ConnectFailed { link, cause } => {
                 self.on_connect_failed(now, link, cause, ops);
             }
@@ -264,7 +269,13 @@ impl Balancer {
         }
         self.stats.listener(id).on_flow_started();
         let session = Session::new(now, id, client);
-        if self.snapshot.listener(id).key.is_some() {
+        let listener = self.snapshot.listener(id);
+        if listener.proxy.is_some() {
+            let slot = self.adopt(session, socket, ops);
+            self.await_introduction(now, slot, ops);
+            return;
+        }
+        if listener.key.is_some() {
             let slot = self.adopt(session, socket, ops);
             self.preread(now, slot, ops);
             return;
@@ -321,11 +332,17 @@ impl Balancer {
     /// Allocates a session whose first bytes have been waited for.
     fn decide(&mut self, now: Instant, slot: u32, key: Result<u64, KeylessReason>, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        session.set_state(State::Unbound);
         session.key = key.ok();
         if let Err(reason) = key {
             self.stats.listener(session.listener).keyless_total[reason.index()] += 1;
         }
+        self.allocate_held(now, slot, ops);
+    }
+
+    /// Allocates a session that has its slot already.
+    fn allocate_held(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
+        let session = &mut self.sessions[slot];
+        session.set_state(State::Unbound);
         let request = session.request(now, &self.snapshot);
         match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
             Ok(allocation) => self.bind(now, slot, allocation, ops),
@@ -336,11 +353,14 @@ impl Balancer {
         }
     }
 
-    /// Whether there is room for one more flow. Takes its place in the listener's count if so.
-    fn admit(&self, now: Instant, id: ListenerId, client: IpAddr) -> Result<(), ShedReason> {
+    /// Whether there is room for one more flow. Takes its place in the listener's count if so, and in
+    /// its client's if that is who connects.
+    fn admit(&self, now: Instant, id: ListenerId, peer: IpAddr) -> Result<(), ShedReason> {
         let listener = self.snapshot.listener(id);
-        if !listener.allows(client) {
-            return Err(ShedReason::NotAllowed);
+        match &listener.proxy {
+            Some(rule) if !rule.trusts(peer) => return Err(ShedReason::UntrustedPeer),
+            None if !listener.allows(peer) => return Err(ShedReason::NotAllowed),
+            _ => {}
         }
         if self.chains.is_short(Pool::Small) {
             return Err(ShedReason::Buffers);
@@ -351,7 +371,10 @@ impl Balancer {
         if self.drain_is_over(now) || listener.is_closed() {
             return Err(ShedReason::Draining);
         }
-        listener.admit_client(now, client)?;
+        let is_client = listener.proxy.is_none();
+        if is_client {
+            listener.admit_client(now, peer)?;
+        }
         let placed = if !listener.flows_active.try_increment(listener.flows_max) {
             Err(ShedReason::FlowsMax)
         } else if !listener.all_flows.try_add() {
@@ -360,7 +383,10 @@ impl Balancer {
         } else {
             Ok(())
         };
-        placed.inspect_err(|_| listener.dismiss_client(client))
+        if placed.is_err() && is_client {
+            listener.dismiss_client(peer);
+        }
+        placed
     }
 
     /// Ends a flow that was admitted and then denied: it never gets a session.
@@ -379,6 +405,8 @@ impl Balancer {
                 listener: id,
                 cluster: listener.cluster,
                 client,
+                peer: None,
+                unique_id: None,
                 endpoint: None,
                 policy_generation: denied.policy_generation,
                 source: denied.source,
@@ -393,13 +421,18 @@ impl Balancer {
         }
     }
 
-    fn on_connected(&mut self, now: Instant, link: Link, ops: &mut Ops) {
-        let session = &mut self.sessions[link.slot()];
-        if session.state != State::Connecting {
+    fn on_connected(&mut self, now: Instant, link: Link, memory: &mut impl Memory, ops: &mut Ops) {
+        let slot = link.slot();
+        if self.sessions[slot].state != State::Connecting {
             return;
         }
-        session.establish(now, &mut Step { now, slot: link.slot(), chains: &mut self.chains, ops });
-        self.set_timer(link.slot());
+        let Ok(header) = self.announcement(slot, memory) else {
+            self.shed(now, slot, ShedReason::Buffers, ops);
+            return;
+        };
+        let mut step = Step { now, slot, chains: &mut self.chains, ops };
+        self.sessions[slot].establish(header, &mut step);
+        self.set_timer(slot);
     }
 
     fn on_connect_failed(
@@ -469,6 +502,10 @@ impl Balancer {
             ops.push(Op::Recycle { buffer });
             return;
         }
+        if matches!(session.state, State::Introducing { .. }) {
+            self.on_introduction(now, (link.slot(), buffer), memory, ops);
+            return;
+        }
         if session.state == State::Established {
             session.on_bytes(now, link.side());
         }
@@ -499,7 +536,12 @@ impl Balancer {
         session.relay_from(link.side()).on_receive_ended(end, &mut step);
         match session.state {
             State::Established => {}
-            State::Prereading => return self.on_preread(now, link.slot(), memory, ops),
+            State::Introducing { .. } => return self.on_introduction_ended(now, link.slot(), ops),
+            State::Prereading => {
+                let listener = self.snapshot.listener(session.listener);
+                session.relay_from(link.side()).hold_more(listener.preread_bytes_max, &mut step);
+                return self.on_preread(now, link.slot(), memory, ops);
+            }
             _ => return,
         }
         if end == ReceiveEnd::EndOfStream {
@@ -548,8 +590,7 @@ impl Balancer {
 
     fn on_timer(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        let timeouts = &self.snapshot.listener(session.listener).timeouts;
-        match session.due(timeouts) {
+        match session.due(self.snapshot.listener(session.listener)) {
             None => {}
             Some((at, _)) if at > now => self.timers.set(slot, at),
             Some((_, Due::Decide)) => {
@@ -568,8 +609,7 @@ impl Balancer {
 
     fn set_timer(&mut self, slot: u32) {
         let session = &self.sessions[slot];
-        let timeouts = &self.snapshot.listener(session.listener).timeouts;
-        match session.due(timeouts) {
+        match session.due(self.snapshot.listener(session.listener)) {
             Some((at, _)) => self.timers.set(slot, at),
             None => self.timers.cancel(slot),
         }
@@ -577,6 +617,9 @@ impl Balancer {
 
     fn close(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
         self.timers.cancel(slot);
+        if let State::Introducing { reader } = self.sessions[slot].state {
+            self.readers.remove(reader);
+        }
         self.sessions[slot].close(reason, &mut Step { now, slot, chains: &mut self.chains, ops });
     }
 
@@ -586,7 +629,10 @@ impl Balancer {
         self.stats.sessions_active = self.sessions.len();
         self.timers.cancel(slot);
         let listener = self.snapshot.listener(session.listener);
-        listener.give_back(session.client.ip());
+        listener.give_back_place();
+        if session.is_counted {
+            listener.dismiss_client(session.client.ip());
+        }
         if let Some(ended) = session.ended(now, reason) {
             self.allocator.on_flow_ended(session.cluster(listener), &ended);
         }
@@ -663,10 +709,19 @@ impl Balancer {
         let active: u64 = self.stats.listeners.iter().map(|listener| listener.flows_active).sum();
         let flows = self.sessions.len() + self.datagrams.len();
         assert_eq!(active, u64::from(flows), "each active flow is kept");
+        let introducing =
+            |(_, session): &(u32, &Session)| matches!(session.state, State::Introducing { .. });
+        let introducing = self.sessions.iter().filter(introducing).count();
+        assert_eq!(self.readers.len() as usize, introducing, "each reader is somebody's");
         for (slot, session) in self.sessions.iter() {
             session.check_invariants();
-            let waits =
-                matches!(session.state, State::Prereading | State::Connecting | State::Established);
+            let waits = matches!(
+                session.state,
+                State::Introducing { .. }
+                    | State::Prereading
+                    | State::Connecting
+                    | State::Established
+            );
             assert_eq!(self.timers.is_set(slot), waits, "what can last for ever has a deadline");
         }
     }

@@ -28,6 +28,7 @@ mod load;
 mod pace;
 pub mod policy;
 pub mod preread;
+pub mod proxy;
 mod recent;
 mod relay;
 mod session;

@@ -19,6 +19,7 @@ use crate::limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 use crate::load::Load;
 use crate::policy::{EndpointIndex, Table};
 use crate::preread::KeyRule;
+use crate::proxy::{Inbound, Outbound};
 use crate::stats::ShedReason;
 use crate::time::Instant;
 
@@ -104,6 +105,8 @@ pub struct Listener {
     pub new_flow_rate_per_client: Option<Arc<SourceRates>>,
     /// Flows of each client at a time, over all workers, if that is limited.
     pub flows_per_client: Option<Arc<SourceCounts>>,
+    /// Who must say for whom it connects, if anybody. Connections only.
+    pub proxy: Option<Arc<Inbound>>,
     /// What only datagrams need.
     pub datagrams: DatagramSettings,
 }
@@ -143,10 +146,15 @@ impl Listener {
         }
     }
 
-    /// A flow of this client that was admitted has ended.
-    pub(crate) fn give_back(&self, client: IpAddr) {
+    /// A flow that was admitted has ended, whoever its client was.
+    pub(crate) fn give_back_place(&self) {
         self.flows_active.decrement();
         self.all_flows.remove();
+    }
+
+    /// A flow of this client that was admitted has ended.
+    pub(crate) fn give_back(&self, client: IpAddr) {
+        self.give_back_place();
         self.dismiss_client(client);
     }
 
@@ -200,6 +208,8 @@ pub struct DatagramSettings {
     pub port_per_flow: bool,
     /// Whether trains are received and sent whole.
     pub offload: bool,
+    /// How endpoints are told who has sent a datagram, if they are.
+    pub announce: Option<Outbound>,
 }
 
 impl DatagramSettings {
@@ -210,6 +220,7 @@ impl DatagramSettings {
         ports_min: 32,
         port_per_flow: false,
         offload: true,
+        announce: None,
     };
 }
 
@@ -273,6 +284,8 @@ pub struct Cluster {
     pub candidates: Arc<Candidates>,
     /// Who they are: those that are available, or others for want of them.
     pub footing: Footing,
+    /// How its endpoints are told of their clients, if they always are.
+    pub proxy: Option<Outbound>,
     /// The same endpoints as a policy on trial sees them, where it has a table or weights of its
     /// own.
     pub trial: Option<Arc<Candidates>>,

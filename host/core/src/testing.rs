@@ -32,6 +32,7 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
             table: maglev::build(&keys, 251),
         }),
         footing: Footing::Sound,
+        proxy: None,
         trial: None,
     };
     Snapshot {
@@ -69,6 +70,7 @@ pub(crate) fn listener(ports_max: u32) -> Listener {
         new_flow_rate: None,
         new_flow_rate_per_client: None,
         flows_per_client: None,
+        proxy: None,
         datagrams: DatagramSettings { ports_max, ..DatagramSettings::DEFAULT },
     }
 }

@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 use crate::check::Checked;
 use crate::config::Admin;
 use crate::failure::Failure;
+use crate::inherited::Inherited;
 use crate::problem::Problem;
 use crate::reload::{Answer, Source};
 use crate::status::Status;
@@ -208,6 +209,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
 }
 
 fn run(file: &Path, folders: &[PathBuf]) -> Result<ExitCode, Failure> {
+    let inherited = Inherited::from_environment().map_err(Failure::input)?;
     let checked = check::read(file, folders).map_err(|failure| in_file(failure, file))?;
     let Checked { plan, document } = checked;
     let source = Source { file: file.to_owned(), folders: folders.to_vec() };
@@ -215,7 +217,8 @@ fn run(file: &Path, folders: &[PathBuf]) -> Result<ExitCode, Failure> {
     if let Err(error) = pointsman_ring::probe().ring {
         return Err(Failure::Fault(error.into()));
     }
-    runtime::start(control::run(source, config, plan)).map_err(|failure| match failure {
+    let begin = control::run((source, config, plan), inherited);
+    runtime::start(begin).map_err(|failure| match failure {
         Failure::Input(problems) => in_file(Failure::Input(document.into_problems(problems)), file),
         fault @ Failure::Fault(_) => fault,
     })

@@ -5,6 +5,7 @@
 //! it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::inherited::Inherited;
 use crate::mailbox::Retired;
 use crate::notify::{Notifier, Watchdog};
 use crate::plan::{Plan, protocol_name};
@@ -51,19 +53,23 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// It cannot start, or a worker broke.
-pub async fn run(source: Source, config: Config, mut plan: Plan) -> Result<ExitCode, Failure> {
+pub async fn run(
+    (source, config, mut plan): (Source, Config, Plan),
+    inherited: Inherited,
+) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
     let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
     let budget = Budget::divide(&mut plan, Supply::read(descriptors));
     let compiled = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
     let (plugins, loaded) = compiled;
-    let listening = sockets::listen(&plan).map_err(Failure::input)?;
+    let handed = inherited.deal(&plan).map_err(Failure::Input)?;
+    let listening = sockets::listen(&plan, handed.listeners).map_err(Failure::input)?;
     let hash_key = [random::secret()?, random::secret()?];
     let mut world = World::new(&plan, &listening.addresses, hash_key);
     let seated = assembly::seat(&plan, (&plugins, &loaded), &mut world).map_err(Failure::Input)?;
-    let (unix, admin_socket) = AdminSocket::bind(&plan).map_err(Failure::input)?;
-    let http = bind_http(&plan).await?;
+    let (unix, admin_socket) = AdminSocket::open(&plan, handed.admin).map_err(Failure::input)?;
+    let http = open_http(&plan, handed.http).await?;
     let log = Log::open(&plan)?;
     give_up_privileges(&plan)?;
 
@@ -160,8 +166,13 @@ async fn read_plugins(plan: &Plan) -> Vec<io::Result<Vec<u8>>> {
     files
 }
 
-async fn bind_http(plan: &Plan) -> Result<Option<TcpListener>, Failure> {
+async fn open_http(plan: &Plan, handed: Option<OwnedFd>) -> Result<Option<TcpListener>, Failure> {
     let Some(address) = plan.admin_http else { return Ok(None) };
+    if let Some(handed) = handed {
+        let listener = std::net::TcpListener::from(handed);
+        listener.set_nonblocking(true)?;
+        return Ok(Some(TcpListener::from_std(listener)?));
+    }
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) => {

@@ -4,7 +4,6 @@
 //! is posted takes effect at a point where no decision is half made. What a command replaces goes
 //! back to the control thread: dropping a world or a plugin takes time that flows would wait for.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use pointsman_ring::Waker;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::flows::{Answer, Question};
+use crate::sockets::WorkerSocket;
 
 /// What a worker can be told.
 pub enum Command {
@@ -55,7 +55,7 @@ pub struct Renewal {
     /// Policies that begin with it.
     pub policies: Vec<NewPolicy>,
     /// The sockets of listeners that have come.
-    pub sockets: Vec<(ListenerId, OwnedFd)>,
+    pub sockets: Vec<(ListenerId, WorkerSocket)>,
     /// The plugins' engine, if there are plugins.
     pub engine: Option<Engine>,
 }

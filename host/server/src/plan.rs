@@ -16,6 +16,7 @@ use pointsman_core::eligibility::Eligibility;
 use pointsman_core::health::Thresholds;
 use pointsman_core::policy::maglev;
 use pointsman_core::preread::KeyRule;
+use pointsman_core::proxy::{Inbound, Outbound, Version};
 use pointsman_core::{
     AccessList, ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
 };
@@ -37,6 +38,7 @@ mod listeners;
 mod passive;
 mod plugins;
 mod process;
+mod proxy;
 
 pub use admin::AdminPlan;
 pub use plugins::PluginFolders;
@@ -150,6 +152,8 @@ pub struct ListenerPlan {
     pub key: Option<KeyRule>,
     /// Bytes that may be waited for until the key is found.
     pub preread_bytes_max: u32,
+    /// Who must say for whom it connects, if anybody.
+    pub proxy: Option<Arc<Inbound>>,
     /// What only datagrams need.
     pub datagrams: DatagramSettings,
     /// Whether it is no longer in the file, and only keeps its place.
@@ -180,6 +184,8 @@ pub struct ClusterPlan {
     pub passive: Option<EjectionRules>,
     /// What is done when endpoints are missing.
     pub eligibility: Eligibility,
+    /// How endpoints are told of their clients, if they always are.
+    pub proxy: Option<Outbound>,
     /// Whether it is no longer in the file, and only keeps its place.
     pub removed: bool,
 }
@@ -200,6 +206,8 @@ pub struct EndpointPlan {
 pub struct CheckPlan {
     /// What a check does.
     pub check: Check,
+    /// The header that comes first, if one does.
+    pub proxy: Option<Version>,
     /// The port that is asked, if it is not the endpoint's own.
     pub port: Option<u16>,
     /// Between the starts of two checks.
@@ -332,7 +340,8 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let process = process::resolve(config, &mut findings);
     let policies = plugins::resolve(&config.policies, folders, &mut findings);
     let clusters = clusters::resolve(&config.clusters, &policies, &mut findings);
-    let listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
+    let mut listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
+    proxy::tell_endpoints(&mut listeners, &clusters, &mut findings);
     let receives_datagrams = listeners.iter().any(ListenerPlan::is_datagrams);
     let plan = Plan {
         workers: process.workers,

@@ -16,8 +16,6 @@ mod places;
 
 pub use answer::{Answer, Changed, Last, Outcome, Reloads};
 
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -38,12 +36,13 @@ use crate::mailbox::Renewal;
 use crate::plan::Plan;
 use crate::plugins::Loaded;
 use crate::problem::Problem;
+use crate::runtime;
 use crate::service::Service;
 use crate::setup::Setup;
+use crate::sockets::{self, Opened, WorkerSocket};
 use crate::swap::renew::{self, Renewed};
 use crate::swap::watch;
 use crate::world::{Role, World};
-use crate::{runtime, sockets};
 use places::Placed;
 
 /// How long workers may take to close sockets, and how often that is looked at.
@@ -157,7 +156,8 @@ struct Prepared {
     plan: Plan,
     loaded: Vec<Arc<Loaded>>,
     old: Arc<Setup>,
-    opened: Vec<Opened>,
+    /// Listeners that come.
+    opened: Vec<(ListenerId, Opened)>,
     renewed: Vec<Renewed>,
 }
 
@@ -213,7 +213,7 @@ impl Prepared {
                 None => seats.push(seat),
             }
         }
-        let addresses: Vec<_> = opened.iter().map(|it| (it.id, it.address)).collect();
+        let addresses: Vec<_> = opened.iter().map(|(id, opened)| (*id, opened.address)).collect();
         let mut renewals = Renewals::new(service, opened);
         let (mut outlooks, mut guests, mut claims) = (Vec::new(), Vec::new(), Vec::new());
         for Renewed { cluster, crew, on_swap, claim, .. } in renewed {
@@ -247,20 +247,11 @@ fn await_closing(service: &Service) {
     }
 }
 
-/// A listener that comes.
-struct Opened {
-    id: ListenerId,
-    /// Where it really listens.
-    address: SocketAddr,
-    /// One for each worker.
-    sockets: Vec<OwnedFd>,
-}
-
 /// Binds the listeners that come.
-fn listen(plan: &Plan, opened: &[ListenerId]) -> Result<Vec<Opened>, Problem> {
+fn listen(plan: &Plan, opened: &[ListenerId]) -> Result<Vec<(ListenerId, Opened)>, Problem> {
     let listen = |id: &ListenerId| {
-        let (address, sockets) = sockets::listen_at(&plan.listeners[id.index()], plan.workers)?;
-        Ok(Opened { id: *id, address, sockets })
+        let listener = &plan.listeners[id.index()];
+        sockets::listen_at(listener, plan.workers).map(|opened| (*id, opened))
     };
     opened.iter().map(listen).collect::<Result<_, String>>().map_err(|told| Problem::new("", told))
 }
@@ -275,16 +266,16 @@ struct Renewals {
 #[derive(Default)]
 struct Share {
     policies: Vec<NewPolicy>,
-    sockets: Vec<(ListenerId, OwnedFd)>,
+    sockets: Vec<(ListenerId, WorkerSocket)>,
 }
 
 impl Renewals {
-    fn new(service: &Service, opened: Vec<Opened>) -> Self {
+    fn new(service: &Service, opened: Vec<(ListenerId, Opened)>) -> Self {
         let mut shares: Vec<Share> = Vec::new();
         shares.resize_with(service.fleet().len(), Share::default);
-        for Opened { id, sockets, .. } in opened {
+        for (id, Opened { sockets, .. }) in opened {
             for (share, socket) in shares.iter_mut().zip(sockets) {
-                share.sockets.push((id, socket));
+                share.sockets.extend(socket.map(|socket| (id, socket)));
             }
         }
         Self { shares, engine: service.plugins().engine() }

@@ -11,7 +11,6 @@
 //! world, writing logs) is done by the control thread.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -28,6 +27,7 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use crate::access_log::LogSender;
 use crate::cores::Core;
 use crate::mailbox::{Command, Mailbox, PolicyCommand, Renewal, Retired, Swapped};
+use crate::sockets::WorkerSocket;
 
 /// Completions per turn: enough to share a system call among many, few enough that a turn stays
 /// well below a millisecond and the mailbox is looked at often.
@@ -49,8 +49,8 @@ pub struct Parts {
     pub snapshot: Arc<Snapshot>,
     /// By cluster.
     pub policies: Vec<Box<dyn Policy>>,
-    /// Listening sockets, by listener.
-    pub sockets: Vec<OwnedFd>,
+    /// Listening sockets, by listener; none where others listen for it.
+    pub sockets: Vec<Option<WorkerSocket>>,
     /// The plugins' engine, if there are plugins.
     pub engine: Option<Engine>,
     /// Where commands come from.
@@ -133,6 +133,7 @@ impl Worker {
         let mut ring = Ring::new(&parts.ring).map_err(|error| error.to_string())?;
         let listeners = (0..).map(ListenerId).zip(&parts.snapshot.listeners);
         for ((id, listener), socket) in listeners.zip(parts.sockets) {
+            let Some(socket) = socket else { continue };
             listen(&mut ring, (id, listener), socket).map_err(|error| error.to_string())?;
         }
         let balancer = Balancer::new(&parts.balancer, parts.snapshot, parts.policies);
@@ -167,7 +168,7 @@ impl Worker {
             self.completions.extend(self.ring.reap(REAP_MAX));
             self.balancer.look_ahead(&self.completions);
             for completion in self.completions.drain(..) {
-                self.balancer.handle(now, completion, &self.ring, &mut self.ops);
+                self.balancer.handle(now, completion, &mut self.ring, &mut self.ops);
             }
             self.balancer.handle_timeout(now, &mut self.ops);
             self.take_commands(now);
@@ -222,7 +223,7 @@ impl Worker {
             if let Err(error) = listen(&mut self.ring, (id, listener), socket) {
                 tracing::error!(listener = &*listener.name, %error, "cannot be listened on");
                 let ended = Completion::AcceptEnded { listener: id };
-                self.balancer.handle(now, ended, &self.ring, &mut self.ops);
+                self.balancer.handle(now, ended, &mut self.ring, &mut self.ops);
             }
         }
         self.mailbox.retire(Retired::Snapshot(world));
@@ -266,9 +267,10 @@ impl Worker {
 fn listen(
     ring: &mut Ring,
     (id, listener): (ListenerId, &Listener),
-    socket: OwnedFd,
+    WorkerSocket { socket, shared }: WorkerSocket,
 ) -> Result<(), RingError> {
     match listener.protocol {
+        Protocol::Tcp if shared => ring.listen_shared(id, socket),
         Protocol::Tcp => ring.listen(id, socket),
         Protocol::Udp => ring.listen_datagrams(id, socket, listener.datagrams.offload),
     }

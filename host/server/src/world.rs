@@ -10,6 +10,7 @@ use std::sync::Arc;
 use pointsman_core::ejection::{Ejection, EjectionRules, Ejector};
 use pointsman_core::eligibility::{Eligibility, Footing};
 use pointsman_core::health::{Health, Observation, Thresholds, Transition};
+use pointsman_core::proxy::Outbound;
 use pointsman_core::{
     AllFlows, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation,
     Instant, Listener, Load, Openness, SharedCount, SharedRate, Snapshot, SourceCounts,
@@ -70,6 +71,7 @@ struct ClusterState {
     /// Whether it is no longer in the file.
     removed: bool,
     eligibility: Eligibility,
+    proxy: Option<Outbound>,
     /// By what endpoints are ejected whose flows fail, if any are, and who does it.
     passive: Option<EjectionRules>,
     ejector: Option<Ejector>,
@@ -343,6 +345,7 @@ impl ListenerState {
             new_flow_rate: self.new_flow_rate.clone(),
             new_flow_rate_per_client: self.new_flow_rate_per_client.clone(),
             flows_per_client: self.flows_per_client.clone(),
+            proxy: self.plan.proxy.clone(),
             datagrams: self.plan.datagrams,
         }
     }
@@ -365,6 +368,7 @@ impl ClusterState {
             removed: false,
             eligibility,
             passive: plan.passive.clone(),
+            proxy: plan.proxy,
             ejector: plan.passive.clone().map(Ejector::new),
             live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
@@ -383,6 +387,7 @@ impl ClusterState {
             endpoints: self.endpoints.iter().map(Watched::state).collect(),
             candidates: Arc::clone(&self.live.candidates),
             footing: self.footing,
+            proxy: self.proxy,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
         }
     }

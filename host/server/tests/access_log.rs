@@ -12,9 +12,10 @@ use serde_json::Value;
 use support::raw::{Origin, config, connect, refusing, reset, rest};
 use support::{Balancer, Endpoint, GIVE_UP, ask_once, eventually};
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 18] = [
     "started_unix_ms",
     "client",
+    "peer",
     "listener",
     "protocol",
     "cluster",
@@ -24,6 +25,7 @@ const KEYS: [&str; 16] = [
     "source",
     "attempts",
     "tag",
+    "unique_id",
     "bytes_upstream",
     "bytes_downstream",
     "connect_us",

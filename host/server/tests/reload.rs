@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Output};
 
@@ -479,6 +480,31 @@ fn settings_of_a_listener_change_in_place_and_established_flows_do_not_notice() 
     assert!(balancer.reload(&text).generation > before);
     assert_eq!(who_answers(address).len(), 1);
     assert!(balancer.listener("web").is_some_and(|web| web.flows_total > 5));
+}
+
+#[test]
+fn a_listener_begins_to_ask_for_headers_and_endpoints_begin_to_get_them() {
+    let endpoint = Endpoint::start();
+    let address = free_address();
+    let with = |inbound: &str, outbound: &str| {
+        let listener = listener("web", address, "web", inbound);
+        format!("workers = 2\n{listener}{}", cluster("web", &[endpoint.address], outbound))
+    };
+    let balancer = start(&with("", ""));
+    let mut before = Client::connect(address).expect("a connection");
+    before.ask("plain").expect("an answer");
+    balancer.reload(&with("proxy_protocol = { trusted = [\"127.0.0.0/8\"] }", ""));
+    assert!(ask_once(address).is_err(), "who does not say for whom he comes is refused");
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    stream.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.9 4000 80\r\n").expect("it is sent");
+    assert_eq!(Client::of(stream).ask("announced").expect("an answer"), endpoint.address);
+    balancer.reload(&with("", "proxy_protocol = { version = \"v1\" }"));
+    let mut line = String::new();
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    stream.write_all(b"last\n").expect("it is sent");
+    BufReader::new(stream).read_line(&mut line).expect("an answer");
+    assert!(line.contains("PROXY TCP4 127.0.0.1"), "{line}");
+    assert_eq!(before.ask("still plain").expect("an answer"), endpoint.address);
 }
 
 #[test]

@@ -106,7 +106,9 @@ mod tests {
 
     use super::*;
     use crate::BalancerConfig;
-    use crate::boundary::{Buffer, Completion, DatagramSocket, Memory, Path, PoolSizes, Train};
+    use crate::boundary::{
+        Buffer, Completion, DatagramSocket, Link, Memory, Path, PoolSizes, Train,
+    };
     use crate::policy::RoundRobin;
     use crate::snapshot::Generation;
     use crate::stats::{CloseReason, ShedReason};
@@ -122,6 +124,14 @@ mod tests {
 
         fn first_datagram(&self, _: &Train) -> &[u8] {
             &[]
+        }
+
+        fn write(&mut self, _: &[u8]) -> Option<Buffer> {
+            None
+        }
+
+        fn local_address(&self, _: Link) -> Option<SocketAddr> {
+            None
         }
     }
 
@@ -159,6 +169,7 @@ mod tests {
                 endpoints: old.endpoints.clone(),
                 candidates: Arc::clone(&old.candidates),
                 footing: old.footing,
+                proxy: old.proxy,
                 trial: None,
             };
             let Snapshot { listeners, clusters, .. } = &*self.balancer.snapshot;
@@ -192,7 +203,7 @@ mod tests {
             let path = Path { peer, local: Some([192, 0, 2, 9].into()) };
             let train = Train::new(0, 8, 0);
             let completion = Completion::Datagrams { socket, path, train };
-            self.balancer.handle(self.now, completion, &Nothing, &mut self.ops);
+            self.balancer.handle(self.now, completion, &mut Nothing, &mut self.ops);
             self.turn()
         }
 
@@ -218,7 +229,7 @@ mod tests {
         assert!(ops.contains(&stopped), "{ops:?}");
         assert!(!rig.set(0, Openness::Closed).contains(&stopped));
         let ended = Completion::AcceptEnded { listener: ListenerId(0) };
-        rig.balancer.handle(rig.now, ended, &Nothing, &mut rig.ops);
+        rig.balancer.handle(rig.now, ended, &mut Nothing, &mut rig.ops);
         let listener = &rig.balancer.snapshot.listeners[0];
         assert_eq!((listener.sockets_open.get(), listener.flows_active.get()), (0, 0));
         let stats = &rig.balancer.stats().listeners[0];
@@ -234,7 +245,7 @@ mod tests {
             rig.send(0, 1);
             rig.set(0, Openness::Closed);
             let ended = Completion::AcceptEnded { listener: ListenerId(0) };
-            rig.balancer.handle(rig.now, ended, &Nothing, &mut rig.ops);
+            rig.balancer.handle(rig.now, ended, &mut Nothing, &mut rig.ops);
             let mut world = rig.world();
             world.0[0] = Listener { name: name.into(), ..testing::listener(16) };
             rig.publish(world, Vec::new());

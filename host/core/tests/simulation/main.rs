@@ -2,12 +2,14 @@
 //!
 //! `world` is the kernel and the peers, `workload` decides what they do and when, `oracle` knows
 //! what must come of it. A seed is a schedule: sizes of everything, the order of completions, who
-//! resets whom, when the world changes. `datagrams` has the same three for flows of datagrams, in one
+//! resets whom, when the world changes. `introduction` has the headers by which clients are named.
+//! `datagrams` has the same three for flows of datagrams, in one
 //! or two workers of one process. Replay one with `cargo xtask sim --seed N`; see that the
 //! oracle can fail with `cargo xtask sim --mutants`.
 
 mod datagrams;
 mod fared;
+mod introduction;
 mod mutants;
 mod oracle;
 mod passive;

@@ -3,7 +3,7 @@
 //! The oracle sees completions go in and ops come out, and the log of every policy call. It knows
 //! nothing of how the balancer works.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,14 +14,16 @@ use pointsman_core::boundary::{
 use pointsman_core::listing::{Entry, EntryKind, FlowState};
 use pointsman_core::policy::{Decision, Method, OnSwap, Scope, Verdict};
 use pointsman_core::preread::KeyRule;
+use pointsman_core::proxy::Route;
 use pointsman_core::{
     CloseReason, EndpointId, FlowRecord, Instant, KeylessReason, Listener, Openness, Snapshot,
 };
 use twox_hash::XxHash64;
 
 use crate::fared::Fared;
+use crate::introduction::{self, Head};
 use crate::workload;
-use crate::world::World;
+use crate::world::{LOCAL, World};
 
 /// One call of a policy under observation.
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +90,10 @@ struct Flow {
     /// When the endpoint was connected, and what each side has sent since.
     connected: Instant,
     received: [u64; 2],
+    /// The header that its peer sends first and what is left of it, until that is read.
+    head: Option<Head>,
+    peer: Option<SocketAddr>,
+    local: SocketAddr,
     /// What its first bytes are, and the key they turned out to have.
     first: u8,
     key: Option<u64>,
@@ -116,6 +122,9 @@ impl Flow {
             method,
             connected: arrival.now,
             received: [0; 2],
+            head: None,
+            peer: None,
+            local: LOCAL,
             first: arrival.first,
             key: None,
             prereading: false,
@@ -149,6 +158,30 @@ impl Flow {
         } else {
             full.then_some(Err(KeylessReason::TooLong))
         }
+    }
+
+    /// Bytes come that are the header's or follow it. What of them is the stream's; none if nothing
+    /// is, or if the header is no good.
+    fn introduce(&mut self, now: Instant, bytes: u32) -> Option<u32> {
+        let head = self.head.as_mut()?;
+        let rest = bytes.saturating_sub(head.left);
+        head.left = head.left.saturating_sub(bytes);
+        let route = head.route.filter(|_| head.left == 0)?;
+        if let Some(route) = route {
+            self.peer = Some(std::mem::replace(&mut self.client, route.client));
+            self.local = route.local;
+        }
+        self.head = None;
+        (self.prereading, self.waits, self.started) = (true, true, now);
+        Some(rest).filter(|rest| *rest > 0)
+    }
+
+    /// A buffer is being sent; one that is not of the stream has just come into being.
+    fn send(&mut self, from: usize, buffer: &Buffer, is_streams: bool) {
+        if !is_streams {
+            self.held[from].add(buffer);
+        }
+        self.sending[from].add(buffer);
     }
 
     fn progress(&mut self, now: Instant) {
@@ -199,7 +232,9 @@ pub(crate) struct Oracle {
     kept: BTreeMap<(usize, KeptFor), Kept>,
     calls: CallLog,
     /// Flows whose first bytes have been waited for long enough.
-    deciding: Vec<(u32, Result<u64, KeylessReason>)>,
+    deciding: Vec<(u32, Option<Result<u64, KeylessReason>>)>,
+    /// Buffers that came and have neither been sent nor given back.
+    received: BTreeSet<(usize, u32)>,
     pub(crate) binds: u64,
     pub(crate) fared: Fared,
     /// By cluster: flows without a key, and flows that ended before anybody decided on them.
@@ -210,8 +245,8 @@ pub(crate) struct Oracle {
 impl Oracle {
     pub(crate) fn new(calls: CallLog) -> Self {
         let (flows, ended, kept) = Default::default();
-        let (deciding, fared, keyless, undecided) = Default::default();
-        Self { flows, ended, kept, calls, deciding, binds: 0, fared, keyless, undecided }
+        let (deciding, received, fared, keyless, undecided) = Default::default();
+        Self { flows, ended, kept, calls, deciding, received, binds: 0, fared, keyless, undecided }
     }
 
     /// A completion is about to be handled.
@@ -223,9 +258,12 @@ impl Oracle {
             _ => return,
         };
         let flow = &self.flows[&link.slot()];
-        if flow.prereading && !flow.closing {
-            let outcome = flow.preread(view.listener(flow), ended);
-            self.deciding.extend(outcome.map(|outcome| (link.slot(), outcome)));
+        let listener = view.listener(flow);
+        if flow.prereading && !flow.closing && listener.key.is_some() {
+            let outcome = flow.preread(listener, ended);
+            self.deciding.extend(outcome.map(|outcome| (link.slot(), Some(outcome))));
+        } else if flow.prereading && !flow.closing {
+            self.deciding.push((link.slot(), None));
         }
     }
 
@@ -234,7 +272,7 @@ impl Oracle {
         for (slot, flow) in self.flows.iter().filter(|(_, flow)| flow.prereading && !flow.closing) {
             let end = flow.started + view.listener(flow).timeouts.preread;
             if end.as_nanos().div_ceil(1_000_000) <= now.as_millis() {
-                self.deciding.push((*slot, Err(KeylessReason::Timeout)));
+                self.deciding.push((*slot, Some(Err(KeylessReason::Timeout))));
             }
         }
     }
@@ -243,8 +281,14 @@ impl Oracle {
         match completion {
             Completion::Received { link, buffer } => {
                 let flow = self.flows.get_mut(&link.slot()).expect("bytes belong to a flow");
+                self.received.insert((buffer.pool().index(), buffer.index()));
+                let held_bytes = match flow.head {
+                    Some(_) if !flow.closing => flow.introduce(now, buffer.len()),
+                    _ => Some(buffer.len()),
+                };
                 let held = &mut flow.held[link.side().index()];
-                held.add(buffer);
+                held.bytes += u64::from(held_bytes.unwrap_or(0));
+                held.buffers += u64::from(held_bytes.is_some());
                 let more = if flow.waits { PREREAD_BUFFERS_MAX } else { 0 };
                 let buffers_max = HELD_BUFFERS_MAX + more;
                 let within = held.bytes <= HELD_BYTES_MAX && held.buffers <= buffers_max;
@@ -334,7 +378,11 @@ impl Oracle {
         let cluster = listener.cluster.index();
         let mut flow = Flow::new(arrival, cluster, Method::DEFAULT);
         let full = after.table_full > before.table_full;
-        if listener.key.is_some() {
+        if listener.proxy.is_some() {
+            assert!(matches!(ops, [Op::Adopt { .. }, Op::Receive { .. }]), "{ops:?}");
+            assert!(calls.is_empty(), "the header comes first");
+            flow.head = Some(arrival.head);
+        } else if listener.key.is_some() {
             assert!(matches!(ops, [Op::Adopt { .. }, Op::Receive { .. }]), "{ops:?}");
             assert!(calls.is_empty(), "the first bytes come first");
             (flow.prereading, flow.waits) = (true, true);
@@ -406,7 +454,7 @@ impl Oracle {
     fn after_preread(
         &mut self,
         (now, view): (Instant, &View<'_>),
-        ops: &[Op],
+        (ops, is_shed): (&[Op], bool),
         calls: &mut VecDeque<Call>,
     ) {
         let mut deciding = std::mem::take(&mut self.deciding);
@@ -424,9 +472,16 @@ impl Oracle {
                 _ => None,
             });
             let mut flow = self.flows[&slot].clone();
+            if is_shed {
+                let refused = done.expect("a flow that is shed is closed").refused;
+                assert!(refused == Some(Goodbye::Reset) && calls.is_empty(), "nobody is asked");
+                continue;
+            }
+            let may_not = view.listener(&flow).access.is_some() && workload::is_denied(flow.client);
+            assert!(!may_not, "a client was announced that may not come");
             flow.prereading = false;
-            flow.key = outcome.ok();
-            if let Err(reason) = outcome {
+            flow.key = outcome.and_then(Result::ok);
+            if let Some(Err(reason)) = outcome {
                 self.keyless.entry(flow.cluster).or_default()[reason.index()] += 1;
             }
             let done = done.expect("what has said enough is decided on");
@@ -484,9 +539,16 @@ impl Oracle {
     }
 
     /// The balancer has handled something other than a new client.
-    pub(crate) fn after(&mut self, now: Instant, view: &View<'_>, ops: &[Op], full: bool) {
+    pub(crate) fn after(
+        &mut self,
+        now: Instant,
+        view: &View<'_>,
+        ops: &[Op],
+        [before, after]: [Counts; 2],
+    ) {
+        let full = after.table_full > before.table_full;
         let mut calls = self.take_calls().into();
-        self.after_preread((now, view), ops, &mut calls);
+        self.after_preread((now, view), (ops, after.sheds > before.sheds), &mut calls);
         let calls: Vec<Call> = calls.into();
         assert!(calls.len() <= 1, "one completion, one decision: {calls:?}");
         for op in ops {
@@ -504,16 +566,20 @@ impl Oracle {
                 }
                 Op::Send { link, buffer, .. } => {
                     let from = link.side().other().index();
-                    self.with(*link, |flow| flow.sending[from].add(buffer));
+                    let is_streams = self.received.remove(&(buffer.pool().index(), buffer.index()));
+                    self.with(*link, |flow| flow.send(from, buffer, is_streams));
+                }
+                Op::Recycle { buffer } => {
+                    self.received.remove(&(buffer.pool().index(), buffer.index()));
                 }
                 Op::Receive { credit, .. } => {
                     assert!(u64::from(*credit) <= 8 * u64::from(Pool::Bulk.buffer_bytes()));
                 }
                 Op::Close { link, .. } => {
-                    let Flow { established, prereading, closing, cluster, .. } =
+                    let Flow { established, prereading, head, closing, cluster, .. } =
                         self.flows[&link.slot()];
                     *self.undecided.entry(cluster).or_default() +=
-                        u64::from(prereading && !closing);
+                        u64::from((prereading || head.is_some()) && !closing);
                     if link.side() == Side::Downstream || established {
                         self.with(*link, |flow| flow.closing = true);
                     } else {
@@ -559,7 +625,8 @@ impl Oracle {
                 FlowState::Prereading => (true, false),
                 _ => (false, false),
             };
-            assert_eq!(state, (flow.prereading && !flow.closing, flow.closing), "{flow:?}");
+            let waits = flow.prereading || flow.head.is_some();
+            assert_eq!(state, (waits && !flow.closing, flow.closing), "{flow:?}");
         }
     }
 
@@ -577,6 +644,11 @@ impl Oracle {
         let mut left = self.flows.values().filter(|flow| !flow.closing);
         let is_over = |flow: &Flow| drained || view.listener(flow).openness == Openness::Closed;
         assert!(!left.any(is_over), "what is left when the drain is over is closed");
+        for flow in self.flows.values().filter(|flow| flow.head.is_some() && !flow.closing) {
+            let rule = view.listener(flow).proxy.as_ref().expect("somebody asks for the header");
+            let overdue = flow.started + rule.timeout + Duration::from_millis(2);
+            assert!(now <= overdue, "{} has not been named in time", flow.client);
+        }
         for flow in self.flows.values().filter(|flow| flow.established && !flow.closing) {
             if flow.method.throttle_kib_s.is_some() {
                 continue;
@@ -616,6 +688,7 @@ impl Oracle {
             return;
         };
         assert_eq!(record.attempts, flow.attempts, "{record:?}");
+        assert_eq!(record.peer, flow.peer, "{record:?}");
         if flow.established && !flow.answered {
             self.fared.on_unanswered(flow.target, record.reason);
         }
@@ -628,10 +701,17 @@ impl Oracle {
             (CloseReason::Finished, Some(endpoint)) => {
                 for (from, to) in [(client, endpoint), (endpoint, client)] {
                     assert!(from.fin_written && from.received == from.written, "{record:?}");
-                    assert!(to.taken == from.received && to.fin_from_us && !to.reset_from_us);
+                    let stream = from.received - from.head.len() as u64;
+                    assert!(to.taken == stream && to.fin_from_us && !to.reset_from_us);
                 }
                 assert_eq!(record.bytes, [client.taken, endpoint.taken]);
-                assert_eq!(endpoint.announced, flow.method.announce, "{record:?}");
+                let outbound = view.snapshot.clusters[flow.cluster].proxy;
+                let is_told = outbound.is_some() || flow.method.announce;
+                let told = endpoint.announced.as_ref().map(|header| introduction::read(header));
+                let route = Route { client: flow.client, local: flow.local };
+                assert_eq!(told, is_told.then_some(route), "{record:?}");
+                let has_id = outbound.is_some_and(|outbound| outbound.unique_id);
+                assert_eq!(record.unique_id.is_some(), has_id, "{record:?}");
             }
             (CloseReason::DownstreamReset, Some(endpoint)) => {
                 let told = endpoint.reset_from_us || !flow.established;
@@ -646,6 +726,17 @@ impl Oracle {
             (CloseReason::IdleTimeout | CloseReason::HalfClosedTimeout, Some(_)) => {
                 let due = flow.progressed + self.timeout_of(&flow, view);
                 assert!(due <= world.now, "too early: {record:?}");
+            }
+            (CloseReason::ProxyTimeout, _) => {
+                let rule = view.listener(&flow).proxy.as_ref().expect("somebody asks for it");
+                assert!(flow.head.is_some() && flow.started + rule.timeout <= world.now);
+                assert!(client.reset_from_us, "{record:?}");
+            }
+            (CloseReason::ProxyInvalid, _) => {
+                let head = flow.head.expect("the header is not whole");
+                let is_wrong = head.left == 0 && head.route.is_none();
+                assert!(is_wrong || client.fin_written, "{record:?}");
+                assert!(client.reset_from_us && flow.attempts == 0, "{record:?}");
             }
             _ => {}
         }
@@ -681,6 +772,7 @@ pub(crate) struct Arrival {
     pub(crate) client: SocketAddr,
     pub(crate) conn: usize,
     pub(crate) first: u8,
+    pub(crate) head: Head,
 }
 
 fn denial(verdict: Verdict) -> Option<Goodbye> {

@@ -6,7 +6,7 @@ use pointsman_core::eligibility::Eligibility;
 
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
-use super::{ClusterPlan, ENDPOINTS_MAX, EndpointPlan, WEIGHTS, checks, passive};
+use super::{ClusterPlan, ENDPOINTS_MAX, EndpointPlan, WEIGHTS, checks, passive, proxy};
 use crate::config::{Cluster, Endpoint};
 
 pub(super) fn resolve(
@@ -52,6 +52,10 @@ fn resolve_one(
             .as_ref()
             .map(|passive| passive::resolve(&format!("{key}.passive"), passive, findings)),
         eligibility: eligibility(key, cluster, findings),
+        proxy: cluster
+            .proxy_protocol
+            .as_ref()
+            .map(|outbound| proxy::outbound(&format!("{key}.proxy_protocol"), outbound, findings)),
         removed: false,
     }
 }

@@ -80,7 +80,7 @@ fn keep_checks(old: &Plan, new: Vec<ClusterPlan>) -> Vec<ClusterPlan> {
     let kept = new.into_iter().map(|mut cluster| {
         let before = old.clusters.iter().find(|before| before.name == cluster.name);
         if let (Some(check), Some(Some(before))) = (&cluster.check, before.map(|it| &it.check))
-            && check.written == before.written
+            && (&check.written, check.proxy) == (&before.written, before.proxy)
         {
             cluster.check = Some(Arc::clone(before));
         }

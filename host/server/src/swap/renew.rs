@@ -195,11 +195,12 @@ impl Renewed {
         };
         let before = self.claim.as_ref().map(|claim| &claim.seat);
         if let Some(seat) = before.filter(|seat| plugin.is_some() && seat.plugin == plugin) {
+            let since = Instant::now();
             let sitter = Sitter {
                 module: self.module.clone(),
                 counts: self.crew.counts.clone(),
-                since: Instant::now(),
-                is_on_probation: true,
+                since,
+                probation: Some(since),
             };
             let mut sitting = seat.sitting();
             sitting.seat(sitter, Duration::ZERO);

@@ -224,7 +224,7 @@ impl ClusterState {
             return;
         }
         self.removed = false;
-        self.eligibility = plan.eligibility;
+        (self.eligibility, self.proxy) = (plan.eligibility, plan.proxy);
         if self.passive != plan.passive {
             self.passive.clone_from(&plan.passive);
             self.ejector = plan.passive.clone().map(Ejector::new);
