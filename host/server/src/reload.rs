@@ -40,7 +40,7 @@ use crate::runtime;
 use crate::service::Service;
 use crate::setup::Setup;
 use crate::sockets::{self, Opened, WorkerSocket};
-use crate::swap::renew::{self, Renewed};
+use crate::swap::renew::{self, Leaving, Renewed};
 use crate::swap::watch;
 use crate::world::{Role, World};
 use places::Placed;
@@ -159,6 +159,8 @@ struct Prepared {
     /// Listeners that come.
     opened: Vec<(ListenerId, Opened)>,
     renewed: Vec<Renewed>,
+    /// Clusters that leave.
+    leaving: Vec<Leaving>,
 }
 
 impl Prepared {
@@ -187,12 +189,12 @@ impl Prepared {
             loaded: &loaded,
             founded: &renew::candidates(&plan, &founded),
         };
-        let renewed = change.prepare()?;
+        let (renewed, leaving) = change.prepare()?;
         if service.plugins().engine().is_some() {
             let system = |error: std::io::Error| vec![Problem::new("", error.to_string())];
             service.start_steering().map_err(system)?;
         }
-        Ok(Self { plan, loaded, old: Arc::clone(old), opened, renewed })
+        Ok(Self { plan, loaded, old: Arc::clone(old), opened, renewed, leaving })
     }
 
     /// The policies that decide from here on and did not before.
@@ -203,7 +205,8 @@ impl Prepared {
 
     /// Nothing fails from here on.
     fn publish(self, service: &Service, config: Config) -> u64 {
-        let Self { plan, loaded, old, opened, renewed } = self;
+        let Self { plan, loaded, old, opened, renewed, leaving } = self;
+        leaving.iter().for_each(|leaving| leaving.end_trial(service));
         renewed.iter().for_each(|renewed| renewed.end_trial(service));
         let mut seats = old.seats.clone();
         for renewed in &renewed {

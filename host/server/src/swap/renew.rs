@@ -91,15 +91,20 @@ pub struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// Makes every policy that is needed, and claims the seats of clusters that get another one.
+    /// Makes every policy that is needed, and claims the seats of clusters that get another one or
+    /// leave.
     ///
     /// # Errors
     /// A policy fails, refuses its configuration, or is being changed by somebody else.
-    pub fn prepare(&self) -> Result<Vec<Renewed>, Vec<Problem>> {
-        let (mut renewed, mut problems) = (Vec::new(), Vec::new());
+    pub fn prepare(&self) -> Result<(Vec<Renewed>, Vec<Leaving>), Vec<Problem>> {
+        let (mut renewed, mut leaving, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         for id in (0..self.plan.clusters.len()).map(|place| ClusterId(place as u16)) {
             let prepared = match self.founded.iter().find(|(founded, _)| *founded == id) {
                 Some((_, candidates)) => self.found(id, candidates).map(Some),
+                None if self.leaves(id) => self.claim(id).map(|claim| {
+                    leaving.push(Leaving { cluster: id, claim });
+                    None
+                }),
                 None if self.is_unchanged(id) => Ok(None),
                 None => self.renew(id).map(Some),
             };
@@ -109,11 +114,15 @@ impl Change<'_> {
                 Err(problem) => problems.push(problem),
             }
         }
-        if problems.is_empty() { Ok(renewed) } else { Err(problems) }
+        if problems.is_empty() { Ok((renewed, leaving)) } else { Err(problems) }
     }
 
     fn policy(&self, id: ClusterId) -> PolicyPlan {
         self.plan.clusters[id.index()].policy
+    }
+
+    fn leaves(&self, id: ClusterId) -> bool {
+        self.plan.clusters[id.index()].removed && !self.old.plan.clusters[id.index()].removed
     }
 
     fn is_unchanged(&self, id: ClusterId) -> bool {
@@ -178,12 +187,29 @@ impl Change<'_> {
     }
 }
 
+/// A cluster that is no longer in the file.
+pub struct Leaving {
+    cluster: ClusterId,
+    claim: Claim,
+}
+
+impl Leaving {
+    /// Nobody is on trial in a cluster that leaves: another may have its place one day.
+    pub fn end_trial(&self, service: &Service) {
+        end_trial(service, self.cluster, &self.claim);
+    }
+}
+
+fn end_trial(service: &Service, cluster: ClusterId, claim: &Claim) {
+    trial::end(service, cluster);
+    claim.seat.sitting().try_out(None);
+}
+
 impl Renewed {
     /// Nobody is on trial beside a policy that goes.
     pub fn end_trial(&self, service: &Service) {
         if let Some(claim) = &self.claim {
-            trial::end(service, self.cluster);
-            claim.seat.sitting().try_out(None);
+            end_trial(service, self.cluster, claim);
         }
     }
 
@@ -229,6 +255,10 @@ impl PluginPlan {
 
 /// Endpoints of clusters that are new, as a policy that begins sees them.
 pub fn candidates(plan: &Plan, founded: &[ClusterId]) -> Vec<(ClusterId, Arc<Candidates>)> {
+    // A world has room for what its limits count, which is not made for nothing.
+    if founded.is_empty() {
+        return Vec::new();
+    }
     let addresses: Vec<_> = plan.listeners.iter().map(|listener| listener.address).collect();
     let world = World::new(plan, &addresses, [0; 2]);
     founded.iter().map(|cluster| (*cluster, world.base(*cluster))).collect()
