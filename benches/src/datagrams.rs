@@ -171,6 +171,7 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         candidates: Arc::clone(&cluster.candidates),
         footing: cluster.footing,
         proxy: None,
+        transparent: false,
         trial: None,
     });
     Arc::new(Snapshot {

@@ -231,6 +231,7 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         candidates,
         footing: Footing::Sound,
         proxy: None,
+        transparent: false,
         trial: None,
     };
     Arc::new(Snapshot {

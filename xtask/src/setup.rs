@@ -16,8 +16,9 @@ const GUEST_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "lld"];
 /// A name server that a test of the balancer stands before. The package starts no service.
 const NAME_SERVER: (&str, &str) = ("dnsmasq", "dnsmasq-base");
 
-/// The proxies that tests of the PROXY protocol put before and behind the balancer.
-const PROXIES: [(&str, &str); 2] = [("nginx", "nginx-light"), ("haproxy", "haproxy")];
+/// What scenarios call: proxies before and behind the balancer, and links between networks.
+const SCENARIOS: [(&str, &str); 3] =
+    [("nginx", "nginx-light"), ("haproxy", "haproxy"), ("ip", "iproute2")];
 
 /// The balancers that ours is compared with, and what drives them; also what end-to-end tests call.
 /// A command, and the package that has it.
@@ -55,8 +56,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if let Err(error) = name_server() {
         eprintln!("warning: the test of DNS is skipped: {error:#}");
     }
-    if let Err(error) = proxies() {
-        eprintln!("warning: tests of the PROXY protocol are skipped: {error:#}");
+    if let Err(error) = scenarios() {
+        eprintln!("warning: some scenarios are skipped: {error:#}");
     }
     for language in Language::ALL {
         if let Err(error) = language.set_up() {
@@ -97,9 +98,9 @@ fn name_server() -> Result<()> {
     if is_installed(command) { Ok(()) } else { install(&[package]) }
 }
 
-fn proxies() -> Result<()> {
+fn scenarios() -> Result<()> {
     let (module, package) = STREAM_MODULES[0];
-    install_servers(&PROXIES, &[(module, package)])
+    install_servers(&SCENARIOS, &[(module, package)])
 }
 
 fn peers() -> Result<()> {

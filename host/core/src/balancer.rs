@@ -485,8 +485,10 @@ impl Balancer {
         }
         allocation.endpoint.load.on_flow_started();
         let address = allocation.endpoint.address;
+        let cluster = &self.snapshot.clusters[allocation.cluster.index()];
+        let from = cluster.source(session.client, address);
         session.bind(now, allocation);
-        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });
+        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address, from });
         self.set_timer(slot);
     }
 

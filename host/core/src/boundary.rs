@@ -284,6 +284,8 @@ pub enum Op {
         link: Link,
         /// Where to.
         address: SocketAddr,
+        /// Whose address it leaves from, if not ours; the port does not matter.
+        from: Option<SocketAddr>,
     },
     /// Subscribes to a link's bytes. Ends by itself after `credit` bytes (the last buffer may
     /// carry it over by less than one buffer).

@@ -286,6 +286,8 @@ pub struct Cluster {
     pub footing: Footing,
     /// How its endpoints are told of their clients, if they always are.
     pub proxy: Option<Outbound>,
+    /// Whether connections to its endpoints leave from their clients' addresses.
+    pub transparent: bool,
     /// The same endpoints as a policy on trial sees them, where it has a table or weights of its
     /// own.
     pub trial: Option<Arc<Candidates>>,
@@ -297,6 +299,13 @@ impl Cluster {
         let state = |state: &EndpointState| (state.endpoint.id, state.up, state.draining);
         self.endpoints.iter().map(state).eq(other.endpoints.iter().map(state))
             && self.candidates.is_empty() == other.candidates.is_empty()
+    }
+
+    /// From where a client's connection to an endpoint leaves, if not from an address of ours. The two
+    /// must be of one family for that.
+    pub(crate) fn source(&self, client: SocketAddr, endpoint: SocketAddr) -> Option<SocketAddr> {
+        let one_family = client.is_ipv4() == endpoint.is_ipv4();
+        (self.transparent && one_family).then_some(client)
     }
 
     /// The endpoint's state, or `None` if it is no longer configured.
@@ -427,5 +436,21 @@ impl SharedCount {
     #[must_use]
     pub fn get(&self) -> u32 {
         self.0.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::snapshot;
+
+    #[test]
+    fn connections_leave_from_the_clients_address_where_the_endpoint_has_one_of_its_kind() {
+        let mut snapshot = snapshot(1);
+        let cluster = &mut snapshot.clusters[0];
+        let [v4, v6] = ["192.0.2.1:80", "[2001:db8::1]:80"].map(|text| text.parse().unwrap());
+        assert_eq!(cluster.source(v4, v4), None);
+        cluster.transparent = true;
+        assert_eq!([cluster.source(v4, v4), cluster.source(v6, v6)], [Some(v4), Some(v6)]);
+        assert_eq!([cluster.source(v4, v6), cluster.source(v6, v4)], [None, None]);
     }
 }

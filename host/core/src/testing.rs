@@ -33,6 +33,7 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
         }),
         footing: Footing::Sound,
         proxy: None,
+        transparent: false,
         trial: None,
     };
     Snapshot {

@@ -203,7 +203,7 @@ impl Ring {
             Op::Refuse { socket, goodbye } => {
                 sys::close(sys::take_over(socket.into_number()), goodbye);
             }
-            Op::Connect { link, address } => self.connect(link, &address),
+            Op::Connect { link, address, from } => self.connect(link, &address, from),
             Op::Receive { link, pool, credit } => self.receive(link, pool, credit),
             Op::Pause { link } => self.pause(link),
             Op::Send { link, buffer, more } => self.send(link, &buffer, more),
@@ -229,8 +229,8 @@ impl Ring {
         self.slot(link).open(stream);
     }
 
-    fn connect(&mut self, link: Link, address: &SocketAddr) {
-        match sys::connecting_socket(address) {
+    fn connect(&mut self, link: Link, address: &SocketAddr, from: Option<SocketAddr>) {
+        match sys::connecting_socket(address, from) {
             Ok(stream) => self.start_connect(link, stream, address),
             Err(error) => {
                 let cause = connect_failure(error.raw_os_error().unwrap_or(0));

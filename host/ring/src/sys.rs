@@ -261,11 +261,41 @@ fn bind(socket: &OwnedFd, address: &SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a socket that can connect to `address`, with small writes sent at once.
-pub(crate) fn connecting_socket(address: &SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpStream::from(stream_socket(address)?);
+/// Makes a socket that can connect to `address`, with small writes sent at once. It leaves from an
+/// address of ours, or from somebody else's, whose port does not matter: one that is free towards
+/// `address` is found when it connects.
+pub(crate) fn connecting_socket(
+    address: &SocketAddr,
+    from: Option<SocketAddr>,
+) -> io::Result<TcpStream> {
+    let socket = stream_socket(address)?;
+    if let Some(mut from) = from {
+        from.set_port(0);
+        make_transparent(&socket, &from)?;
+        set_option(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+        bind(&socket, &from)?;
+    }
+    let socket = TcpStream::from(socket);
     socket.set_nodelay(true)?;
     Ok(socket)
+}
+
+/// Lets a socket have an address of this family that is not ours.
+fn make_transparent(socket: &OwnedFd, address: &SocketAddr) -> io::Result<()> {
+    let (level, name) = match address {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    };
+    set_option(socket, level, name, 1)
+}
+
+/// Whether this process may connect from addresses that are not ours, which takes `CAP_NET_ADMIN`.
+///
+/// # Errors
+/// It may not, or has no descriptor to find out.
+pub fn may_be_transparent() -> io::Result<()> {
+    let any = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, 0));
+    make_transparent(&stream_socket(&any)?, &any)
 }
 
 fn stream_socket(address: &SocketAddr) -> io::Result<OwnedFd> {

@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use pointsman_core::ejection::EjectionChange;
 use pointsman_core::health::{Observation, Transition};
 use pointsman_core::{ClusterId, Instant, Snapshot};
-use pointsman_ring::{Clock, raise_descriptor_limit};
+use pointsman_ring::{Clock, may_be_transparent, raise_descriptor_limit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -72,6 +72,7 @@ pub async fn run(
     let http = open_http(&plan, handed.http).await?;
     let log = Log::open(&plan)?;
     give_up_privileges(&plan)?;
+    ask_for_transparency(&plan).map_err(Failure::input)?;
 
     let (retired_sender, retired) = unbounded_channel();
     let (ended_sender, ended) = unbounded_channel();
@@ -148,6 +149,19 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Failure> {
     run_as.become_it().map_err(|told| Failure::input(Problem::new("user", told)))?;
     tracing::info!(user = run_as.name, "has given up its privileges");
     Ok(())
+}
+
+/// Whether connections may leave from clients' addresses, where they are to.
+pub(crate) fn ask_for_transparency(plan: &Plan) -> Result<(), Problem> {
+    let wanted = plan.clusters.iter().position(|cluster| cluster.transparent);
+    let (Some(place), Err(error)) = (wanted, may_be_transparent()) else { return Ok(()) };
+    let advice = if plan.run_as.is_some() {
+        "the key `user` gives that up: leave it out, and start as that user with CAP_NET_ADMIN"
+    } else {
+        "start with CAP_NET_ADMIN (AmbientCapabilities= in a unit), or leave it out"
+    };
+    let told = format!("connections may not leave from clients' addresses: {error}; {advice}");
+    Err(Problem::new(format!("clusters[{place}].transparent"), told))
 }
 
 fn tell_addresses(snapshot: &Snapshot) {

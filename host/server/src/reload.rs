@@ -31,6 +31,7 @@ use crate::budget::{Budget, Supply};
 use crate::check::{self, Checked};
 use crate::cli::in_file;
 use crate::config::Config;
+use crate::control::ask_for_transparency;
 use crate::failure::Failure;
 use crate::mailbox::Renewal;
 use crate::plan::Plan;
@@ -173,6 +174,7 @@ impl Prepared {
         if !problems.is_empty() {
             return Err(problems);
         }
+        ask_for_transparency(&plan).map_err(|problem| vec![problem])?;
         let descriptors = descriptor_limit().map_or(u64::MAX, |limit| limit.soft);
         Budget::divide(&mut plan, Supply::read(descriptors)).warn_beyond(service.budget());
         await_closing(service);

@@ -72,6 +72,7 @@ struct ClusterState {
     removed: bool,
     eligibility: Eligibility,
     proxy: Option<Outbound>,
+    transparent: bool,
     /// By what endpoints are ejected whose flows fail, if any are, and who does it.
     passive: Option<EjectionRules>,
     ejector: Option<Ejector>,
@@ -369,6 +370,7 @@ impl ClusterState {
             eligibility,
             passive: plan.passive.clone(),
             proxy: plan.proxy,
+            transparent: plan.transparent,
             ejector: plan.passive.clone().map(Ejector::new),
             live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
@@ -388,6 +390,7 @@ impl ClusterState {
             candidates: Arc::clone(&self.live.candidates),
             footing: self.footing,
             proxy: self.proxy,
+            transparent: self.transparent,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
         }
     }

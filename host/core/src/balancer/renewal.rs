@@ -170,6 +170,7 @@ mod tests {
                 candidates: Arc::clone(&old.candidates),
                 footing: old.footing,
                 proxy: old.proxy,
+                transparent: old.transparent,
                 trial: None,
             };
             let Snapshot { listeners, clusters, .. } = &*self.balancer.snapshot;

@@ -140,6 +140,7 @@ impl Rig {
             candidates,
             footing: Footing::Sound,
             proxy: None,
+            transparent: false,
             trial: None,
         };
         let snapshot = Snapshot {

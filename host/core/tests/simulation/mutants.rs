@@ -126,8 +126,14 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "timeouts: a flow without an answer waits for ever",
         file: "balancer.rs",
-        original: "        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });\n        self.set_timer(slot);",
-        mutated: "        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });",
+        original: "        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address, from });\n        self.set_timer(slot);",
+        mutated: "        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address, from });",
+    },
+    Mutant {
+        breaks: "transparent: connections leave from clients' addresses where nobody wants that",
+        file: "snapshot.rs",
+        original: "(self.transparent && one_family)",
+        mutated: "(self.transparent || one_family)",
     },
     Mutant {
         breaks: "limits: a denied flow stays counted",

@@ -463,7 +463,7 @@ impl Oracle {
         deciding.sort_by_key(|(slot, _)| place(self.flows[slot].client).unwrap_or(usize::MAX));
         for (slot, outcome) in deciding {
             let done = ops.iter().find_map(|op| match op {
-                Op::Connect { link, address } if link.slot() == slot => {
+                Op::Connect { link, address, .. } if link.slot() == slot => {
                     Some(Done { target: Some(*address), refused: None })
                 }
                 Op::Close { link, goodbye } if link.slot() == slot => {
@@ -553,7 +553,7 @@ impl Oracle {
         assert!(calls.len() <= 1, "one completion, one decision: {calls:?}");
         for op in ops {
             match op {
-                Op::Connect { link, address } => {
+                Op::Connect { link, address, .. } => {
                     let flow = &self.flows[&link.slot()];
                     assert!(!flow.established, "an established flow never changes endpoint");
                     assert!(!flow.prereading, "the first bytes come first");
@@ -600,14 +600,21 @@ impl Oracle {
         }
     }
 
-    /// Every connect goes to an endpoint that may be given flows.
-    pub(crate) fn on_connect(&mut self, link: Link, address: SocketAddr, view: &View<'_>) {
+    /// Every connect goes to an endpoint that may be given flows, from whom the cluster says.
+    pub(crate) fn on_connect(
+        &mut self,
+        link: Link,
+        (address, from): (SocketAddr, Option<SocketAddr>),
+        view: &View<'_>,
+    ) {
         self.binds += 1;
         let flow = self.flows.get_mut(&link.slot()).expect("a connect belongs to a flow");
         flow.attempts += 1;
         flow.target = Some(address);
-        let candidates = &view.snapshot.clusters[flow.cluster].candidates;
-        assert!(candidates.endpoints.iter().any(|endpoint| endpoint.address == address));
+        let cluster = &view.snapshot.clusters[flow.cluster];
+        let mut endpoints = cluster.candidates.endpoints.iter();
+        assert!(endpoints.any(|endpoint| endpoint.address == address));
+        assert_eq!(from, cluster.transparent.then_some(flow.client), "where it leaves from");
     }
 
     /// What an operator is shown, by slot: every flow there is, and nothing else.

@@ -395,8 +395,8 @@ impl Run {
             None => self.oracle.after(self.world.now, &view, &ops, [before, counts]),
         }
         for op in &ops {
-            if let Op::Connect { link, address } = op {
-                self.oracle.on_connect(*link, *address, &view);
+            if let Op::Connect { link, address, from } = op {
+                self.oracle.on_connect(*link, (*address, *from), &view);
             }
         }
         self.pending.extend(ops);
@@ -706,6 +706,7 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
             endpoints,
             footing: Footing::Sound,
             proxy: introduction::outbound(rng),
+            transparent: rng.chance(250),
             trial: None,
         }
     };
@@ -736,6 +737,7 @@ pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
         candidates: old.candidates.clone(),
         footing: old.footing,
         proxy: old.proxy,
+        transparent: old.transparent,
         trial: None,
     });
     Snapshot {

@@ -495,7 +495,7 @@ impl World {
                 conn.reset_from_us = goodbye == Goodbye::Reset;
                 conn.fin_from_us = goodbye == Goodbye::Fin;
             }
-            Op::Connect { link, address } => self.dial(link, address),
+            Op::Connect { link, address, .. } => self.dial(link, address),
             Op::Receive { link, pool, credit } => {
                 assert!(credit > 0, "credit is at least 1");
                 let socket = self.open_socket(link);

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use pointsman_core::ClusterId;
 use pointsman_core::eligibility::Eligibility;
 
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
-use super::{ClusterPlan, ENDPOINTS_MAX, EndpointPlan, WEIGHTS, checks, passive, proxy};
+use super::{
+    ClusterPlan, ENDPOINTS_MAX, EndpointPlan, ListenerPlan, WEIGHTS, checks, passive, proxy,
+};
 use crate::config::{Cluster, Endpoint};
 
 pub(super) fn resolve(
@@ -56,7 +59,25 @@ fn resolve_one(
             .proxy_protocol
             .as_ref()
             .map(|outbound| proxy::outbound(&format!("{key}.proxy_protocol"), outbound, findings)),
+        transparent: cluster.transparent,
         removed: false,
+    }
+}
+
+/// Ports of datagrams serve many clients, so they cannot have the address of one.
+pub(super) fn refuse_what_listeners_cannot(
+    clusters: &[ClusterPlan],
+    listeners: &[ListenerPlan],
+    findings: &mut Findings,
+) {
+    for (id, cluster) in (0..).map(ClusterId).zip(clusters) {
+        let served = |listener: &ListenerPlan| listener.cluster == id && listener.is_datagrams();
+        if cluster.transparent && listeners.iter().any(served) {
+            findings.add(
+                format!("clusters[{}].transparent", id.index()),
+                "is for connections; leave it out, or use another cluster for the udp listeners",
+            );
+        }
     }
 }
 

@@ -225,6 +225,7 @@ impl ClusterState {
         }
         self.removed = false;
         (self.eligibility, self.proxy) = (plan.eligibility, plan.proxy);
+        self.transparent = plan.transparent;
         if self.passive != plan.passive {
             self.passive.clone_from(&plan.passive);
             self.ejector = plan.passive.clone().map(Ejector::new);

@@ -140,7 +140,8 @@ impl Balancer {
         Self { process: command.spawn().expect("the balancer starts"), folder }
     }
 
-    fn launch_by(command: Command, config: &str) -> Self {
+    /// Starts one by a command that ends with becoming it, without waiting for anything.
+    pub fn launch_by(command: Command, config: &str) -> Self {
         Self::launch_with(command, config, "")
     }
 

@@ -258,6 +258,7 @@ fn cluster(rng: &mut Rng, number: usize, generation: Generation) -> Cluster {
         endpoints,
         footing: Footing::Sound,
         proxy: None,
+        transparent: false,
         trial: None,
     }
 }
