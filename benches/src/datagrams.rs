@@ -153,6 +153,7 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         protocol: Protocol::Udp,
         flows_max,
         flows_active: Arc::default(),
+        sockets_open: Arc::default(),
         all_flows: AllFlows::unlimited(),
         access: None,
         timeouts: Timeouts { idle, ..listener.timeouts },

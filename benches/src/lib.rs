@@ -17,8 +17,8 @@ use pointsman_core::policy::{
 };
 use pointsman_core::{
     AllFlows, Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint,
-    EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown, PrefixLengths,
-    Protocol, Snapshot, Timeouts,
+    EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown, Openness,
+    PrefixLengths, Protocol, Snapshot, Timeouts,
 };
 
 pub mod datagrams;
@@ -200,9 +200,11 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         name: "web".into(),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
         protocol: Protocol::Tcp,
+        openness: Openness::Open,
         cluster: ClusterId(0),
         flows_max: 100_000,
         flows_active: Arc::default(),
+        sockets_open: Arc::default(),
         all_flows: AllFlows::unlimited(),
         access: None,
         client_prefix: PrefixLengths { v4: 32, v6: 64 },

@@ -163,6 +163,23 @@ impl Allocator {
         old
     }
 
+    /// A cluster has come, into a place that is new or was another's: nothing that is kept for who was
+    /// there holds. Tells which of the place's policies this one is, and the one before.
+    pub(crate) fn add(
+        &mut self,
+        cluster: ClusterId,
+        policy: Box<dyn Policy>,
+    ) -> (u64, Option<Box<dyn Policy>>) {
+        if cluster.index() < self.policies.len() {
+            let old = self.swap(cluster, policy, OnSwap::Flush);
+            self.policies[cluster.index()].recent = RecentFlows::new();
+            return (self.policies[cluster.index()].generation, Some(old));
+        }
+        self.policies.push(Slot::new(policy));
+        self.plan_ticks();
+        (1, None)
+    }
+
     /// Puts a policy on trial, or ends a trial.
     pub(crate) fn set_trial(&mut self, cluster: ClusterId, trial: Option<Trial>) -> Option<Trial> {
         let old = core::mem::replace(&mut self.policies[cluster.index()].trial, trial);
@@ -281,6 +298,7 @@ impl Allocator {
             (KeptVerdict::Forward(_), Some(endpoint)) => {
                 let (endpoint, source, scope) = (endpoint.clone(), Source::Cache, Scope::Flow);
                 let allocation = Allocation {
+                    cluster: listener.cluster,
                     endpoint,
                     method,
                     scope,
@@ -333,6 +351,7 @@ impl Allocator {
         let source = decided.source;
         match target {
             Some(endpoint) => Ok(Allocation {
+                cluster: listener.cluster,
                 endpoint: endpoint.clone(),
                 method: decision.method,
                 scope: decision.scope,
@@ -355,10 +374,10 @@ impl Allocator {
     pub(crate) fn use_key(
         &mut self,
         (now, lasting): (Instant, Duration),
-        listener: &Listener,
+        cluster: ClusterId,
         key: u64,
     ) {
-        let key = AffinityKey::of_key(key, listener.cluster);
+        let key = AffinityKey::of_key(key, cluster);
         self.affinity.on_used(now, &key, now + lasting);
     }
 
@@ -367,12 +386,12 @@ impl Allocator {
     pub(crate) fn keep_key(
         &mut self,
         (now, lasting, sliding): (Instant, Duration, bool),
-        listener: &Listener,
+        cluster: ClusterId,
         (key, method): (u64, Method),
         (endpoint, policy_generation): (EndpointId, u64),
     ) -> bool {
         let decision = Decision { sliding, method, ..Decision::forward(EndpointIndex(0)) };
-        let key = AffinityKey::of_key(key, listener.cluster);
+        let key = AffinityKey::of_key(key, cluster);
         let target = Some(endpoint);
         let entry = NewEntry { decision: &decision, target, ttl: lasting, policy_generation };
         self.affinity.keep(now, key, &entry).is_ok()

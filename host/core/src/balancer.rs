@@ -5,6 +5,7 @@
 //! Read [`handle`](Balancer::handle) as the table of contents.
 
 mod introduction;
+mod renewal;
 mod survey;
 
 use alloc::boxed::Box;
@@ -28,11 +29,13 @@ use crate::recent::FlowFacts;
 use crate::relay::Step;
 use crate::session::{Allocation, Due, RecordFacts, Session, State};
 use crate::slab::Slab;
-use crate::snapshot::{Cluster, ClusterId, OnEndpointDown, Snapshot};
+use crate::snapshot::{ClusterId, OnEndpointDown, Snapshot};
 use crate::stats::{CloseReason, FlowRecord, KeylessReason, ShedReason, Stats};
 use crate::time::Instant;
 use crate::timers::Timers;
 use crate::trial::Trial;
+
+pub use renewal::NewPolicy;
 
 /// Sizes and secrets, fixed for a worker's life.
 #[derive(Debug, Clone)]
@@ -102,7 +105,7 @@ impl Balancer {
             Affinity::new(config.flow_table_entries_max, config.hash_key, config.board.clone());
         Self {
             stats: Stats::new(snapshot.listeners.len(), snapshot.clusters.len()),
-            listeners_open: snapshot.listeners.len(),
+            listeners_open: snapshot.listeners.iter().filter(|it| it.is_open()).count(),
             allocator: Allocator::new(policies, affinity, config.seed),
             sessions: Slab::with_capacity(config.sessions_max),
             readers: Slab::with_capacity(config.sessions_max),
@@ -130,7 +133,10 @@ impl Balancer {
             Completion::AcceptStalled { listener } => {
                 self.stats.listener(listener).on_shed(ShedReason::Descriptors);
             }
-            Completion::AcceptEnded { .. } => self.listeners_open -= 1,
+            Completion::AcceptEnded { listener } => {
+                self.listeners_open -= 1;
+                self.snapshot.listener(listener).sockets_open.decrement();
+            }
             Completion::Connected { link } => self.on_connected(now, link, memory, ops),
             Completion::ConnectFailed { link, cause } => {
                 self.on_connect_failed(now, link, cause, ops);
@@ -188,27 +194,6 @@ impl Balancer {
         let (datagrams, mut turn) = self.datagrams(now, ops);
         datagrams.handle_timeout(&mut turn, Self::STEPS_PER_TURN, Self::OPS_PER_COMPLETION_MAX);
         self.count_entries();
-    }
-
-    /// The control plane spoke. Returns the old world, to be dropped elsewhere.
-    pub fn apply(&mut self, now: Instant, snapshot: Arc<Snapshot>, ops: &mut Ops) -> Arc<Snapshot> {
-        let old = core::mem::replace(&mut self.snapshot, snapshot);
-        if self.snapshot.drain_until.is_some() && old.drain_until.is_none() {
-            for (place, listener) in (0..).map(ListenerId).zip(&self.snapshot.listeners) {
-                if !listener.is_datagrams() {
-                    ops.push(Op::StopAccepting { listener: place });
-                }
-            }
-        }
-        let mut listeners = self.snapshot.listeners.iter();
-        let resets = listeners.any(|listener| listener.on_endpoint_down == OnEndpointDown::Reset);
-        let is_served_alike = |(old, new): (&Cluster, &Cluster)| old.serves_alike(new);
-        if resets && !old.clusters.iter().zip(&self.snapshot.clusters).all(is_served_alike) {
-            self.sweep.next = Some(0);
-        }
-        let (datagrams, turn) = self.datagrams(now, ops);
-        datagrams.apply(&turn);
-        old
     }
 
     /// Exchanges a cluster's policy. Flows stay where they are; `on_swap` says what becomes of kept
@@ -328,7 +313,9 @@ impl Balancer {
     fn on_preread(&mut self, now: Instant, slot: u32, memory: &impl Memory, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
         let listener = self.snapshot.listener(session.listener);
-        let Some(rule) = &listener.key else { return };
+        let Some(rule) = &listener.key else {
+            return self.decide(now, slot, Err(KeylessReason::Absent), ops);
+        };
         let relay = session.relay_from(Side::Downstream);
         let outcome = match rule.read_stream(relay.held(&self.chains, memory)) {
             Preread::Key(key) => Ok(key),
@@ -381,7 +368,7 @@ impl Balancer {
         if self.sessions.next_free().is_none() {
             return Err(ShedReason::Sessions);
         }
-        if self.drain_is_over(now) {
+        if self.drain_is_over(now) || listener.is_closed() {
             return Err(ShedReason::Draining);
         }
         let is_client = listener.proxy.is_none();
@@ -498,8 +485,8 @@ impl Balancer {
         }
         allocation.endpoint.load.on_flow_started();
         let address = allocation.endpoint.address;
-        let cluster = self.snapshot.listener(session.listener).cluster;
-        let from = self.snapshot.clusters[cluster.index()].source(session.client, address);
+        let cluster = &self.snapshot.clusters[allocation.cluster.index()];
+        let from = cluster.source(session.client, address);
         session.bind(now, allocation);
         ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address, from });
         self.set_timer(slot);
@@ -649,11 +636,11 @@ impl Balancer {
             listener.dismiss_client(session.client.ip());
         }
         if let Some(ended) = session.ended(now, reason) {
-            self.allocator.on_flow_ended(listener.cluster, &ended);
+            self.allocator.on_flow_ended(session.cluster(listener), &ended);
         }
         self.stats.listener(session.listener).on_flow_ended(reason);
         if let Some(records) = &mut self.records {
-            records.push(session.record(now, &RecordFacts { cluster: listener.cluster, reason }));
+            records.push(session.record(now, &RecordFacts { listener, reason }));
         }
     }
 
@@ -676,12 +663,13 @@ impl Balancer {
         if matches!(session.state, State::Closing { .. }) {
             return None;
         }
-        if self.drain_is_over(now) {
+        let listener = self.snapshot.listener(session.listener);
+        if self.drain_is_over(now) || listener.is_closed() {
             return Some(CloseReason::DrainTimeout);
         }
-        let listener = self.snapshot.listener(session.listener);
-        let cluster = &self.snapshot.clusters[listener.cluster.index()];
-        let serves = serves(cluster, session.allocation.as_ref()?.endpoint.id);
+        let allocation = session.allocation.as_ref()?;
+        let cluster = &self.snapshot.clusters[allocation.cluster.index()];
+        let serves = serves(cluster, allocation.endpoint.id);
         let resets = listener.on_endpoint_down == OnEndpointDown::Reset
             && session.state == State::Established;
         (resets && !serves).then_some(CloseReason::EndpointDown)

@@ -18,6 +18,7 @@ mod flow;
 mod index;
 mod keys;
 mod lane;
+mod listeners;
 mod outcomes;
 mod ports;
 mod strangers;
@@ -36,7 +37,9 @@ use crate::boundary::{
 };
 use crate::policy::{EndedFlow, Method, Scope};
 use crate::session::{Allocation, Tried};
-use crate::snapshot::{EndpointId, Listener, OnEndpointDown, Snapshot};
+use crate::snapshot::{
+    ClusterId, DatagramSettings, EndpointId, Listener, OnEndpointDown, Snapshot,
+};
 use crate::stats::{CloseReason, DropReason, FlowRecord, ShedReason, Stats};
 use crate::time::Instant;
 
@@ -51,8 +54,6 @@ pub use table::FlowTable;
 /// How often ports are looked after, and how often when there are many to close.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 const TRIM_AGAIN: Duration = Duration::from_millis(100);
-/// How often a listener that drains looks whether other workers still have flows of it.
-const DRAIN_POLL: Duration = Duration::from_millis(50);
 /// How far a throttled flow may be ahead of its pace.
 const BURST: Duration = Duration::from_millis(50);
 
@@ -85,6 +86,14 @@ impl<'a> Turn<'a> {
 struct Arrival {
     key: FlowKey,
     train: Train,
+}
+
+/// The endpoint that a flow has left.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    cluster: ClusterId,
+    endpoint: EndpointId,
+    address: SocketAddr,
 }
 
 /// All flows of datagrams of one worker.
@@ -191,17 +200,6 @@ impl Datagrams {
 
     pub(crate) fn on_port_closed(&mut self, port: PortId) {
         self.ports.on_closed(port);
-    }
-
-    /// Takes in a new world.
-    pub(crate) fn apply(&mut self, turn: &Turn<'_>) {
-        let acts = |listener: &Listener| listener.on_endpoint_down != OnEndpointDown::Keep;
-        if self.bindings.apply(turn.snapshot) && turn.snapshot.listeners.iter().any(acts) {
-            self.sweep_all();
-        }
-        if turn.snapshot.drain_until.is_some() && self.drain_poll_at.is_none() {
-            self.drain_poll_at = Some(turn.now);
-        }
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is due next, if at all.
@@ -385,7 +383,7 @@ impl Datagrams {
         if !listener.allows(client) {
             return Err(ShedReason::NotAllowed);
         }
-        if turn.snapshot.drain_until.is_some() {
+        if turn.snapshot.drain_until.is_some() || !listener.is_open() {
             return Err(ShedReason::Draining);
         }
         if !self.strangers.admits_another(turn.now) {
@@ -434,7 +432,7 @@ impl Datagrams {
         let request = request(turn, &key, application_key);
         match turn.allocator.allocate(&request, turn.snapshot, turn.stats) {
             Ok(allocation) => {
-                let binding = self.bindings.number_of(key.listener, &allocation.endpoint);
+                let binding = self.bindings.number_of(key.listener, &allocation);
                 let port = self.take_port(turn, binding);
                 let Some(port) = port.or_else(|| self.take_over_port(turn, binding)) else {
                     turn.listener(key.listener).give_back(key.client.ip());
@@ -607,7 +605,7 @@ impl Datagrams {
     /// Does with a flow what the changed world calls for.
     fn sweep_one(&mut self, turn: &mut Turn<'_>, number: u32) {
         let Some(flow) = self.table.get(number).copied() else { return };
-        if turn.drain_is_over() {
+        if turn.drain_is_over() || turn.listener(flow.listener).is_closed() {
             self.end(turn, number, CloseReason::DrainTimeout);
             return;
         }
@@ -637,7 +635,7 @@ impl Datagrams {
         let left = self.endpoint_of(number);
         self.unbind(turn, number);
         let moved = allocated.ok().and_then(|allocation| {
-            let binding = self.bindings.number_of(key.listener, &allocation.endpoint);
+            let binding = self.bindings.number_of(key.listener, &allocation);
             let port = self.take_port(turn, binding)?;
             Some((allocation, binding, port))
         });
@@ -665,9 +663,10 @@ impl Datagrams {
         self.remove(turn, number, endpoint, reason);
     }
 
-    fn endpoint_of(&mut self, number: u32) -> Option<(EndpointId, SocketAddr)> {
-        let binding = self.bindings.get(self.table.flow(number).binding)?;
-        Some((binding.endpoint.id, binding.endpoint.address))
+    fn endpoint_of(&mut self, number: u32) -> Option<Left> {
+        let Binding { cluster, endpoint, .. } =
+            self.bindings.get(self.table.flow(number).binding)?;
+        Some(Left { cluster: *cluster, endpoint: endpoint.id, address: endpoint.address })
     }
 
     /// Ends a flow that has left its endpoint.
@@ -675,17 +674,18 @@ impl Datagrams {
         &mut self,
         turn: &mut Turn<'_>,
         number: u32,
-        endpoint: Option<(EndpointId, SocketAddr)>,
+        left: Option<Left>,
         reason: CloseReason,
     ) {
         let (flow, details) = self.table.remove(number);
         let key = flow.key(details.as_ref());
         turn.listener(key.listener).give_back(key.client.ip());
         turn.stats.listener(key.listener).on_flow_ended(reason);
-        let (now, cluster) = (turn.now, turn.listener(key.listener).cluster);
+        let now = turn.now;
+        let cluster = left.map_or(turn.listener(key.listener).cluster, |it| it.cluster);
         let tag = details.map_or(0, |details| details.method.tag);
         let (started, bytes) = (flow.started.to_instant(now), flow.bytes());
-        if let Some((endpoint, _)) = endpoint {
+        if let Some(Left { endpoint, .. }) = left {
             let duration = now.since(started);
             let ended = EndedFlow { endpoint, reason, duration, bytes, tag };
             turn.allocator.on_flow_ended(cluster, &ended);
@@ -697,10 +697,10 @@ impl Datagrams {
                 client: key.client,
                 peer: None,
                 unique_id: None,
-                endpoint,
+                endpoint: left.map(|it| (it.endpoint, it.address)),
                 policy_generation: flow.policy_generation.into(),
                 source: Some(flow.source),
-                attempts: u32::from(endpoint.is_some()),
+                attempts: u32::from(left.is_some()),
                 tag,
                 started,
                 connected: None,
@@ -711,32 +711,16 @@ impl Datagrams {
         }
     }
 
-    /// Ends the listeners that have no flow left in any worker: closing one worker's socket sends
-    /// its clients, and some of the others', to the sockets that are left.
-    fn poll_drain(&mut self, turn: &mut Turn<'_>) {
-        let is_over = turn.drain_is_over();
-        if is_over && !self.drain_ended {
-            self.drain_ended = true;
-            self.sweep_all();
-        }
-        for (place, open) in self.open.iter_mut().enumerate() {
-            let listener = ListenerId(place as u16);
-            if *open && (is_over || turn.listener(listener).flows_active.get() == 0) {
-                *open = false;
-                turn.ops.push(Op::StopAccepting { listener });
-            }
-        }
-        self.drain_poll_at = self.open.iter().any(|open| *open).then_some(turn.now + DRAIN_POLL);
-    }
-
     /// Closes ports that are no longer needed.
     fn trim(&mut self, turn: &mut Turn<'_>) {
         let mut again = false;
         for (place, listener) in turn.snapshot.listeners.iter().enumerate() {
+            let id = ListenerId(place as u16);
             if listener.is_datagrams() {
-                let id = ListenerId(place as u16);
+                let ports_min = if listener.is_closed() { 0 } else { listener.datagrams.ports_min };
+                let settings = DatagramSettings { ports_min, ..listener.datagrams };
                 let peak = self.bindings.take_peak(id);
-                again |= self.ports.trim(id, (peak, &listener.datagrams), turn.ops);
+                again |= self.ports.trim(id, (peak, &settings), turn.ops);
             }
         }
         let wait = if again { TRIM_AGAIN } else { TRIM_INTERVAL };

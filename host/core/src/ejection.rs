@@ -114,6 +114,11 @@ impl Ejection {
         self.total
     }
 
+    /// Nobody judges it any more, so it is not ejected. How often it was stays known.
+    pub fn end(&mut self) {
+        *self = Self { total: self.total, ..Self::default() };
+    }
+
     /// Takes in what has been counted; tells how many flows in a row have failed, if the last ones
     /// are new.
     fn look(&mut self, outcomes: Outcomes) -> Option<u32> {

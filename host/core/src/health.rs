@@ -66,6 +66,11 @@ impl Health {
         Self { thresholds, up: false, contradictions: thresholds.rise.saturating_sub(1) }
     }
 
+    /// Judges by these thresholds from here on; what is believed stays.
+    pub const fn go_by(&mut self, thresholds: Thresholds) {
+        self.thresholds = thresholds;
+    }
+
     /// Whether the endpoint is believed to serve.
     #[must_use]
     pub const fn is_up(&self) -> bool {

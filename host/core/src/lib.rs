@@ -43,14 +43,15 @@ mod timers;
 mod trial;
 
 pub use access::{AccessList, Network};
-pub use balancer::{Balancer, BalancerConfig};
+pub use balancer::{Balancer, BalancerConfig, NewPolicy};
 pub use board::Board;
 pub use limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 pub use load::{LatencySample, Load, Outcomes, SLOTS, Sample};
 pub use recent::FlowFacts;
 pub use snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,
-    Generation, Listener, OnEndpointDown, PrefixLengths, Protocol, SharedCount, Snapshot, Timeouts,
+    Generation, Listener, OnEndpointDown, Openness, PrefixLengths, Protocol, SharedCount, Snapshot,
+    Timeouts,
 };
 pub use stats::{
     CloseReason, ClusterStats, DropReason, FlowRecord, KeylessReason, ListenerStats, ShedReason,

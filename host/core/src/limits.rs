@@ -122,7 +122,8 @@ impl SourceRates {
 pub struct SourceCounts {
     rows: [Box<[AtomicU32]>; 2],
     places: Places,
-    max: u32,
+    /// It may change while there are flows.
+    max: AtomicU32,
 }
 
 impl SourceCounts {
@@ -132,14 +133,19 @@ impl SourceCounts {
     pub fn new(max: u32, clients: u32, prefix: PrefixLengths, hash_key: [u64; 2]) -> Self {
         let places = Places::new(clients, prefix, hash_key);
         let row = || (0..places.width).map(|_| AtomicU32::new(0)).collect();
-        Self { rows: [row(), row()], places, max }
+        Self { rows: [row(), row()], places, max: AtomicU32::new(max) }
+    }
+
+    /// From here on a client may have so many. Those that have more keep them.
+    pub fn set_max(&self, max: u32) {
+        self.max.store(max, Relaxed);
     }
 
     /// Counts one more flow of this client if it may have one; tells whether it may.
     pub fn try_add(&self, client: IpAddr) -> bool {
         let counts = self.counts(client);
         let fewest = counts.map(|count| count.fetch_add(1, Relaxed)).into_iter().min();
-        let admitted = fewest.is_some_and(|fewest| fewest < self.max);
+        let admitted = fewest.is_some_and(|fewest| fewest < self.max.load(Relaxed));
         if !admitted {
             self.remove(client);
         }
@@ -149,7 +155,8 @@ impl SourceCounts {
     /// One of this client's flows has ended.
     pub fn remove(&self, client: IpAddr) {
         for count in self.counts(client) {
-            count.fetch_sub(1, Relaxed);
+            // A flow that is older than the limit was never counted.
+            let _ = count.fetch_update(Relaxed, Relaxed, |count| count.checked_sub(1));
         }
     }
 

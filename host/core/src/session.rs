@@ -61,6 +61,8 @@ enum FirstByte {
 /// How a flow was allocated.
 #[derive(Debug, Clone)]
 pub(crate) struct Allocation {
+    /// Whose endpoint it is. The listener may be given another cluster while the flow goes on.
+    pub(crate) cluster: ClusterId,
     pub(crate) endpoint: Endpoint,
     pub(crate) method: Method,
     pub(crate) scope: Scope,
@@ -382,8 +384,13 @@ impl Session {
         })
     }
 
+    /// Who serves it, or would have.
+    pub(crate) fn cluster(&self, listener: &Listener) -> ClusterId {
+        self.allocation.as_ref().map_or(listener.cluster, |allocation| allocation.cluster)
+    }
+
     /// What the access log says of it.
-    pub(crate) fn record(&self, now: Instant, facts: &RecordFacts) -> FlowRecord {
+    pub(crate) fn record(&self, now: Instant, facts: &RecordFacts<'_>) -> FlowRecord {
         let allocation = self.allocation.as_ref();
         let denied = self.denied.as_ref();
         let (policy_generation, source, tag) = match (allocation, denied) {
@@ -393,7 +400,7 @@ impl Session {
         };
         FlowRecord {
             listener: self.listener,
-            cluster: facts.cluster,
+            cluster: self.cluster(facts.listener),
             client: self.client,
             peer: self.peer,
             unique_id: self.unique_id,
@@ -421,7 +428,7 @@ impl Session {
         };
         Entry {
             id: EntryId::session(slot, self.started.as_nanos() as u32),
-            cluster: listener.cluster,
+            cluster: self.cluster(listener),
             endpoint: allocation.map(|known| known.endpoint.id),
             policy_generation: allocation.map_or(0, |known| known.policy_generation),
             kind: EntryKind::Flow(FlowEntry {
@@ -483,7 +490,7 @@ pub(crate) enum Due {
 }
 
 /// What a record needs that a session does not know.
-pub(crate) struct RecordFacts {
-    pub(crate) cluster: ClusterId,
+pub(crate) struct RecordFacts<'a> {
+    pub(crate) listener: &'a Listener,
     pub(crate) reason: CloseReason,
 }

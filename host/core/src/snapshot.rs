@@ -73,12 +73,16 @@ pub struct Listener {
     pub address: SocketAddr,
     /// What it speaks.
     pub protocol: Protocol,
-    /// Who serves its flows.
+    /// Whether it takes new flows.
+    pub openness: Openness,
+    /// Who serves its new flows.
     pub cluster: ClusterId,
     /// Flows at a time, over all workers.
     pub flows_max: u32,
     /// Flows now, over all workers.
     pub flows_active: Arc<SharedCount>,
+    /// Workers that have its socket, which each gives up by itself.
+    pub sockets_open: Arc<SharedCount>,
     /// Flows of this and all other listeners.
     pub all_flows: AllFlows,
     /// Who may come, if not everybody.
@@ -159,6 +163,25 @@ impl Listener {
     pub fn is_datagrams(&self) -> bool {
         self.protocol == Protocol::Udp
     }
+}
+
+/// Whether a listener takes new flows.
+///
+/// ```text
+///             removed                    no flow left, or no more time
+///   Open ───────────────▶ Draining ─────────────────────────▶ Closed
+///     ▲ datagrams: wanted again │                               │ its place is given
+///     └─────────────────────────┘◀──────────────────────────────┘ to another listener
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Openness {
+    /// It does.
+    Open,
+    /// It goes on with those that it has. Connections: it has stopped accepting. Datagrams: its
+    /// sockets stay, because its flows' datagrams come through them.
+    Draining,
+    /// What it still has is closed.
+    Closed,
 }
 
 /// What a listener speaks.
@@ -397,6 +420,11 @@ impl SharedCount {
             self.decrement();
         }
         before < max
+    }
+
+    /// Adds so many.
+    pub fn add(&self, count: u32) {
+        self.0.fetch_add(count, Relaxed);
     }
 
     /// Takes one away.

@@ -1,7 +1,7 @@
 //! What a worker counts: plain integers, written by one thread, copied when somebody asks.
 
-use alloc::boxed::Box;
 use alloc::vec;
+use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use crate::boundary::{ListenerId, Side, Train};
@@ -13,9 +13,9 @@ use crate::time::Instant;
 #[derive(Debug, Clone)]
 pub struct Stats {
     /// By [`ListenerId`].
-    pub listeners: Box<[ListenerStats]>,
+    pub listeners: Vec<ListenerStats>,
     /// By [`ClusterId`].
-    pub clusters: Box<[ClusterStats]>,
+    pub clusters: Vec<ClusterStats>,
     /// Sessions that hold a slot now.
     pub sessions_active: u32,
     /// Kept decisions and flows of datagrams in the flow tables now.
@@ -27,11 +27,28 @@ pub struct Stats {
 impl Stats {
     pub(crate) fn new(listeners: usize, clusters: usize) -> Self {
         Self {
-            listeners: vec![ListenerStats::default(); listeners].into_boxed_slice(),
-            clusters: vec![ClusterStats::NEW; clusters].into_boxed_slice(),
+            listeners: vec![ListenerStats::default(); listeners],
+            clusters: vec![ClusterStats::NEW; clusters],
             sessions_active: 0,
             flow_table_entries: 0,
             ports_open: 0,
+        }
+    }
+
+    /// A listener has come: into a place that is new, or was another's.
+    pub(crate) fn on_listener_came(&mut self, id: ListenerId) {
+        match self.listeners.get_mut(id.index()) {
+            Some(stats) => *stats = ListenerStats::default(),
+            None => self.listeners.resize_with(id.index() + 1, ListenerStats::default),
+        }
+    }
+
+    /// A cluster has come: into a place that is new, or was another's, whose policies are counted on.
+    pub(crate) fn on_cluster_came(&mut self, id: ClusterId, policy_generation: u64) {
+        let stats = ClusterStats { policy_generation, ..ClusterStats::NEW };
+        match self.clusters.get_mut(id.index()) {
+            Some(old) => *old = stats,
+            None => self.clusters.push(stats),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::limits::AllFlows;
 use crate::policy::maglev;
 use crate::snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,
-    Generation, Listener, OnEndpointDown, PrefixLengths, Protocol, Snapshot, Timeouts,
+    Generation, Listener, OnEndpointDown, Openness, PrefixLengths, Protocol, Snapshot, Timeouts,
 };
 
 /// One listener of datagrams with so many ports, and one cluster of three endpoints.
@@ -50,9 +50,11 @@ pub(crate) fn listener(ports_max: u32) -> Listener {
         name: "dns".into(),
         address: (Ipv4Addr::UNSPECIFIED, 53).into(),
         protocol: Protocol::Udp,
+        openness: Openness::Open,
         cluster: ClusterId(0),
         flows_max: 1_000,
         flows_active: Arc::default(),
+        sockets_open: Arc::default(),
         all_flows: AllFlows::unlimited(),
         access: None,
         client_prefix: PrefixLengths { v4: 32, v6: 64 },

@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use pointsman_core::{CloseReason, FlowRecord};
@@ -14,10 +14,12 @@ use pointsman_core::{CloseReason, FlowRecord};
 use crate::config::LogFormat;
 use crate::plan::{LogPlan, Plan};
 
+mod keeper;
 mod line;
 mod syslog;
 mod writer;
 
+pub use keeper::LogKeeper;
 pub use writer::{Log, LogTask, LogWriter};
 
 use line::{Names, WallClock};
@@ -55,8 +57,8 @@ const fn is_ordinary(reason: CloseReason) -> bool {
 /// An even share of all things that come.
 #[derive(Debug, Clone)]
 struct Sample {
-    /// The share, in millionths.
-    share: u32,
+    /// The share, in millionths, which a reload may change.
+    share: Arc<AtomicU32>,
     /// What has been saved up towards the next one that is taken.
     saved: Cell<u32>,
 }
@@ -66,12 +68,17 @@ impl Sample {
 
     fn new(share: f64) -> Self {
         // The first one is taken, so that a log that begins shows something.
-        let share = (share * f64::from(Self::ALL)).round() as u32;
-        Self { share, saved: Cell::new(Self::ALL.saturating_sub(share)) }
+        let share = Self::millionths(share);
+        let saved = Cell::new(Self::ALL.saturating_sub(share));
+        Self { share: Arc::new(AtomicU32::new(share)), saved }
+    }
+
+    fn millionths(share: f64) -> u32 {
+        (share * f64::from(Self::ALL)).round() as u32
     }
 
     fn takes_next(&self) -> bool {
-        let saved = self.saved.get() + self.share;
+        let saved = self.saved.get() + self.share.load(Relaxed);
         self.saved.set(saved % Self::ALL);
         saved >= Self::ALL
     }
@@ -95,6 +102,11 @@ pub fn channel(plan: &Plan, log: &LogPlan) -> (LogSender, LogReader, Arc<AtomicU
 }
 
 impl LogReader {
+    /// Writes with these names, and in this form, from here on.
+    fn go_by(&mut self, names: Names, format: LogFormat) {
+        (self.names, self.format) = (names, format);
+    }
+
     /// The lines of what is waiting, or of the first part of it; empty if nothing is.
     pub fn lines(&self) -> Vec<u8> {
         let wall = WallClock::now();

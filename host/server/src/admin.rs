@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 mod endpoints;
 mod policies;
+mod reload;
 mod tls;
 mod token;
 
@@ -47,7 +48,8 @@ pub fn serve_unix(listener: UnixListener, service: Arc<Service>) {
 /// # Errors
 /// The socket is no good.
 pub fn serve_http(listener: TcpListener, service: &Arc<Service>) -> io::Result<()> {
-    let admin = &service.plan().admin;
+    let setup = service.setup();
+    let admin = &setup.plan.admin;
     let tls = admin.tls.clone();
     let routes = match admin.token.clone() {
         Some(token) => guarded(Arc::clone(service), token),
@@ -77,7 +79,7 @@ fn guarded(service: Arc<Service>, token: Token) -> Router {
 
 /// What changes something.
 fn changing() -> Router<Arc<Service>> {
-    let changing = policies::changing().merge(endpoints::changing());
+    let changing = policies::changing().merge(endpoints::changing()).merge(reload::changing());
     changing.route("/v1/flows/{id}", delete(forget))
 }
 
@@ -113,7 +115,7 @@ async fn readyz(State(service): State<Arc<Service>>) -> impl IntoResponse {
 
 async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
     let view = service.view().await;
-    Json(Status::new(service.plan(), &view, service.uptime().as_secs()))
+    Json(Status::new(&view, service.uptime().as_secs()))
 }
 
 async fn flows(

@@ -17,7 +17,7 @@ use crate::crew::Crew;
 use crate::fleet::Fleet;
 use crate::mailbox::{Address, Mailbox, Retired};
 use crate::plan::{ClusterPlan, Plan, PolicyPlan};
-use crate::plugins::Plugins;
+use crate::plugins::{Loaded, Plugins};
 use crate::problem::Problem;
 use crate::random;
 use crate::seat::Seat;
@@ -37,7 +37,7 @@ pub struct Channels {
 }
 
 /// What workers are given besides their sizes.
-pub struct Outfit {
+pub struct Outfit<'a> {
     /// The listeners' sockets, by worker.
     pub sockets: Vec<Vec<Option<WorkerSocket>>>,
     /// By worker, then by cluster.
@@ -47,7 +47,7 @@ pub struct Outfit {
     /// The world at the start.
     pub snapshot: Arc<Snapshot>,
     /// How much of everything each may have.
-    pub budget: Budget,
+    pub budget: &'a Budget,
     /// Where they send things.
     pub channels: Channels,
 }
@@ -56,10 +56,10 @@ pub struct Outfit {
 ///
 /// # Errors
 /// A thread, a ring or memory cannot be had.
-pub async fn start(plan: &Plan, outfit: Outfit) -> anyhow::Result<Fleet> {
+pub async fn start(plan: &Plan, outfit: Outfit<'_>) -> anyhow::Result<Fleet> {
     let Outfit { sockets, policies, engine, snapshot, budget, channels } = outfit;
     budget.warn();
-    let sizes = Sizes::new(plan, &budget, channels.log.is_some())?;
+    let sizes = Sizes::new(plan, budget, channels.log.is_some())?;
     let cores = Core::allowed();
     let mut addresses = Vec::with_capacity(plan.workers);
     for (number, (sockets, policies)) in sockets.into_iter().zip(policies).enumerate() {
@@ -102,7 +102,11 @@ pub struct Seated {
 ///
 /// # Errors
 /// A plugin fails, or refuses its configuration; each plugin is told once.
-pub fn seat(plan: &Plan, plugins: &Plugins, world: &mut World) -> Result<Seated, Vec<Problem>> {
+pub fn seat(
+    plan: &Plan,
+    (plugins, loaded): (&Plugins, &[Arc<Loaded>]),
+    world: &mut World,
+) -> Result<Seated, Vec<Problem>> {
     let mut seated = Seated {
         policies: (0..plan.workers).map(|_| Vec::with_capacity(plan.clusters.len())).collect(),
         seats: Vec::with_capacity(plan.clusters.len()),
@@ -110,8 +114,8 @@ pub fn seat(plan: &Plan, plugins: &Plugins, world: &mut World) -> Result<Seated,
     };
     let mut problems: Vec<Problem> = Vec::new();
     for (id, cluster) in (0..).map(ClusterId).zip(&plan.clusters) {
-        match plugins.crew(cluster.policy, &world.base(id)) {
-            Ok(crew) => seated.take(id, cluster, crew, (plugins, &mut *world)),
+        match plugins.crew(loaded, cluster.policy, &world.base(id)) {
+            Ok(crew) => seated.take(id, cluster, crew, (loaded, &mut *world)),
             Err(problem) if problems.contains(&problem) => {}
             Err(problem) => problems.push(problem),
         }
@@ -125,7 +129,7 @@ impl Seated {
         id: ClusterId,
         cluster: &ClusterPlan,
         crew: Crew,
-        (plugins, world): (&Plugins, &mut World),
+        (loaded, world): (&[Arc<Loaded>], &mut World),
     ) {
         let Crew { policies, outlook, steerer, counts } = crew;
         for (worker, policy) in self.policies.iter_mut().zip(policies) {
@@ -137,7 +141,7 @@ impl Seated {
             PolicyPlan::Native(_) => None,
             PolicyPlan::Plugin(plugin) => Some(plugin),
         };
-        let module = plugin.map(|plugin| plugins.first_module(plugin).clone());
+        let module = plugin.map(|plugin| loaded[plugin.0].module.clone());
         self.seats.push(Arc::new(Seat::new(&cluster.name, plugin, module, counts)));
     }
 }
@@ -154,7 +158,7 @@ impl Sizes {
         Ok(Self {
             ring: RingConfig {
                 links_max: budget.sessions_max * 2,
-                listeners_max: u16::try_from(plan.listeners.len())?,
+                listeners_max: budget.listeners_max,
                 ports_max: budget.ports_max,
                 buffers: plan.pools,
                 datagram_buffers: plan.datagram_buffers,

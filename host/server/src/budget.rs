@@ -20,6 +20,8 @@ const LOCAL_PORTS_LEFT: u64 = 8;
 const DESCRIPTORS_RESERVED: u64 = 256;
 /// Fewer sessions, or ports of a listener, than this are no service.
 const LEAST: u64 = 16;
+/// Places for listeners that a reload may add, or that leave and have not ended yet.
+const LISTENERS_SPARE: usize = 256;
 /// A session's number must leave room for its two links in 32 bits.
 const SESSIONS_MAX: u64 = 1 << 30;
 
@@ -32,6 +34,8 @@ pub struct Budget {
     pub datagram_flows_max: u32,
     /// Upstream ports at a time.
     pub ports_max: u32,
+    /// Listeners at a time, with those that leave.
+    pub listeners_max: u16,
     /// What there are too few descriptors for.
     shortage: Option<Shortage>,
     /// Upstream ports over all workers: how many are wanted, and how many the system has, if that is
@@ -90,12 +94,30 @@ impl Budget {
             sessions_max: clamped((sessions_possible + 1).min(SESSIONS_MAX)),
             datagram_flows_max: clamped(datagram_flows),
             ports_max: clamped(self::ports(plan)),
+            listeners_max: u16::try_from(plan.listeners.len() + LISTENERS_SPARE)
+                .unwrap_or(u16::MAX),
             shortage: (wanted > possible).then_some(Shortage {
                 sessions: (sessions, sessions_possible),
                 ports: (ports, plan.workers as u64 * self::ports(plan)),
                 descriptors,
             }),
             local_ports,
+        }
+    }
+
+    /// Tells of what a reload wants and the start has made no room for.
+    pub fn warn_beyond(&self, start: &Self) {
+        let sorts = [
+            ("connections", self.sessions_max, start.sessions_max),
+            ("datagrams", self.datagram_flows_max, start.datagram_flows_max),
+        ];
+        for (of, wanted, possible) in sorts.into_iter().filter(|(_, wanted, had)| wanted > had) {
+            tracing::warn!(
+                of,
+                wanted,
+                possible,
+                "fewer flows than max_flows are possible: restart to make room for more"
+            );
         }
     }
 
@@ -224,6 +246,7 @@ endpoints = [{ address = "127.0.0.1:9" }]
             sessions_max: 1001,
             datagram_flows_max: 5000,
             ports_max: 2000,
+            listeners_max: 2 + 256,
             shortage: None,
             local_ports: None,
         };
@@ -239,6 +262,7 @@ endpoints = [{ address = "127.0.0.1:9" }]
             sessions_max: 501,
             datagram_flows_max: 5000,
             ports_max: 1000,
+            listeners_max: 2 + 256,
             shortage: Some(shortage),
             local_ports: None,
         };

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use pointsman_core::Candidates;
 
-use crate::config::{self, Document};
+use crate::config::{self, Config, Document};
 use crate::failure::Failure;
 use crate::plan::{Plan, PluginFolders, PluginId, PolicyPlan, resolve_what_can_be};
 use crate::plugins::Plugins;
+use crate::problem::Problem;
 use crate::world::World;
 
 /// A configuration whose keys and names are all right.
@@ -31,6 +32,26 @@ pub fn read(file: &Path, folders: &[PathBuf]) -> Result<Checked, Failure> {
     let document = read_text(file)?;
     let folders = PluginFolders::new(file, folders);
     let (plan, problems) = resolve_what_can_be(&document.config, &folders);
+    if problems.is_empty() && document.problems.is_empty() {
+        return Ok(Checked { plan, document });
+    }
+    Err(Failure::Input(document.into_problems(problems)))
+}
+
+/// Reads again what a balancer was started with. What cannot change any more is not looked up again:
+/// it may by now be beyond its reach.
+///
+/// # Errors
+/// All problems of the file, with their places in it.
+pub fn read_again(
+    file: &Path,
+    folders: &[PathBuf],
+    settled: impl Fn(&Config, &Problem) -> bool,
+) -> Result<Checked, Failure> {
+    let document = read_text(file)?;
+    let folders = PluginFolders::new(file, folders);
+    let (plan, mut problems) = resolve_what_can_be(&document.config, &folders);
+    problems.retain(|problem| !settled(&document.config, problem));
     if problems.is_empty() && document.problems.is_empty() {
         return Ok(Checked { plan, document });
     }

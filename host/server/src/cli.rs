@@ -15,6 +15,7 @@ use crate::config::Admin;
 use crate::failure::Failure;
 use crate::inherited::Inherited;
 use crate::problem::Problem;
+use crate::reload::{Answer, Source};
 use crate::status::Status;
 use crate::swap::compile;
 use crate::{check, client, control, demo, doctor, runtime};
@@ -23,6 +24,9 @@ mod author;
 mod endpoint;
 mod flows;
 mod policy;
+
+/// Longer than compiling a policy may take.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(180);
 
 /// The arguments.
 #[derive(Debug, Parser)]
@@ -58,6 +62,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have a running balancer read its configuration again; nothing changes if anything is wrong.
+    Reload(Asking),
     /// Show what a running balancer is doing.
     Status(Asking),
     /// List live flows and kept decisions, look at one of them, or forget it.
@@ -192,6 +198,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Run { config, folders } => run(&config, &folders.folders),
         Command::Check { file, folders, json } => check_file(&file, &folders.folders, json),
+        Command::Reload(asking) => reload(&asking),
         Command::Status(asking) => status(&asking),
         Command::Flows(flows) => flows.run(),
         Command::Endpoint(endpoint) => endpoint.run(),
@@ -209,17 +216,20 @@ fn run(file: &Path, folders: &[PathBuf]) -> Result<ExitCode, Failure> {
     let inherited = Inherited::from_environment().map_err(Failure::input)?;
     let checked = check::read(file, folders).map_err(|failure| in_file(failure, file))?;
     let Checked { plan, document } = checked;
+    let source = Source { file: file.to_owned(), folders: folders.to_vec() };
+    let config = document.config.clone();
     if let Err(error) = pointsman_ring::probe().ring {
         return Err(Failure::Fault(error.into()));
     }
-    runtime::start(control::run(plan, inherited)).map_err(|failure| match failure {
+    let begin = control::run((source, config, plan), inherited);
+    runtime::start(begin).map_err(|failure| match failure {
         Failure::Input(problems) => in_file(Failure::Input(document.into_problems(problems)), file),
         fault @ Failure::Fault(_) => fault,
     })
 }
 
 /// Leads each problem with the file's name and the place in it.
-fn in_file(failure: Failure, file: &Path) -> Failure {
+pub(crate) fn in_file(failure: Failure, file: &Path) -> Failure {
     match failure {
         Failure::Input(problems) => Failure::Input(
             problems.iter().map(|problem| Problem::new("", problem.in_file(file))).collect(),
@@ -268,6 +278,26 @@ fn check_file(file: &Path, folders: &[PathBuf], json: bool) -> Result<ExitCode, 
         problems: problems.iter().map(Place::from).collect(),
     })?;
     Ok(outcome.map_or_else(|failure| failure.code(), |_| ExitCode::SUCCESS))
+}
+
+fn reload(asking: &Asking) -> Result<ExitCode, Failure> {
+    let (code, answer) = asking.send(("POST", "/v1/reload"), &[], RELOAD_PATIENCE)?;
+    match code {
+        200 => {}
+        422 => {
+            let problem = |line: &str| Problem::new("", line);
+            return Err(Failure::Input(answer.lines().map(problem).collect()));
+        }
+        _ => return Err(anyhow::anyhow!("{}", answer.trim()).into()),
+    }
+    let answer: Answer = serde_json::from_str(&answer)
+        .map_err(|error| anyhow::anyhow!("the balancer is of another version: {error}"))?;
+    if asking.json {
+        print_json(&answer)?;
+    } else {
+        print(&answer.to_text());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn status(asking: &Asking) -> Result<ExitCode, Failure> {

@@ -20,7 +20,7 @@ pub use passive::{Passive, SuccessRate};
 pub use read::{Document, read, read_as};
 
 /// A whole file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Threads that carry traffic. Default: one per core this process may use, because a worker is
@@ -77,7 +77,7 @@ impl Default for Config {
 }
 
 /// `[buffers]`: how many of each sort a worker has. Memory is touched only when it is used.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Buffers {
     /// Of 4 KiB each. Default 16384 (64 MiB when all are in use): some thousand busy sessions.
@@ -97,7 +97,7 @@ impl Default for Buffers {
 }
 
 /// `[admin]`: where the balancer can be asked how it is.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
     /// The Unix socket that the command line talks to. Default `/run/pointsman/admin.sock`: `/run`
@@ -119,7 +119,7 @@ pub struct Admin {
 }
 
 /// `tls`: who a server is.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
     /// Its certificate, and those that vouch for it, in PEM. Required.
@@ -147,7 +147,7 @@ impl Default for Admin {
 }
 
 /// `[access_log]`: one line per ended flow.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccessLog {
     /// The file to append to, or `-` for standard output. Either this or `syslog` is required:
@@ -180,7 +180,7 @@ pub enum LogFormat {
 }
 
 /// `[[listeners]]`: a local address that accepts traffic.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Listener {
     /// Its name, in metrics and logs. Required and unique.
@@ -355,7 +355,7 @@ pub enum UpstreamSockets {
 }
 
 /// `proxy_protocol` of a listener: who connects for clients, and says so.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProxyInbound {
     /// Networks (`10.0.0.0/8`) and addresses from which connections are taken. Required: whoever may
@@ -372,7 +372,7 @@ impl ProxyInbound {
 }
 
 /// `proxy_protocol` of a cluster: how its endpoints are told of their clients.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProxyOutbound {
     /// `v1` (TCP) or `v2`. Default `v2`: it is read faster, and has room for more than addresses.
@@ -405,7 +405,7 @@ pub enum ProxyValue {
 }
 
 /// `key`: where a flow's application key stands.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Key {
     /// What is read. Required.
@@ -470,7 +470,7 @@ impl KeyKind {
 }
 
 /// `[[clusters]]`: endpoints that serve the same thing.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cluster {
     /// Its name. Required and unique.
@@ -520,7 +520,7 @@ impl Default for Cluster {
 }
 
 /// One address in a cluster.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Endpoint {
     /// `address:port`. Required and unique in its cluster.
@@ -539,7 +539,7 @@ impl Default for Endpoint {
 }
 
 /// How a cluster's endpoints are checked.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Health {
     /// `tcp`, `http`, `udp` or `tls`. Default `tcp`: an endpoint passes when it accepts a connection,
@@ -624,7 +624,7 @@ pub enum HealthKind {
 }
 
 /// `[[policies]]`: what allocates new flows.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Its name. Required, unique, and none of the native ones.

@@ -24,20 +24,23 @@ use crate::access_log::{self, Log, LogTask};
 use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
+use crate::config::Config;
 use crate::discovery::{Discovery, Found};
 use crate::failure::Failure;
 use crate::inherited::Inherited;
 use crate::mailbox::Retired;
-use crate::notify::Notifier;
+use crate::notify::{Notifier, Watchdog};
 use crate::plan::{Plan, protocol_name};
 use crate::plugins::Plugins;
 use crate::prober::{Prober, Seen};
 use crate::problem::Problem;
 use crate::random;
+use crate::reload::{self, Source};
 use crate::runtime;
 use crate::service::{Parts, Service};
+use crate::setup::Setup;
 use crate::sockets::{self, AdminSocket};
-use crate::steering::{Steered, Steerer, Steering};
+use crate::steering::{Steered, Steerer};
 use crate::swap::{guard, watch};
 use crate::worker::Ended;
 use crate::world::{Change, News, Role, Unchanged, World};
@@ -51,24 +54,27 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// It cannot start, or a worker broke.
-pub async fn run(mut plan: Plan, inherited: Inherited) -> Result<ExitCode, Failure> {
+pub async fn run(
+    (source, config, mut plan): (Source, Config, Plan),
+    inherited: Inherited,
+) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
-    let notifier = Notifier::from_environment();
     let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
     let budget = Budget::divide(&mut plan, Supply::read(descriptors));
-    let plugins = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
+    let compiled = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
+    let (plugins, loaded) = compiled;
     let handed = inherited.deal(&plan).map_err(Failure::Input)?;
     let listening = sockets::listen(&plan, handed.listeners).map_err(Failure::input)?;
     let hash_key = [random::secret()?, random::secret()?];
     let mut world = World::new(&plan, &listening.addresses, hash_key);
     let discovery = Discovery::start(&plan, &mut world).await;
-    let seated = assembly::seat(&plan, &plugins, &mut world).map_err(Failure::Input)?;
+    let seated = assembly::seat(&plan, (&plugins, &loaded), &mut world).map_err(Failure::Input)?;
     let (unix, admin_socket) = AdminSocket::open(&plan, handed.admin).map_err(Failure::input)?;
     let http = open_http(&plan, handed.http).await?;
     let log = Log::open(&plan)?;
     give_up_privileges(&plan)?;
-    ask_for_transparency(&plan)?;
+    ask_for_transparency(&plan).map_err(Failure::input)?;
 
     let (retired_sender, retired) = unbounded_channel();
     let (ended_sender, ended) = unbounded_channel();
@@ -80,7 +86,7 @@ pub async fn run(mut plan: Plan, inherited: Inherited) -> Result<ExitCode, Failu
         policies: seated.policies,
         engine: plugins.engine(),
         snapshot: Arc::clone(&snapshot),
-        budget,
+        budget: &budget,
         channels: Channels {
             retired: retired_sender,
             ended: ended_sender,
@@ -89,25 +95,25 @@ pub async fn run(mut plan: Plan, inherited: Inherited) -> Result<ExitCode, Failu
     };
     let fleet = assembly::start(&plan, outfit).await?;
     tell_addresses(&snapshot);
-    let steering = plugins.engine().map(|_| Steering::start(steered_sender)).transpose()?;
     let parts = Parts {
-        plan,
+        source,
+        budget,
         plugins,
-        seats: seated.seats,
-        steering,
+        steered: steered_sender,
         fleet,
-        access_log_dropped: log.dropped,
+        log: log.keeper,
+        notifier: Notifier::from_environment(),
     };
-    let service = Arc::new(Service::new(parts, world));
+    let setup = Setup { config, plan, loaded, seats: seated.seats };
+    let service = Arc::new(Service::new(parts, setup, world));
     begin(&service, seated.steerers, (unix, http))?;
-    notifier.ready();
     let control = Control {
         workers_left: service.fleet().len(),
+        watchdog: Watchdog::from_environment(service.notifier().clone()),
         service,
         signals,
         prober: Prober::new(seen_sender),
         discovery,
-        notifier,
         seen,
         ended,
         retired,
@@ -119,12 +125,15 @@ pub async fn run(mut plan: Plan, inherited: Inherited) -> Result<ExitCode, Failu
     control.run().await
 }
 
-/// Sets what stands beside the workers to work.
+/// Sets what stands beside the workers to work, and says that everything does.
 fn begin(
     service: &Arc<Service>,
     steerers: Vec<(ClusterId, Steerer)>,
     (unix, http): (UnixListener, Option<TcpListener>),
 ) -> Result<(), Failure> {
+    if service.plugins().engine().is_some() {
+        service.start_steering()?;
+    }
     for (cluster, steerer) in steerers {
         service.steer((cluster, Role::Live), Some(steerer));
     }
@@ -133,6 +142,7 @@ fn begin(
     if let Some(http) = http {
         admin::serve_http(http, service).context("admin.http")?;
     }
+    service.notifier().ready();
     Ok(())
 }
 
@@ -145,7 +155,7 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Failure> {
 }
 
 /// Whether connections may leave from clients' addresses, where they are to.
-fn ask_for_transparency(plan: &Plan) -> Result<(), Failure> {
+pub(crate) fn ask_for_transparency(plan: &Plan) -> Result<(), Problem> {
     let wanted = plan.clusters.iter().position(|cluster| cluster.transparent);
     let (Some(place), Err(error)) = (wanted, may_be_transparent()) else { return Ok(()) };
     let advice = if plan.run_as.is_some() {
@@ -154,7 +164,7 @@ fn ask_for_transparency(plan: &Plan) -> Result<(), Failure> {
         "start with CAP_NET_ADMIN (AmbientCapabilities= in a unit), or leave it out"
     };
     let told = format!("connections may not leave from clients' addresses: {error}; {advice}");
-    Err(Failure::input(Problem::new(format!("clusters[{place}].transparent"), told)))
+    Err(Problem::new(format!("clusters[{place}].transparent"), told))
 }
 
 fn tell_addresses(snapshot: &Snapshot) {
@@ -193,6 +203,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     user1: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -201,6 +212,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             user1: signal(SignalKind::user_defined1())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
@@ -210,6 +222,7 @@ impl Signals {
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
             _ = self.user1.recv() => SignalKind::user_defined1(),
+            _ = self.hangup.recv() => SignalKind::hangup(),
         }
     }
 }
@@ -237,7 +250,7 @@ struct Control {
     signals: Signals,
     prober: Prober,
     discovery: Discovery,
-    notifier: Notifier,
+    watchdog: Watchdog,
     seen: UnboundedReceiver<Seen>,
     ended: UnboundedReceiver<Ended>,
     retired: UnboundedReceiver<Retired>,
@@ -262,6 +275,10 @@ impl Control {
                 signal = self.signals.next() => {
                     if signal == SignalKind::user_defined1() {
                         self.log.iter().for_each(LogTask::reopen);
+                        continue;
+                    }
+                    if signal == SignalKind::hangup() {
+                        reload::on_signal(&self.service);
                         continue;
                     }
                     if let Some(code) = self.on_signal(signal) {
@@ -301,14 +318,17 @@ impl Control {
     }
 
     fn on_tick(&mut self) -> anyhow::Result<()> {
-        let plan = self.service.plan();
-        self.discovery.follow(plan);
-        self.service.look(|world| self.prober.follow(plan, world));
         let now = Clock.now();
+        if self.service.look(|world| world.tidy(now)) {
+            self.service.change(|_| {});
+        }
+        // Both at once: a reload replaces both.
+        self.service.look(|world| self.prober.follow(&self.service.setup().plan, world));
+        self.discovery.follow(&self.service.setup().plan);
         let changes = self.service.look(|world| world.look_at_flows(now));
         self.publish(&changes);
         guard::look_after(&self.service);
-        self.notifier.tick();
+        self.watchdog.tick();
         if self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER) {
             return Err(anyhow!("{} worker(s) did not end after the drain", self.workers_left));
         }
@@ -323,8 +343,9 @@ impl Control {
     }
 
     fn publish(&self, changes: &[Change]) {
+        let setup = self.service.setup();
         for change in changes {
-            tell(&self.service.plan().clusters[change.cluster.index()].name, change);
+            tell(&setup.plan.clusters[change.cluster.index()].name, change);
         }
         if !changes.is_empty() {
             self.service.change(|_| {});
@@ -351,10 +372,10 @@ impl Control {
             self.service.fleet().stop();
             return Some(128 + signal.as_raw_value());
         }
-        let timeout = self.service.plan().drain_timeout;
+        let timeout = self.service.setup().plan.drain_timeout;
         let until = Clock.now() + timeout;
         self.drain_until = Some(until);
-        self.notifier.stopping();
+        self.service.notifier().stopping();
         tracing::info!(timeout_ms = timeout.as_millis(), "draining; a second signal ends at once");
         self.service.change(|world| world.drain(until));
         None

@@ -87,7 +87,7 @@ impl Discovery {
     pub fn follow(&mut self, plan: &Plan) {
         let mut before = std::mem::take(&mut self.searches);
         for (cluster, plan) in (0..).map(ClusterId).zip(&plan.clusters) {
-            let Some(plan) = &plan.discovery else { continue };
+            let Some(plan) = plan.discovery.as_ref().filter(|_| !plan.removed) else { continue };
             let known = before.remove(&cluster).filter(|search| {
                 Arc::ptr_eq(&search.plan, plan) || search.plan.as_ref() == plan.as_ref()
             });

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::flows::{Answer, Question};
-use crate::mailbox::{Address, Command, PolicyCommand};
+use crate::mailbox::{Address, Command, PolicyCommand, Renewal};
 
 /// How long a worker may take to answer. A turn is far below a millisecond; one that takes a second
 /// is stuck, and whoever asks must not wait for it.
@@ -55,6 +55,13 @@ impl Fleet {
     pub fn apply(&self, snapshot: &Arc<Snapshot>) {
         for member in &self.members {
             member.address.post(Command::Apply(Arc::clone(snapshot)));
+        }
+    }
+
+    /// Gives every worker the world after a reload, and what of it is its own: one for each, in order.
+    pub fn renew(&self, renewals: Vec<Renewal>) {
+        for (member, renewal) in self.members.iter().zip(renewals) {
+            member.address.post(Command::Renew(Box::new(renewal)));
         }
     }
 

@@ -8,18 +8,23 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel};
 use std::time::Duration;
 
+use pointsman_core::boundary::ListenerId;
 use pointsman_core::listing::EntryId;
 use pointsman_core::policy::{OnSwap, Policy};
-use pointsman_core::{ClusterId, FlowFacts, Snapshot, Stats, Trial};
+use pointsman_core::{ClusterId, FlowFacts, NewPolicy, Snapshot, Stats, Trial};
+use pointsman_plugin::Engine;
 use pointsman_ring::Waker;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::flows::{Answer, Question};
+use crate::sockets::WorkerSocket;
 
 /// What a worker can be told.
 pub enum Command {
     /// Act on this world from the next turn on.
     Apply(Arc<Snapshot>),
+    /// The same after a reload.
+    Renew(Box<Renewal>),
     /// Something about a cluster's policy.
     Policy(ClusterId, PolicyCommand),
     /// Tell what you have counted.
@@ -40,6 +45,19 @@ pub enum Command {
     },
     /// End at once, whatever is under way.
     Stop,
+}
+
+/// A world after a reload, with what each worker is given of it for itself. All of it takes effect
+/// together, between two turns.
+pub struct Renewal {
+    /// The world.
+    pub snapshot: Arc<Snapshot>,
+    /// Policies that begin with it.
+    pub policies: Vec<NewPolicy>,
+    /// The sockets of listeners that have come.
+    pub sockets: Vec<(ListenerId, WorkerSocket)>,
+    /// The plugins' engine, if there are plugins.
+    pub engine: Option<Engine>,
 }
 
 /// What a worker can be told about a cluster's policy. Whoever asks waits on a thread of his own for

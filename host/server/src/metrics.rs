@@ -4,6 +4,7 @@
 //! metrics would only be a second copy of them.
 
 use std::fmt::{Display, Write};
+use std::time::Duration;
 
 use pointsman_core::boundary::Side;
 use pointsman_core::ejection::EjectionReason;
@@ -15,6 +16,7 @@ use pointsman_core::{
 use pointsman_plugin::{FaultKind, PolicyCounts};
 
 use crate::discovery::{self, LeftOut};
+use crate::reload;
 use crate::seat::Outcome;
 use crate::view::View;
 
@@ -265,7 +267,7 @@ fn histogram(policy: &str, counts: &PolicyCounts, text: &mut Exposition) {
         let labels = [("policy", policy), ("le", &bound)];
         text.sample("pointsman_decision_seconds_bucket", &labels, count);
     }
-    let seconds = std::time::Duration::from_nanos(counts.decision_nanos).as_secs_f64();
+    let seconds = Duration::from_nanos(counts.decision_nanos).as_secs_f64();
     text.sample("pointsman_decision_seconds_sum", &[("policy", policy)], seconds);
     text.sample("pointsman_decision_seconds_count", &[("policy", policy)], counts.calls());
 }
@@ -284,9 +286,32 @@ fn process(view: &View, text: &mut Exposition) {
     let name = "pointsman_access_log_dropped_total";
     text.family(name, "counter", "Ended flows that the access log had no room for.");
     text.sample(name, &[], view.access_log_dropped);
+    reloads(view, text);
     let name = "pointsman_build_info";
     text.family(name, "gauge", "Always 1; the labels say what is running.");
     text.sample(name, &[("version", crate::VERSION)], 1);
+}
+
+fn reloads(view: &View, text: &mut Exposition) {
+    let name = "pointsman_reloads_total";
+    text.family(name, "counter", "Times the configuration was read again, by what came of it.");
+    for outcome in reload::Outcome::ALL {
+        let count = view.reloads.outcomes[outcome as usize];
+        text.sample(name, &[("outcome", outcome.label())], count);
+    }
+    let last = view.reloads.last.as_ref();
+    let name = "pointsman_last_reload_successful";
+    text.family(name, "gauge", "Whether the last reload was applied, or there was none.");
+    let is_good = last.is_none_or(|last| last.outcome == reload::Outcome::Applied.label());
+    text.sample(name, &[], u8::from(is_good));
+    let name = "pointsman_last_reload_timestamp_seconds";
+    text.family(
+        name,
+        "gauge",
+        "When the configuration was last read again, since 1970; 0 if never.",
+    );
+    let at = last.map_or(0.0, |last| Duration::from_millis(last.at_unix_ms).as_secs_f64());
+    text.sample(name, &[], at);
 }
 
 #[derive(Default)]
@@ -356,6 +381,9 @@ mod tests {
             "connect_retries_total",
             "flow_table_entries",
             "access_log_dropped_total",
+            "reloads_total",
+            "last_reload_successful",
+            "last_reload_timestamp_seconds",
             "build_info",
         ] {
             assert!(text.contains(&format!("# HELP pointsman_{name} ")), "{name}");
@@ -383,6 +411,8 @@ mod tests {
             "pointsman_swaps_total{cluster=\"web\",outcome=\"rolled-back\"} 0",
             "pointsman_policy_counter_total{policy=\"p2c\",counter=\"3\"} 7",
             "pointsman_flow_table_entries{worker=\"1\"} 4",
+            "pointsman_reloads_total{outcome=\"refused\"} 0",
+            "pointsman_last_reload_successful 1",
             "pointsman_closes_total{listener=\"web\",reason=\"idle-timeout\"} 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

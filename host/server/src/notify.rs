@@ -8,19 +8,22 @@ use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pointsman_ring::Clock;
+
 /// A way to the service manager, if there is one.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Notifier {
-    socket: Option<UnixDatagram>,
-    watchdog: Option<Watchdog>,
+    socket: Option<Arc<UnixDatagram>>,
 }
 
 /// The manager's wish to hear from us again and again.
 #[derive(Debug)]
-struct Watchdog {
-    every: Duration,
+pub struct Watchdog {
+    notifier: Notifier,
+    every: Option<Duration>,
     told: Instant,
 }
 
@@ -28,21 +31,19 @@ impl Notifier {
     /// What the environment says.
     pub fn from_environment() -> Self {
         let socket = env::var_os("NOTIFY_SOCKET").and_then(|path| connect(&path));
-        let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
-        let is_meant =
-            number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
-        let limit = number("WATCHDOG_USEC").filter(|micros| is_meant && *micros > 0);
-        // Twice as often as it must be, as the manual advises.
-        let watchdog = limit.map(|micros| Watchdog {
-            every: Duration::from_micros(micros / 2),
-            told: Instant::now(),
-        });
-        Self { socket, watchdog }
+        Self { socket: socket.map(Arc::new) }
     }
 
-    /// Everything is bound, and all workers accept.
+    /// Everything is bound, and all workers accept; or a reload is over.
     pub fn ready(&self) {
         self.send("READY=1");
+    }
+
+    /// A reload begins. The manager waits for [`ready`](Self::ready), and goes by the clock which of
+    /// several is meant.
+    pub fn reloading(&self) {
+        let micros = Clock.now().as_nanos() / 1_000;
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
     /// The process is to end.
@@ -50,18 +51,30 @@ impl Notifier {
         self.send("STOPPING=1");
     }
 
-    /// Time has passed: the control thread is alive.
-    pub fn tick(&mut self) {
-        let Some(watchdog) = &mut self.watchdog else { return };
-        if watchdog.told.elapsed() >= watchdog.every {
-            watchdog.told = Instant::now();
-            self.send("WATCHDOG=1");
-        }
-    }
-
     fn send(&self, message: &str) {
         if let Some(socket) = &self.socket {
             let _ = socket.send(message.as_bytes());
+        }
+    }
+}
+
+impl Watchdog {
+    /// What the environment says.
+    pub fn from_environment(notifier: Notifier) -> Self {
+        let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
+        let is_meant =
+            number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let limit = number("WATCHDOG_USEC").filter(|micros| is_meant && *micros > 0);
+        // Twice as often as it must be, as the manual advises.
+        let every = limit.map(|micros| Duration::from_micros(micros / 2));
+        Self { notifier, every, told: Instant::now() }
+    }
+
+    /// Time has passed: the control thread is alive.
+    pub fn tick(&mut self) {
+        if self.every.is_some_and(|every| self.told.elapsed() >= every) {
+            self.told = Instant::now();
+            self.notifier.send("WATCHDOG=1");
         }
     }
 }

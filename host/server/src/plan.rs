@@ -52,7 +52,10 @@ pub const WEIGHTS: RangeInclusive<u32> = 1..=65_535;
 /// The most endpoints of a cluster: a lookup table has more entries than that.
 pub const ENDPOINTS_MAX: usize = maglev::DEFAULT_SIZE as usize - 1;
 
-/// Everything a balancer is started with.
+/// Everything a balancer is started with, or told to become by a reload.
+///
+/// Listeners, clusters and plugins are in the file's order at the start. From a reload on those that
+/// were there before have the places they had, and what is no longer in the file is `removed`.
 #[derive(Debug)]
 pub struct Plan {
     /// Threads that carry traffic.
@@ -155,6 +158,8 @@ pub struct ListenerPlan {
     pub proxy: Option<Arc<Inbound>>,
     /// What only datagrams need.
     pub datagrams: DatagramSettings,
+    /// Whether it is no longer in the file, and only keeps its place.
+    pub removed: bool,
 }
 
 impl ListenerPlan {
@@ -187,6 +192,8 @@ pub struct ClusterPlan {
     pub proxy: Option<Outbound>,
     /// Whether connections to endpoints leave from their clients' addresses.
     pub transparent: bool,
+    /// Whether it is no longer in the file, and only keeps its place.
+    pub removed: bool,
 }
 
 /// One address in a cluster.
@@ -217,6 +224,8 @@ pub struct CheckPlan {
     pub timeout: Duration,
     /// How many observations change a verdict.
     pub thresholds: Thresholds,
+    /// As it stands in the file, which tells whether it has changed.
+    pub written: config::Health,
 }
 
 /// What allocates a cluster's flows.
@@ -293,6 +302,8 @@ pub struct PluginPlan {
     pub configure_deadline: Duration,
     /// The most memory one instance may have.
     pub memory_max_bytes: usize,
+    /// Whether it is no longer in the file, and only keeps its place.
+    pub removed: bool,
 }
 
 /// The word for a protocol, in configuration, status and logs.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pointsman_core::Candidates;
@@ -14,7 +14,7 @@ use pointsman_plugin::{
 };
 
 use crate::crew::{Berth, Crew};
-use crate::plan::{Native, Plan, PluginId, PluginPlan, PolicyPlan};
+use crate::plan::{Native, Plan, PluginPlan, PolicyPlan};
 use crate::problem::Problem;
 use crate::steering::SteerError;
 
@@ -26,22 +26,22 @@ const INSTANCES_SPARE: usize = 16;
 /// Compiled modules that are kept although nobody uses them.
 const MODULES_KEPT_MAX: usize = 4;
 
-/// All plugins of a plan, and what their instances are made with.
+/// What plugins are compiled and run with, for as long as the process lives.
 pub struct Plugins {
-    /// Absent if there are no plugins: it starts threads and reserves address space.
-    engine: Option<Engine>,
-    /// By [`PluginId`].
-    loaded: Vec<Loaded>,
+    /// Absent until there is a plugin: it starts threads and reserves address space.
+    engine: OnceLock<Engine>,
     /// By worker.
     governors: Vec<Arc<Governor>>,
     kept: Mutex<VecDeque<Module>>,
     compiling: Mutex<()>,
 }
 
-/// A policy, and the module that it begins with.
-struct Loaded {
-    kit: Kit,
-    module: Module,
+/// A policy, and the module that its file holds.
+pub struct Loaded {
+    /// What its instances are given.
+    pub kit: Kit,
+    /// What they are made of at first.
+    pub module: Module,
 }
 
 /// What the instances of a policy are given, whichever module they are made of.
@@ -61,30 +61,41 @@ impl Plugins {
     ///
     /// # Errors
     /// Whatever is wrong with any of them, each as a problem of its key.
-    pub fn compile(plan: &Plan, files: Vec<io::Result<Vec<u8>>>) -> Result<Self, Vec<Problem>> {
-        let mut plugins = Self {
-            engine: None,
-            loaded: Vec::new(),
+    pub fn compile(
+        plan: &Plan,
+        files: Vec<io::Result<Vec<u8>>>,
+    ) -> Result<(Self, Vec<Arc<Loaded>>), Vec<Problem>> {
+        let plugins = Self {
+            engine: OnceLock::new(),
             governors: governors(plan, plan.workers),
             kept: Mutex::default(),
             compiling: Mutex::default(),
         };
+        let mut loaded = Vec::with_capacity(plan.plugins.len());
         if plan.plugins.is_empty() {
-            return Ok(plugins);
+            return Ok((plugins, loaded));
         }
-        let engine = engine(plan, plan.workers).map_err(|problem| vec![problem])?;
+        let engine = plugins.engine_for(plan).map_err(|problem| vec![problem])?;
         let mut problems = Vec::new();
         for (plugin, bytes) in plan.plugins.iter().zip(files) {
             match load(&engine, plugin, bytes) {
-                Ok(module) => plugins.loaded.push(Loaded { kit: Kit::new(plugin), module }),
+                Ok(module) => loaded.push(Arc::new(Loaded { kit: Kit::new(plugin), module })),
                 Err(problem) => problems.push(problem),
             }
         }
-        if !problems.is_empty() {
-            return Err(problems);
+        if problems.is_empty() { Ok((plugins, loaded)) } else { Err(problems) }
+    }
+
+    /// The engine, which is started for this plan if there has been no plugin before.
+    ///
+    /// # Errors
+    /// The system has no room for it.
+    pub fn engine_for(&self, plan: &Plan) -> Result<Engine, Problem> {
+        if let Some(engine) = self.engine.get() {
+            return Ok(engine.clone());
         }
-        plugins.engine = Some(engine);
-        Ok(plugins)
+        let engine = engine(plan, self.governors.len())?;
+        Ok(self.engine.get_or_init(|| engine).clone())
     }
 
     /// Compiles and configures every plugin once, to see what is wrong with it; `candidates` are
@@ -113,12 +124,7 @@ impl Plugins {
 
     /// The engine, if there is any plugin.
     pub fn engine(&self) -> Option<Engine> {
-        self.engine.clone()
-    }
-
-    /// What the instances of a policy are given.
-    pub fn kit(&self, id: PluginId) -> &Kit {
-        &self.loaded[id.0].kit
+        self.engine.get().cloned()
     }
 
     /// What plugins may take of each worker's core.
@@ -126,20 +132,20 @@ impl Plugins {
         &self.governors
     }
 
-    /// The module that a policy began with.
-    pub fn first_module(&self, id: PluginId) -> &Module {
-        &self.loaded[id.0].module
-    }
-
     /// Makes the policies that a cluster begins with.
     ///
     /// # Errors
     /// The plugin fails, or refuses its configuration.
-    pub fn crew(&self, policy: PolicyPlan, candidates: &Arc<Candidates>) -> Result<Crew, Problem> {
+    pub fn crew(
+        &self,
+        loaded: &[Arc<Loaded>],
+        policy: PolicyPlan,
+        candidates: &Arc<Candidates>,
+    ) -> Result<Crew, Problem> {
         match policy {
             PolicyPlan::Native(native) => Ok(Crew::native(native, self.governors.len())),
             PolicyPlan::Plugin(id) => {
-                let Loaded { kit, module } = &self.loaded[id.0];
+                let Loaded { kit, module } = &*loaded[id.0];
                 let berth = Berth { candidates, governors: &self.governors, states: Vec::new() };
                 Crew::of(module, kit, berth).map_err(|error| kit.problem(&error))
             }
@@ -154,9 +160,6 @@ impl Plugins {
     /// The module of this digest, compiled for this profile, if it is still there.
     pub fn kept(&self, profile: Profile, digest: &str) -> Option<Module> {
         let is_it = |module: &&Module| module.profile() == profile && module.digest() == digest;
-        if let Some(first) = self.loaded.iter().map(|loaded| &loaded.module).find(is_it) {
-            return Some(first.clone());
-        }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let place = kept.iter().position(|module| is_it(&module))?;
         let module = kept.remove(place)?;
@@ -177,7 +180,8 @@ impl Plugins {
 }
 
 impl Kit {
-    fn new(plan: &PluginPlan) -> Self {
+    /// What a plan says of a plugin.
+    pub fn new(plan: &PluginPlan) -> Self {
         let settings = PolicySettings {
             decide_deadline: plan.decide_deadline,
             configure_deadline: plan.configure_deadline,
@@ -192,7 +196,8 @@ impl Kit {
         }
     }
 
-    fn problem(&self, error: &SteerError) -> Problem {
+    /// What a guest has failed at, as a problem of the configuration.
+    pub fn problem(&self, error: &SteerError) -> Problem {
         let is_config = matches!(error, SteerError::Instance(InstanceError::Config(_)));
         let key = if is_config { "config" } else { "plugin" };
         Problem::new(format!("{}.{key}", self.key), error.to_string())

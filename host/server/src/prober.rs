@@ -36,8 +36,15 @@ pub struct Prober {
     seen: UnboundedSender<Seen>,
     /// The census at which endpoints were last looked at.
     census: Option<u64>,
-    /// A task ends when its entry is dropped.
-    tasks: BTreeMap<(ClusterId, EndpointId), oneshot::Sender<()>>,
+    tasks: BTreeMap<(ClusterId, EndpointId), Task>,
+}
+
+/// Somebody who checks one endpoint.
+struct Task {
+    /// How.
+    check: Arc<CheckPlan>,
+    /// It ends when this is dropped.
+    _end: oneshot::Sender<()>,
 }
 
 impl Prober {
@@ -46,7 +53,8 @@ impl Prober {
         Self { seen, census: None, tasks: BTreeMap::new() }
     }
 
-    /// Starts checking the endpoints that have come, and lets go of those that have gone.
+    /// Starts checking the endpoints that have come, or are to be checked otherwise, and lets go of
+    /// those that have gone.
     pub fn follow(&mut self, plan: &Plan, world: &World) {
         if self.census.replace(world.census()) == Some(world.census()) {
             return;
@@ -56,31 +64,26 @@ impl Prober {
             let Some(check) = &plan.check else { continue };
             for target in world.targets(cluster) {
                 let name = (cluster, target.id);
-                let known = gone.remove(&name);
+                let known = gone.remove(&name).filter(|task| Arc::ptr_eq(&task.check, check));
                 let task = known.unwrap_or_else(|| self.start(cluster, &target, check));
                 self.tasks.insert(name, task);
             }
         }
     }
 
-    fn start(
-        &self,
-        cluster: ClusterId,
-        target: &world::Target,
-        check: &Arc<CheckPlan>,
-    ) -> oneshot::Sender<()> {
+    fn start(&self, cluster: ClusterId, target: &world::Target, check: &Arc<CheckPlan>) -> Task {
         let port = check.port.unwrap_or(target.address.port());
         let address = SocketAddr::new(target.address.ip(), port);
         let checked = Target { cluster, endpoint: target.id, address, was_up: target.up };
         let checks = checked.check_for_ever(Arc::clone(check), self.seen.clone());
-        let (task, ended) = oneshot::channel::<()>();
+        let (end, ended) = oneshot::channel::<()>();
         runtime::spawn(async {
             tokio::select! {
                 () = checks => {}
                 _ = ended => {}
             }
         });
-        task
+        Task { check: Arc::clone(check), _end: end }
     }
 }
 
@@ -172,6 +175,7 @@ mod tests {
             fast_interval: Duration::from_millis(500),
             timeout: Duration::from_secs(1),
             thresholds: Thresholds { rise: 2, fall: 3 },
+            written: crate::config::Health::default(),
         };
         let mut doubt = Doubt::default();
         let passed = [true, false, true, false, false, false, false, true, true, true];

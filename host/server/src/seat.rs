@@ -166,6 +166,12 @@ impl Seat {
         self.sitting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the module of this digest decides.
+    pub fn is_decided_by(&self, digest: &str) -> bool {
+        let sitting = self.sitting();
+        sitting.live.module.as_ref().is_some_and(|module| module.digest() == digest)
+    }
+
     /// Claims the seat for one move; `None` if one is under way.
     pub fn claim(self: &Arc<Self>) -> Option<Claim> {
         let was_claimed = self.is_claimed.swap(true, AcqRel);

@@ -3,21 +3,29 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use pointsman_core::ClusterId;
 use pointsman_core::listing::Cursor;
+use pointsman_core::{ClusterId, Generation, Snapshot};
 use pointsman_plugin::PolicyCounts;
 use pointsman_ring::Clock;
+use tokio::sync::mpsc::UnboundedSender;
 
+use crate::access_log::LogKeeper;
+use crate::budget::Budget;
 use crate::fleet::{Fleet, Silent};
 use crate::flows::{self, Describer, Filter, FlowId, Page, PageToken, Query, Search, Shown};
-use crate::plan::{Plan, PluginId, PolicyPlan};
+use crate::mailbox::Renewal;
+use crate::notify::Notifier;
+use crate::plan::PluginId;
 use crate::plugins::Plugins;
+use crate::reload::{Reloads, Source};
 use crate::seat::Seat;
-use crate::steering::{Place, Steerer, Steering};
+use crate::setup::Setup;
+use crate::steering::{Place, Steered, Steerer, Steering};
 use crate::view::{Gathered, PluginView, SeatView, View};
 use crate::world::{Outlook, World};
 
@@ -62,62 +70,88 @@ impl fmt::Display for FlowsError {
 /// Everything that belongs to one running balancer.
 pub struct Service {
     parts: Parts,
+    setup: Mutex<Arc<Setup>>,
+    steering: OnceLock<Steering>,
     world: Mutex<World>,
+    reloads: Mutex<Reloads>,
+    /// Whether files of plugins are watched.
+    pub is_watching: AtomicBool,
     since: Instant,
 }
 
-/// What a running balancer is made of, beside its world.
+/// What a running balancer is made of for as long as it lives, beside what a reload replaces.
 pub struct Parts {
-    /// What it was started with.
-    pub plan: Plan,
-    /// What can be compiled, and is.
+    /// Where its configuration is read from.
+    pub source: Source,
+    /// How much of everything each worker may have.
+    pub budget: Budget,
+    /// What plugins are compiled and run with.
     pub plugins: Plugins,
-    /// Who decides, by [`ClusterId`].
-    pub seats: Vec<Arc<Seat>>,
-    /// The thread of guests that make tables and weights, if there are plugins.
-    pub steering: Option<Steering>,
+    /// Where guests send what they make of tables and weights.
+    pub steered: UnboundedSender<Steered>,
     /// Its workers.
     pub fleet: Fleet,
-    /// Ended flows that the access log had no room for.
-    pub access_log_dropped: Arc<AtomicU64>,
+    /// The access log.
+    pub log: LogKeeper,
+    /// The way to the service manager.
+    pub notifier: Notifier,
 }
 
 impl Service {
     /// Puts the parts together; from here on it counts as running.
-    pub fn new(parts: Parts, world: World) -> Self {
-        Self { parts, world: Mutex::new(world), since: Instant::now() }
+    pub fn new(parts: Parts, setup: Setup, world: World) -> Self {
+        Self {
+            parts,
+            setup: Mutex::new(Arc::new(setup)),
+            steering: OnceLock::new(),
+            world: Mutex::new(world),
+            reloads: Mutex::default(),
+            is_watching: AtomicBool::new(false),
+            since: Instant::now(),
+        }
     }
 
-    /// What it was started with.
-    pub fn plan(&self) -> &Plan {
-        &self.parts.plan
+    /// What the configuration says, and what was made of it.
+    pub fn setup(&self) -> Arc<Setup> {
+        Arc::clone(&self.setup.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What can be compiled, and is.
+    /// Where its configuration is read from.
+    pub fn source(&self) -> &Source {
+        &self.parts.source
+    }
+
+    /// How much of everything each worker may have.
+    pub fn budget(&self) -> &Budget {
+        &self.parts.budget
+    }
+
+    /// What plugins are compiled and run with.
     pub fn plugins(&self) -> &Plugins {
         &self.parts.plugins
     }
 
-    /// Who decides, by [`ClusterId`].
-    pub fn seats(&self) -> &[Arc<Seat>] {
-        &self.parts.seats
-    }
-
     /// Who decides for a cluster.
-    pub fn seat(&self, cluster: ClusterId) -> &Arc<Seat> {
-        &self.parts.seats[cluster.index()]
-    }
-
-    /// The clusters that use a plugin.
-    pub fn clusters_of(&self, plugin: PluginId) -> Vec<ClusterId> {
-        let clusters = (0..).map(ClusterId).zip(&self.parts.plan.clusters);
-        let used = clusters.filter(|(_, plan)| plan.policy == PolicyPlan::Plugin(plugin));
-        used.map(|(cluster, _)| cluster).collect()
+    pub fn seat(&self, cluster: ClusterId) -> Arc<Seat> {
+        Arc::clone(self.setup().seat(cluster))
     }
 
     /// The thread of guests that make tables and weights, if there are plugins.
     pub fn steering(&self) -> Option<&Steering> {
-        self.parts.steering.as_ref()
+        self.steering.get()
+    }
+
+    /// Starts the thread of guests that make tables and weights, unless there is one.
+    ///
+    /// # Errors
+    /// The system refuses the thread.
+    pub fn start_steering(&self) -> io::Result<()> {
+        if self.steering.get().is_none() {
+            let steering = Steering::start(self.parts.steered.clone())?;
+            // Whoever was quicker has started one that does as well.
+            let _ = self.steering.set(steering);
+        }
+        Ok(())
     }
 
     /// Its workers.
@@ -125,9 +159,24 @@ impl Service {
         &self.parts.fleet
     }
 
+    /// The access log.
+    pub fn log(&self) -> &LogKeeper {
+        &self.parts.log
+    }
+
+    /// The way to the service manager.
+    pub fn notifier(&self) -> &Notifier {
+        &self.parts.notifier
+    }
+
+    /// What came of reloads.
+    pub fn reloads(&self) -> MutexGuard<'_, Reloads> {
+        self.reloads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Puts another guest in its place, or none.
     pub fn steer(&self, place: Place, steerer: Option<Steerer>) {
-        let Some(steering) = &self.parts.steering else { return };
+        let Some(steering) = self.steering() else { return };
         match steerer {
             // What it was made for may have changed meanwhile.
             Some(steerer) => {
@@ -166,13 +215,34 @@ impl Service {
         change(&mut world)?;
         let snapshot = world.publish();
         self.parts.fleet.apply(&snapshot);
-        let Some(steering) = &self.parts.steering else { return Ok(()) };
-        for cluster in (0..).map(ClusterId).take(snapshot.clusters.len()) {
+        self.look_for_guests(&world);
+        Ok(())
+    }
+
+    /// Goes by another setup from here on, and gives all workers the world that belongs to it, with
+    /// what of it is theirs alone: one set for each. Whoever looks sees both or neither.
+    pub fn adopt(
+        &self,
+        setup: Setup,
+        change: impl FnOnce(&mut World, &Setup),
+        renewals: impl FnOnce(&Arc<Snapshot>) -> Vec<Renewal>,
+    ) -> Generation {
+        let mut world = self.world();
+        change(&mut world, &setup);
+        let snapshot = world.publish();
+        self.parts.fleet.renew(renewals(&snapshot));
+        self.look_for_guests(&world);
+        *self.setup.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(setup);
+        snapshot.generation
+    }
+
+    fn look_for_guests(&self, world: &World) {
+        let Some(steering) = self.steering() else { return };
+        for cluster in world.clusters() {
             if world.asks_a_guest(cluster) {
                 steering.look(cluster, world.base(cluster));
             }
         }
-        Ok(())
     }
 
     /// Shows a policy what it needs to see, and tells all workers if that is something else than
@@ -191,29 +261,17 @@ impl Service {
     /// What there is to see, with the workers' counts of this moment.
     pub async fn view(&self) -> View {
         let stats = self.fleet().stats().await;
-        let (snapshot, leaving, standings) =
-            self.look(|world| (world.snapshot(), world.leaving(), world.standings()));
-        let plugins = self.plan().plugins.iter().enumerate().map(|(place, plugin)| PluginView {
-            name: plugin.name.clone(),
-            counts: self.counts_of(PluginId(place)),
-        });
+        let (snapshot, leaving, standings, setup) =
+            self.look(|world| (world.snapshot(), world.leaving(), world.standings(), self.setup()));
         let gathered = Gathered {
-            plugins: plugins.collect(),
+            plugins: plugins(&setup),
             leaving,
             standings,
-            seats: self.seats().iter().map(|seat| SeatView::new(seat)).collect(),
-            access_log_dropped: self.parts.access_log_dropped.load(Relaxed),
+            seats: setup.seats.iter().map(|seat| SeatView::new(seat)).collect(),
+            access_log_dropped: self.log().dropped(),
+            reloads: self.reloads().clone(),
         };
-        View::new(snapshot, &stats, gathered)
-    }
-
-    /// What has been counted of a policy, over all its clusters, workers and modules.
-    fn counts_of(&self, plugin: PluginId) -> PolicyCounts {
-        let mut sum = PolicyCounts::default();
-        for seat in self.seats().iter().filter(|seat| seat.plugin == Some(plugin)) {
-            sum.add(&seat.sitting().counts());
-        }
-        sum
+        View::new(setup, snapshot, &stats, gathered)
     }
 
     /// A page of what the workers keep.
@@ -221,12 +279,12 @@ impl Service {
     /// # Errors
     /// The query is wrong, or a worker does not answer.
     pub async fn flows(&self, query: &Query) -> Result<Page, FlowsError> {
-        let snapshot = self.world().snapshot();
+        let (snapshot, setup) = self.look(|world| (world.snapshot(), self.setup()));
         let search = Search::new(query, &snapshot).map_err(FlowsError::Query)?;
         let filter = Arc::new(search.filter);
         let part = (search.from, 0..self.fleet().len());
         let found = flows::walk(self.fleet(), &filter, part, search.limit, PAGE_PATIENCE).await?;
-        let describer = Describer { plan: self.plan(), snapshot: &snapshot, now: Clock.now() };
+        let describer = Describer { plan: &setup.plan, snapshot: &snapshot, now: Clock.now() };
         let shown = found.entries.iter().map(|(worker, entry)| describer.describe(*worker, entry));
         Ok(Page { flows: shown.collect(), next: found.next.map(|token| token.to_string()) })
     }
@@ -243,8 +301,8 @@ impl Service {
         let Some((worker, entry)) = found.entries.first() else {
             return Err(if found.next.is_some() { FlowsError::Late } else { FlowsError::Gone(id) });
         };
-        let snapshot = self.world().snapshot();
-        let describer = Describer { plan: self.plan(), snapshot: &snapshot, now: Clock.now() };
+        let (snapshot, setup) = self.look(|world| (world.snapshot(), self.setup()));
+        let describer = Describer { plan: &setup.plan, snapshot: &snapshot, now: Clock.now() };
         Ok(describer.describe(*worker, entry))
     }
 
@@ -264,4 +322,23 @@ impl Service {
     fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn plugins(setup: &Setup) -> Vec<PluginView> {
+    let plugins = (0..).map(PluginId).zip(&setup.plan.plugins);
+    let plugins = plugins.filter(|(_, plan)| !plan.removed).map(|(id, plan)| PluginView {
+        id,
+        name: plan.name.clone(),
+        counts: counts_of(setup, id),
+    });
+    plugins.collect()
+}
+
+/// What has been counted of a policy, over all its clusters, workers and modules.
+fn counts_of(setup: &Setup, plugin: PluginId) -> PolicyCounts {
+    let mut sum = PolicyCounts::default();
+    for (_, seat) in setup.seated().filter(|(_, seat)| seat.plugin == Some(plugin)) {
+        sum.add(&seat.sitting().counts());
+    }
+    sum
 }

@@ -67,6 +67,14 @@ pub fn listen(plan: &Plan, handed: Vec<Vec<OwnedFd>>) -> Result<Listening, Strin
     Ok(Listening { addresses, sockets })
 }
 
+/// Binds one listener once per worker, as [`listen`] does for all.
+///
+/// # Errors
+/// One line that names the listener and says what to do.
+pub fn listen_at(listener: &ListenerPlan, workers: usize) -> Result<Opened, String> {
+    bind_all(listener, workers).map_err(|error| format!("listener \"{}\": {error}", listener.name))
+}
+
 /// Gets the sockets of one listener for so many workers: those that were handed over, or new ones. Its
 /// place among the listeners says which workers begin where there are fewer sockets.
 fn open(

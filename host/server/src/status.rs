@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pointsman_core::boundary::Side;
 use pointsman_core::policy::Source;
@@ -10,8 +10,9 @@ use pointsman_core::{CloseReason, DropReason, EndpointState, KeylessReason, Shed
 use pointsman_plugin::FaultKind;
 use serde::{Deserialize, Serialize};
 
-use crate::discovery::{LeftOut, Outcome, Standing};
-use crate::plan::{ClusterPlan, ListenerPlan, Plan, PolicyPlan, protocol_name};
+use crate::discovery::{self, LeftOut, Standing};
+use crate::plan::{ClusterPlan, ListenerPlan, PolicyPlan, protocol_name};
+use crate::reload::{Last, Outcome};
 use crate::swap::short;
 use crate::table::Table;
 use crate::view::{ClusterView, ListenerView, PluginView, View};
@@ -35,12 +36,18 @@ pub struct Status {
     pub generation: u64,
     /// Whether it is about to end.
     pub draining: bool,
-    /// In the configuration's order.
+    /// In the configuration's order at the start; those that a reload has brought come later.
     pub listeners: Vec<Listener>,
-    /// In the configuration's order.
+    /// In the same order.
     pub clusters: Vec<Cluster>,
     /// The policies that are plugins.
     pub policies: Vec<Policy>,
+    /// Times that the configuration was read again, by what came of it.
+    #[serde(default)]
+    pub reloads: Counts,
+    /// The last time.
+    #[serde(default)]
+    pub last_reload: Option<Last>,
 }
 
 /// A listener.
@@ -54,6 +61,9 @@ pub struct Listener {
     pub protocol: String,
     /// Who serves its flows.
     pub cluster: String,
+    /// Whether it was removed and is shown for the flows it still has.
+    #[serde(default)]
+    pub removed: bool,
     /// Flows now.
     pub flows_active: u64,
     /// Flows ever.
@@ -111,6 +121,9 @@ pub struct Cluster {
     /// Who gets flows: `sound`, or `backup`, `panic`, `fail-open` or `none` for want of endpoints.
     #[serde(default)]
     pub footing: String,
+    /// Whether it was removed and is shown for the flows it still has.
+    #[serde(default)]
+    pub removed: bool,
     /// How its endpoints are found, if they are not written.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub discovery: Option<Discovery>,
@@ -197,36 +210,30 @@ pub struct Policy {
 
 impl Status {
     /// Describes what the view shows.
-    pub fn new(plan: &Plan, view: &View, uptime_s: u64) -> Self {
-        let clusters = plan.clusters.iter().zip(&view.clusters);
-        let listeners = plan.listeners.iter().zip(&view.listeners);
+    pub fn new(view: &View, uptime_s: u64) -> Self {
+        let plan = &view.setup.plan;
+        let listener = |view_of: &ListenerView| {
+            let plan_of = &plan.listeners[view_of.id.index()];
+            let listener = &view.snapshot.listeners[view_of.id.index()];
+            let cluster = &plan.clusters[plan_of.cluster.index()].name;
+            Listener::new(plan_of, listener.address.to_string(), cluster, view_of)
+        };
+        let cluster = |view: &ClusterView| Cluster::new(&plan.clusters[view.id.index()], view);
+        let policy = |view: &PluginView| {
+            let plan = plan.plugins.get(view.id.0)?;
+            Some(Policy::new(plan.file.display().to_string(), plan.fallback.name(), view))
+        };
         Self {
             version: crate::VERSION.to_owned(),
             uptime_s,
             workers: plan.workers,
             generation: view.snapshot.generation.0,
             draining: view.snapshot.drain_until.is_some(),
-            listeners: view
-                .snapshot
-                .listeners
-                .iter()
-                .zip(listeners)
-                .map(|(listener, (listener_plan, counts))| {
-                    let cluster = &plan.clusters[listener_plan.cluster.index()].name;
-                    let address = listener.address.to_string();
-                    Listener::new(listener_plan, address, cluster, counts)
-                })
-                .collect(),
-            clusters: clusters.map(|(plan, view)| Cluster::new(plan, view)).collect(),
-            policies: plan
-                .plugins
-                .iter()
-                .zip(&view.plugins)
-                .map(|(plan, view)| {
-                    let file = plan.file.display().to_string();
-                    Policy::new(file, plan.fallback.name(), view)
-                })
-                .collect(),
+            listeners: view.listeners.iter().map(listener).collect(),
+            clusters: view.clusters.iter().map(cluster).collect(),
+            policies: view.plugins.iter().filter_map(policy).collect(),
+            reloads: counts(Outcome::ALL.map(Outcome::label), &view.reloads.outcomes),
+            last_reload: view.reloads.last.clone(),
         }
     }
 
@@ -239,6 +246,9 @@ impl Status {
             "pointsman {}, {state}, up {} s, {} worker(s), generation {}\n",
             self.version, self.uptime_s, self.workers, self.generation
         );
+        if let Some(last) = &self.last_reload {
+            let _ = writeln!(text, "{}\n", reloaded(last));
+        }
         text.push_str(&self.listeners_table());
         text.push('\n');
         text.push_str(&self.endpoints_table());
@@ -268,7 +278,7 @@ impl Status {
                 listener.name.clone(),
                 listener.protocol.clone(),
                 listener.address.clone(),
-                listener.cluster.clone(),
+                if listener.removed { "(removed)".to_owned() } else { listener.cluster.clone() },
                 listener.flows_active.to_string(),
                 listener.flows_total.to_string(),
                 listener.bytes_upstream.to_string(),
@@ -367,6 +377,7 @@ impl Listener {
             protocol: protocol_name(plan.protocol).to_owned(),
             datagrams: plan.is_datagrams().then(datagrams),
             cluster: cluster.to_owned(),
+            removed: plan.removed,
             flows_active: stats.flows_active,
             flows_total: stats.flows_total,
             bytes_upstream: stats.bytes_total[Side::Upstream.index()],
@@ -395,6 +406,7 @@ impl Cluster {
             policy_generation: view.stats.policy_generation,
             decisions: counts(Source::ALL.map(Source::label), &view.stats.decisions_total),
             footing: view.footing.label().to_owned(),
+            removed: plan.removed,
             discovery: view
                 .discovery
                 .as_ref()
@@ -417,7 +429,10 @@ impl Discovery {
             state: state.to_owned(),
             problem: standing.failure.as_ref().map(|failure| failure.why.clone()),
             age_s: standing.answered_at.map(|at| at.elapsed().as_secs()),
-            attempts: counts(Outcome::ALL.map(Outcome::label), &standing.outcomes),
+            attempts: counts(
+                discovery::Outcome::ALL.map(discovery::Outcome::label),
+                &standing.outcomes,
+            ),
             left_out: counts(LeftOut::LABELS, &standing.left_out.counts()),
         }
     }
@@ -500,6 +515,18 @@ impl Policy {
     }
 }
 
+/// How the last reload went, for a person.
+fn reloaded(last: &Last) -> String {
+    let then = Duration::from_millis(last.at_unix_ms);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ago = now.saturating_sub(then).as_secs();
+    let problems = last.problems.join("\n  ");
+    match last.generation {
+        Some(generation) => format!("reloaded {ago} s ago: generation {generation}"),
+        None => format!("a reload was refused {ago} s ago, nothing has changed:\n  {problems}"),
+    }
+}
+
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -520,11 +547,11 @@ fn shown(counts: &Counts) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::tests::{plan, view};
+    use crate::view::tests::view;
 
     #[test]
     fn the_status_survives_its_way_over_the_socket() {
-        let status = Status::new(&plan(), &view(), 7);
+        let status = Status::new(&view(), 7);
         let text = serde_json::to_string(&status).expect("JSON");
         let back: Status = serde_json::from_str(&text).expect("a status");
         assert_eq!(back.listeners[0].flows_total, 6);
@@ -537,9 +564,10 @@ mod tests {
 
     #[test]
     fn a_listener_of_datagrams_shows_how_many() {
-        let mut plan = plan();
-        plan.listeners[0].protocol = pointsman_core::Protocol::Udp;
-        let status = Status::new(&plan, &view(), 7);
+        let mut view = view();
+        let setup = std::sync::Arc::get_mut(&mut view.setup).expect("nobody else has it");
+        setup.plan.listeners[0].protocol = pointsman_core::Protocol::Udp;
+        let status = Status::new(&view, 7);
         assert_eq!(status.listeners[0].protocol, "udp");
         let datagrams = status.listeners[0].datagrams.as_ref().expect("counts");
         assert_eq!((datagrams.upstream, datagrams.downstream, datagrams.stateless), (6, 0, 4));
@@ -548,7 +576,7 @@ mod tests {
 
     #[test]
     fn the_table_names_listener_endpoint_and_policy() {
-        let table = Status::new(&plan(), &view(), 7).to_table();
+        let table = Status::new(&view(), 7).to_table();
         for part in ["web", "127.0.0.1:8080", "127.0.0.1:1", "round-robin", "native 6", "up 7 s"] {
             assert!(table.contains(part), "{part} is not in\n{table}");
         }

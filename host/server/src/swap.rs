@@ -19,6 +19,7 @@ pub mod compile;
 pub mod guard;
 pub mod list;
 mod rehearsal;
+pub mod renew;
 pub mod report;
 pub mod trial;
 pub mod watch;
@@ -35,8 +36,8 @@ use crate::config;
 use crate::crew::{Berth, Crew};
 use crate::fleet::Silent;
 use crate::mailbox::PolicyCommand;
-use crate::plan::PluginId;
-use crate::plugins::Kit;
+use crate::plan::PluginPlan;
+use crate::plugins::{Kit, Loaded, Plugins};
 use crate::seat::{Candidate, Claim, Outcome, Seat, Sitter};
 use crate::service::Service;
 use crate::steering::SteerError;
@@ -200,17 +201,25 @@ pub fn promote(service: &Service, cluster: ClusterId, force: bool) -> Result<Swa
 /// What the file holds, compiled. The seats are not claimed for it: compiling may take long, and
 /// meanwhile a seat may have to be given back to the module before.
 fn module_of(service: &Service, to: &[ClusterId], file: &File) -> Result<Module, Refusal> {
-    let seats = || to.iter().map(|cluster| service.seat(*cluster));
+    let setup = service.setup();
+    let seats = || to.iter().map(|cluster| setup.seat(*cluster));
     if service.is_draining() {
         return Err(Refusal::Draining);
     }
     let mut profile = Profile::Strict;
     for seat in seats() {
         let plugin = seat.plugin.ok_or_else(|| Refusal::Native(seat.name.clone()))?;
-        profile = service.plan().plugin(plugin).profile;
+        profile = setup.plan.plugin(plugin).profile;
     }
-    let admitted = admit(seats(), file);
-    admitted.and_then(|digest| compile(service, profile, file, &digest)).inspect_err(|_| {
+    let compile = |digest: String| {
+        let begun_with = setup.loaded.iter().map(|loaded| &loaded.module);
+        let mut known = begun_with.filter(|it| it.profile() == profile && it.digest() == digest);
+        match known.next() {
+            Some(module) => Ok(module.clone()),
+            None => compile(service.plugins(), profile, &file.bytes, &digest),
+        }
+    };
+    admit(seats(), file).and_then(compile).inspect_err(|_| {
         seats().for_each(|seat| seat.sitting().on_outcome(Outcome::Refused));
     })
 }
@@ -235,20 +244,19 @@ fn admit<'a>(seats: impl Iterator<Item = &'a Arc<Seat>>, file: &File) -> Result<
 
 /// Compiles a file, one at a time; what was compiled before is not compiled again.
 fn compile(
-    service: &Service,
+    plugins: &Plugins,
     profile: Profile,
-    file: &File,
+    bytes: &[u8],
     digest: &str,
 ) -> Result<Module, Refusal> {
-    let plugins = service.plugins();
     let _turn = plugins.compiling();
     if let Some(module) = plugins.kept(profile, digest) {
         return Ok(module);
     }
-    compile::in_child(profile, &file.bytes)?;
+    compile::in_child(profile, bytes)?;
     // A cluster with a plugin has been found, so there is an engine.
     let engine = plugins.engine().expect("plugins have an engine").of_profile(profile)?;
-    let module = compile::in_background(&engine, &file.bytes)?;
+    let module = compile::in_background(&engine, bytes)?;
     plugins.keep(&module);
     Ok(module)
 }
@@ -267,7 +275,9 @@ pub fn short(digest: &str) -> &str {
 struct Walk<'a> {
     service: &'a Service,
     cluster: ClusterId,
-    plugin: PluginId,
+    /// The policy as it is configured.
+    plan: PluginPlan,
+    loaded: Arc<Loaded>,
     claim: Claim,
 }
 
@@ -281,12 +291,18 @@ impl<'a> Walk<'a> {
     fn begin(service: &'a Service, cluster: ClusterId) -> Result<Self, Refusal> {
         let seat = service.seat(cluster);
         let name = || seat.name.clone();
-        let plugin = seat.plugin.ok_or_else(|| Refusal::Native(name()))?;
         if service.is_draining() {
             return Err(Refusal::Draining);
         }
         let claim = seat.claim().ok_or_else(|| Refusal::Busy(name()))?;
-        Ok(Self { service, cluster, plugin, claim })
+        let setup = service.setup();
+        // A reload may have put up another seat just before this one was claimed.
+        if !Arc::ptr_eq(setup.seat(cluster), &seat) {
+            return Err(Refusal::Busy(name()));
+        }
+        let plugin = seat.plugin.ok_or_else(|| Refusal::Native(name()))?;
+        let plan = setup.plan.plugin(plugin).clone();
+        Ok(Self { service, cluster, plan, loaded: Arc::clone(&setup.loaded[plugin.0]), claim })
     }
 
     fn seat(&self) -> &Arc<Seat> {
@@ -298,11 +314,11 @@ impl<'a> Walk<'a> {
     }
 
     fn policy_name(&self) -> String {
-        self.service.plan().plugin(self.plugin).name.clone()
+        self.plan.name.clone()
     }
 
     fn kit(&self) -> &Kit {
-        self.service.plugins().kit(self.plugin)
+        &self.loaded.kit
     }
 
     fn on_refused(&self) {
@@ -331,6 +347,12 @@ impl<'a> Walk<'a> {
     fn prepare(&self, module: &Module) -> Result<Ready, Refusal> {
         rehearsal::rehearse(self, module)?;
         self.crew(module, self.states(module)?)
+    }
+
+    /// The same for a module that is of another policy than the one before.
+    fn prepare_without_state(&self, module: &Module) -> Result<Ready, Refusal> {
+        rehearsal::rehearse(self, module)?;
+        self.crew(module, Vec::new())
     }
 
     /// The same for a trial, which lives on what those that decide leave of their time.
@@ -391,7 +413,7 @@ impl<'a> Walk<'a> {
         };
         first.into_iter().for_each(|outlook| self.service.show(place, outlook));
         let mut policies = crew.policies.into_iter();
-        let on_swap = on_swap(self.service.plan().plugin(self.plugin).on_swap);
+        let on_swap = on_swap(self.plan.on_swap);
         let told = self.service.fleet().tell_each(self.cluster, |reply| {
             let policy = policies.next().expect("one policy per worker");
             PolicyCommand::Swap { policy, on_swap, reply }

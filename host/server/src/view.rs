@@ -6,23 +6,29 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_core::boundary::ListenerId;
 use pointsman_core::eligibility::Footing;
 use pointsman_core::policy::Source;
-use pointsman_core::{ClusterStats, EndpointState, ListenerStats, Snapshot, Stats};
+use pointsman_core::{
+    ClusterId, ClusterStats, EndpointState, Listener, ListenerStats, Openness, Snapshot, Stats,
+};
 use pointsman_plugin::{Module, PolicyCounts, Shape};
 
 use crate::discovery::Standing;
-use crate::plan::DiscoveryPlan;
+use crate::plan::{DiscoveryPlan, Plan, PluginId};
+use crate::reload::Reloads;
 use crate::seat::{Outcome, Seat};
+use crate::setup::Setup;
 
 /// Everything there is to see.
-#[derive(Debug)]
 pub struct View {
+    /// What the configuration says.
+    pub setup: Arc<Setup>,
     /// The world that was published last.
     pub snapshot: Arc<Snapshot>,
-    /// By `ListenerId`.
+    /// Those that are configured, and those that have left the configuration and have flows yet.
     pub listeners: Vec<ListenerView>,
-    /// By `ClusterId`.
+    /// Those that are configured, and those that have left the configuration and have flows yet.
     pub clusters: Vec<ClusterView>,
     /// The policies that are plugins.
     pub plugins: Vec<PluginView>,
@@ -32,20 +38,27 @@ pub struct View {
     pub ports_open: Vec<u32>,
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
+    /// What came of reloads.
+    pub reloads: Reloads,
 }
 
 /// A listener's counts.
 #[derive(Debug)]
 pub struct ListenerView {
+    /// Its place.
+    pub id: ListenerId,
     /// Its name.
     pub name: String,
-    /// Over all workers.
+    /// Over all workers, and over all that have had its name: one that has moved to another address is
+    /// the same to whoever counts.
     pub stats: ListenerStats,
 }
 
 /// A cluster's counts and endpoints.
 #[derive(Debug)]
 pub struct ClusterView {
+    /// Its place.
+    pub id: ClusterId,
     /// Its name.
     pub name: String,
     /// Over all workers; the generation is the newest.
@@ -102,11 +115,15 @@ pub struct Gathered {
     pub standings: Vec<Option<(Arc<DiscoveryPlan>, Standing)>>,
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
+    /// What came of reloads.
+    pub reloads: Reloads,
 }
 
 /// A plugin's counts.
 #[derive(Debug)]
 pub struct PluginView {
+    /// Its place.
+    pub id: PluginId,
     /// The policy's name.
     pub name: String,
     /// Over all workers.
@@ -115,39 +132,88 @@ pub struct PluginView {
 
 impl View {
     /// Sums what the workers have counted.
-    pub fn new(snapshot: Arc<Snapshot>, workers: &[Stats], gathered: Gathered) -> Self {
-        let Gathered { plugins, seats, leaving, standings, access_log_dropped } = gathered;
-        let (mut seats, mut leaving) = (seats.into_iter(), leaving.into_iter());
-        let mut standings = standings.into_iter();
-        let listeners = snapshot.listeners.iter().enumerate().map(|(place, listener)| {
-            let mut stats = ListenerStats::default();
-            workers.iter().for_each(|worker| add_listener(&mut stats, &worker.listeners[place]));
-            ListenerView { name: listener.name.to_string(), stats }
-        });
-        let clusters = snapshot.clusters.iter().enumerate().map(|(place, cluster)| {
-            let mut stats =
-                ClusterStats { decisions_total: [0; Source::ALL.len()], policy_generation: 0 };
-            workers.iter().for_each(|worker| add_cluster(&mut stats, &worker.clusters[place]));
-            ClusterView {
-                name: cluster.name.to_string(),
-                stats,
-                endpoints: cluster.endpoints.to_vec(),
-                footing: cluster.footing,
-                leaving: leaving.next().unwrap_or_default(),
-                seat: seats.next().unwrap_or_default(),
-                discovery: standings.next().flatten(),
-            }
-        });
+    pub fn new(
+        setup: Arc<Setup>,
+        snapshot: Arc<Snapshot>,
+        workers: &[Stats],
+        gathered: Gathered,
+    ) -> Self {
+        let Gathered { plugins, seats, leaving, standings, access_log_dropped, reloads } = gathered;
         Self {
-            listeners: listeners.collect(),
-            clusters: clusters.collect(),
+            listeners: listeners(&setup.plan, &snapshot, workers),
+            clusters: clusters(&setup.plan, &snapshot, workers, (seats, leaving, standings)),
             plugins,
             flow_table_entries: workers.iter().map(|worker| worker.flow_table_entries).collect(),
             ports_open: workers.iter().map(|worker| worker.ports_open).collect(),
             access_log_dropped,
+            reloads,
+            setup,
             snapshot,
         }
     }
+}
+
+fn listeners(plan: &Plan, snapshot: &Snapshot, workers: &[Stats]) -> Vec<ListenerView> {
+    let shown = |(_, listener): &(ListenerId, &Listener)| match listener.openness {
+        Openness::Open => true,
+        Openness::Draining | Openness::Closed => listener.flows_active.get() > 0,
+    };
+    // A name is told of once, by whoever has it in the configuration if anybody does.
+    let all = || (0..).map(ListenerId).zip(&snapshot.listeners);
+    let is_configured = |id: ListenerId| !plan.listeners[id.index()].removed;
+    let is_first = |&(id, listener): &(ListenerId, &Listener)| {
+        let mut others = all().filter(|(other, it)| *other != id && it.name == listener.name);
+        is_configured(id)
+            || others
+                .all(|(other, it)| !is_configured(other) && (other > id || !shown(&(other, it))))
+    };
+    let view = |(id, listener): (ListenerId, &Listener)| {
+        let mut stats = ListenerStats::default();
+        let places = all().filter(|(_, other)| other.name == listener.name);
+        for (place, _) in places {
+            // A worker may have told before it heard of a listener that has just come.
+            let counted = workers.iter().filter_map(|worker| worker.listeners.get(place.index()));
+            counted.for_each(|counted| add_listener(&mut stats, counted));
+        }
+        ListenerView { id, name: listener.name.to_string(), stats }
+    };
+    all().filter(shown).filter(is_first).map(view).collect()
+}
+
+/// What was gathered of each cluster.
+type OfClusters =
+    (Vec<SeatView>, Vec<Vec<EndpointState>>, Vec<Option<(Arc<DiscoveryPlan>, Standing)>>);
+
+fn clusters(
+    plan: &Plan,
+    snapshot: &Snapshot,
+    workers: &[Stats],
+    (seats, leaving, standings): OfClusters,
+) -> Vec<ClusterView> {
+    let all = (0..).map(ClusterId).zip(&snapshot.clusters);
+    let (mut seats, mut leaving) = (seats.into_iter(), leaving.into_iter());
+    let mut standings = standings.into_iter();
+    let views = all.map(|(id, cluster)| {
+        let mut stats =
+            ClusterStats { decisions_total: [0; Source::ALL.len()], policy_generation: 0 };
+        let counted = workers.iter().filter_map(|worker| worker.clusters.get(id.index()));
+        counted.for_each(|counted| add_cluster(&mut stats, counted));
+        ClusterView {
+            id,
+            name: cluster.name.to_string(),
+            stats,
+            endpoints: cluster.endpoints.to_vec(),
+            footing: cluster.footing,
+            leaving: leaving.next().unwrap_or_default(),
+            seat: seats.next().unwrap_or_default(),
+            discovery: standings.next().flatten(),
+        }
+    });
+    let is_there = |view: &ClusterView| {
+        let has_left = plan.clusters[view.id.index()].removed;
+        !(has_left && view.endpoints.is_empty() && view.leaving.is_empty())
+    };
+    views.filter(is_there).collect()
 }
 
 fn add_listener(sum: &mut ListenerStats, one: &ListenerStats) {
@@ -211,8 +277,8 @@ endpoints = [{ address = "127.0.0.1:1" }]
         let mut cluster = ClusterStats { decisions_total, policy_generation: 1 };
         cluster.decisions_total[Source::Native.index()] = 2 * factor;
         Stats {
-            listeners: Box::new([listener]),
-            clusters: Box::new([cluster]),
+            listeners: vec![listener],
+            clusters: vec![cluster],
             sessions_active: 0,
             flow_table_entries: 4,
             ports_open: 5,
@@ -225,9 +291,11 @@ endpoints = [{ address = "127.0.0.1:1" }]
         let world = World::new(&plan, &[plan.listeners[0].address], [0; 2]);
         let mut counts = PolicyCounts::default();
         counts.own[3] = 7;
-        let plugin = PluginView { name: "p2c".to_owned(), counts };
+        let plugin = PluginView { id: PluginId(0), name: "p2c".to_owned(), counts };
         let gathered = Gathered { plugins: vec![plugin], ..Gathered::default() };
-        View::new(world.snapshot(), &[worker(1), worker(2)], gathered)
+        let config = crate::config::read(TEXT).config;
+        let setup = Setup { config, plan, loaded: Vec::new(), seats: Vec::new() };
+        View::new(Arc::new(setup), world.snapshot(), &[worker(1), worker(2)], gathered)
     }
 
     #[test]

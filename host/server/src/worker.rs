@@ -17,14 +17,16 @@ use std::thread;
 
 use pointsman_core::boundary::{Completion, ListenerId, Ops};
 use pointsman_core::policy::Policy;
-use pointsman_core::{Balancer, BalancerConfig, ClusterId, Instant, Protocol, Snapshot, Stats};
+use pointsman_core::{
+    Balancer, BalancerConfig, ClusterId, Instant, Listener, Protocol, Snapshot, Stats,
+};
 use pointsman_plugin::Engine;
-use pointsman_ring::{Clock, Ring, RingConfig, Waker, prefer_large_pages};
+use pointsman_ring::{Clock, Ring, RingConfig, RingError, Waker, prefer_large_pages};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::access_log::LogSender;
 use crate::cores::Core;
-use crate::mailbox::{Command, Mailbox, PolicyCommand, Retired, Swapped};
+use crate::mailbox::{Command, Mailbox, PolicyCommand, Renewal, Retired, Swapped};
 use crate::sockets::WorkerSocket;
 
 /// Completions per turn: enough to share a system call among many, few enough that a turn stays
@@ -131,13 +133,8 @@ impl Worker {
         let mut ring = Ring::new(&parts.ring).map_err(|error| error.to_string())?;
         let listeners = (0..).map(ListenerId).zip(&parts.snapshot.listeners);
         for ((id, listener), socket) in listeners.zip(parts.sockets) {
-            let Some(WorkerSocket { socket, shared }) = socket else { continue };
-            let listening = match listener.protocol {
-                Protocol::Tcp if shared => ring.listen_shared(id, socket),
-                Protocol::Tcp => ring.listen(id, socket),
-                Protocol::Udp => ring.listen_datagrams(id, socket, listener.datagrams.offload),
-            };
-            listening.map_err(|error| error.to_string())?;
+            let Some(socket) = socket else { continue };
+            listen(&mut ring, (id, listener), socket).map_err(|error| error.to_string())?;
         }
         let balancer = Balancer::new(&parts.balancer, parts.snapshot, parts.policies);
         balancer.tables().for_each(prefer_large_pages);
@@ -193,6 +190,7 @@ impl Worker {
                     let old = self.balancer.apply(now, snapshot, &mut self.ops);
                     self.mailbox.retire(Retired::Snapshot(old));
                 }
+                Command::Renew(renewal) => self.renew(now, *renewal),
                 Command::Policy(cluster, command) => self.on_policy_command(cluster, command),
                 Command::Report(reply) => {
                     // Nobody listens any more if the answer took too long.
@@ -209,6 +207,26 @@ impl Worker {
                 Command::Stop => self.told_to_stop = true,
             }
         }
+    }
+
+    fn renew(&mut self, now: Instant, renewal: Renewal) {
+        let Renewal { snapshot, policies, sockets, engine } = renewal;
+        if let Some(engine) = engine {
+            engine.prepare_thread();
+        }
+        let world = Arc::clone(&snapshot);
+        let (old, policies) = self.balancer.renew(now, snapshot, policies, &mut self.ops);
+        self.mailbox.retire(Retired::Snapshot(old));
+        policies.into_iter().for_each(|policy| self.mailbox.retire(Retired::Policy(policy)));
+        for (id, socket) in sockets {
+            let listener = &world.listeners[id.index()];
+            if let Err(error) = listen(&mut self.ring, (id, listener), socket) {
+                tracing::error!(listener = &*listener.name, %error, "cannot be listened on");
+                let ended = Completion::AcceptEnded { listener: id };
+                self.balancer.handle(now, ended, &mut self.ring, &mut self.ops);
+            }
+        }
+        self.mailbox.retire(Retired::Snapshot(world));
     }
 
     fn on_policy_command(&mut self, cluster: ClusterId, command: PolicyCommand) {
@@ -243,6 +261,18 @@ impl Worker {
         if let Some(log) = &self.log {
             log.offer(self.balancer.take_records());
         }
+    }
+}
+
+fn listen(
+    ring: &mut Ring,
+    (id, listener): (ListenerId, &Listener),
+    WorkerSocket { socket, shared }: WorkerSocket,
+) -> Result<(), RingError> {
+    match listener.protocol {
+        Protocol::Tcp if shared => ring.listen_shared(id, socket),
+        Protocol::Tcp => ring.listen(id, socket),
+        Protocol::Udp => ring.listen_datagrams(id, socket, listener.datagrams.offload),
     }
 }
 

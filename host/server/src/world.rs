@@ -7,13 +7,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pointsman_core::ejection::{Ejection, Ejector};
+use pointsman_core::ejection::{Ejection, EjectionRules, Ejector};
 use pointsman_core::eligibility::{Eligibility, Footing};
 use pointsman_core::health::{Health, Observation, Thresholds, Transition};
 use pointsman_core::proxy::Outbound;
 use pointsman_core::{
     AllFlows, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation,
-    Instant, Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts, SourceRates,
+    Instant, Listener, Load, Openness, SharedCount, SharedRate, Snapshot, SourceCounts,
+    SourceRates,
 };
 
 use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
@@ -21,11 +22,13 @@ use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
 mod change;
 mod discovered;
 mod passive;
+mod reload;
 mod sight;
 
 pub use change::{EndpointChange, Target};
 pub use discovered::Unchanged;
 pub use passive::News;
+pub use reload::Place;
 pub use sight::{Author, Made, Needs, Outlook};
 
 use discovered::Discovered;
@@ -38,16 +41,28 @@ pub struct World {
     listeners: Vec<ListenerState>,
     clusters: Vec<ClusterState>,
     drain_until: Option<Instant>,
-    /// How often endpoints have come or gone.
+    /// How often endpoints have come or gone, or their checks have changed.
     census: u64,
+    /// Flows of all listeners.
+    all_flows: AllFlows,
+    /// What clients are counted by.
+    hash_key: [u64; 2],
+    /// How many have a socket of each listener.
+    workers: u32,
+    /// Whether a reload counts on places being as they are.
+    places_held: bool,
 }
 
 /// A listener, and what all workers count about it, from the first snapshot to the last.
 #[derive(Debug)]
 struct ListenerState {
+    /// With the address that it really has.
     plan: ListenerPlan,
+    openness: Openness,
+    /// When it is closed, if it was removed.
+    drain_until: Option<Instant>,
+    sockets_open: Arc<SharedCount>,
     flows_active: Arc<SharedCount>,
-    all_flows: AllFlows,
     new_flow_rate: Option<Arc<SharedRate>>,
     new_flow_rate_per_client: Option<Arc<SourceRates>>,
     flows_per_client: Option<Arc<SourceCounts>>,
@@ -56,10 +71,13 @@ struct ListenerState {
 #[derive(Debug)]
 struct ClusterState {
     name: Box<str>,
+    /// Whether it is no longer in the file.
+    removed: bool,
     eligibility: Eligibility,
     proxy: Option<Outbound>,
     transparent: bool,
-    /// Who ejects endpoints whose flows fail, if anybody does.
+    /// By what endpoints are ejected whose flows fail, if any are, and who does it.
+    passive: Option<EjectionRules>,
     ejector: Option<Ejector>,
     /// How many checks change a verdict, if there are checks.
     thresholds: Option<Thresholds>,
@@ -121,24 +139,38 @@ impl World {
     /// which are the plan's but for the port where that is 0. `hash_key` keeps clients from choosing
     /// what they are counted as; it is secret where there is traffic.
     pub fn new(plan: &Plan, addresses: &[SocketAddr], hash_key: [u64; 2]) -> Self {
-        let all_flows = match plan.flows_max {
-            0 => AllFlows::unlimited(),
-            max => AllFlows { max, active: Arc::default() },
-        };
-        let listeners = plan.listeners.iter().zip(addresses).map(|(plan, address)| {
-            ListenerState::new(plan, *address, (all_flows.clone(), hash_key))
-        });
         let clusters = plan
             .clusters
             .iter()
-            .map(|cluster| ClusterState::new(cluster, plan.uses_table(cluster)));
-        Self {
+            .map(|cluster| ClusterState::new(cluster, plan.uses_table(cluster), EndpointId(0)));
+        let mut world = Self {
             generation: Generation(1),
-            listeners: listeners.collect(),
+            listeners: Vec::with_capacity(plan.listeners.len()),
             clusters: clusters.collect(),
             drain_until: None,
             census: 0,
+            all_flows: AllFlows { max: most_flows(plan), active: Arc::default() },
+            hash_key,
+            workers: u32::try_from(plan.workers).unwrap_or(u32::MAX),
+            places_held: false,
+        };
+        for (listener, address) in plan.listeners.iter().zip(addresses) {
+            let state = world.open(listener, *address);
+            world.listeners.push(state);
         }
+        world
+    }
+
+    /// A listener whose sockets all workers have.
+    fn open(&self, plan: &ListenerPlan, address: SocketAddr) -> ListenerState {
+        let state = ListenerState::new(plan, address, self.hash_key);
+        state.sockets_open.add(self.workers);
+        state
+    }
+
+    /// All places of clusters, whether they are taken or not.
+    pub fn clusters(&self) -> impl Iterator<Item = ClusterId> + use<> {
+        (0..self.clusters.len()).map(|place| ClusterId(place as u16))
     }
 
     /// Takes in what a check saw of an endpoint.
@@ -258,7 +290,7 @@ impl World {
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::new(Snapshot {
             generation: self.generation,
-            listeners: self.listeners.iter().map(ListenerState::snapshot).collect(),
+            listeners: self.listeners.iter().map(|it| it.snapshot(&self.all_flows)).collect(),
             clusters: self.clusters.iter().map(ClusterState::snapshot).collect(),
             drain_until: self.drain_until,
         })
@@ -270,35 +302,45 @@ impl ListenerState {
     /// refusing.
     const CLIENTS_MAX: u32 = 1_000_000;
 
-    fn new(
-        plan: &ListenerPlan,
-        address: SocketAddr,
-        (all_flows, hash_key): (AllFlows, [u64; 2]),
-    ) -> Self {
-        let (rate, per_client) = (plan.new_flows_per_second, plan.flows_per_client_max);
-        let clients = plan.flows_max.min(Self::CLIENTS_MAX);
-        let counts = || SourceCounts::new(per_client, clients, plan.client_prefix, hash_key);
-        let own_rate = plan.new_flows_per_second_per_client;
-        let rates = || SourceRates::new(own_rate, Self::CLIENTS_MAX, plan.client_prefix, hash_key);
-        Self {
+    fn new(plan: &ListenerPlan, address: SocketAddr, hash_key: [u64; 2]) -> Self {
+        let mut state = Self {
             plan: ListenerPlan { address, ..plan.clone() },
+            openness: Openness::Open,
+            drain_until: None,
+            sockets_open: Arc::default(),
             flows_active: Arc::default(),
-            all_flows,
-            new_flow_rate: (rate > 0).then(|| Arc::new(SharedRate::new(rate))),
-            new_flow_rate_per_client: (own_rate > 0).then(|| Arc::new(rates())),
-            flows_per_client: (per_client > 0).then(|| Arc::new(counts())),
-        }
+            new_flow_rate: None,
+            new_flow_rate_per_client: None,
+            flows_per_client: None,
+        };
+        state.set_limits(hash_key);
+        state
     }
 
-    fn snapshot(&self) -> Listener {
+    /// Makes what the plan's limits are counted with.
+    fn set_limits(&mut self, hash_key: [u64; 2]) {
+        let Self { plan, .. } = self;
+        let (rate, per_client) = (plan.new_flows_per_second, plan.flows_per_client_max);
+        let (own_rate, prefix) = (plan.new_flows_per_second_per_client, plan.client_prefix);
+        let clients = plan.flows_max.min(Self::CLIENTS_MAX);
+        let counts = || SourceCounts::new(per_client, clients, prefix, hash_key);
+        let rates = || SourceRates::new(own_rate, Self::CLIENTS_MAX, prefix, hash_key);
+        self.new_flow_rate = (rate > 0).then(|| Arc::new(SharedRate::new(rate)));
+        self.new_flow_rate_per_client = (own_rate > 0).then(|| Arc::new(rates()));
+        self.flows_per_client = (per_client > 0).then(|| Arc::new(counts()));
+    }
+
+    fn snapshot(&self, all_flows: &AllFlows) -> Listener {
         Listener {
+            openness: self.openness,
+            sockets_open: Arc::clone(&self.sockets_open),
             name: self.plan.name.as_str().into(),
             address: self.plan.address,
             protocol: self.plan.protocol,
             cluster: self.plan.cluster,
             flows_max: self.plan.flows_max,
             flows_active: Arc::clone(&self.flows_active),
-            all_flows: self.all_flows.clone(),
+            all_flows: all_flows.clone(),
             access: self.plan.access.clone(),
             client_prefix: self.plan.client_prefix,
             connect_attempts: self.plan.connect_attempts,
@@ -316,9 +358,10 @@ impl ListenerState {
 }
 
 impl ClusterState {
-    fn new(plan: &ClusterPlan, uses_table: bool) -> Self {
+    /// A cluster whose endpoints are named from `first` on.
+    fn new(plan: &ClusterPlan, uses_table: bool, first: EndpointId) -> Self {
         let thresholds = plan.check.as_ref().map(|check| check.thresholds);
-        let ids = (0..).map(EndpointId).zip(&plan.endpoints);
+        let ids = (first.0..).map(EndpointId).zip(&plan.endpoints);
         let endpoints: Vec<_> =
             ids.map(|(id, plan)| Watched::new(id, plan, thresholds.map(Health::new))).collect();
         let eligibility = plan.eligibility;
@@ -328,7 +371,9 @@ impl ClusterState {
         let needs = if uses_table { Needs::Maglev } else { Needs::Nothing };
         Self {
             name: plan.name.as_str().into(),
+            removed: false,
             eligibility,
+            passive: plan.passive.clone(),
             proxy: plan.proxy,
             transparent: plan.transparent,
             ejector: plan.passive.clone().map(Ejector::new),
@@ -337,7 +382,7 @@ impl ClusterState {
             base,
             thresholds,
             discovered: plan.discovery.as_ref().map(Discovered::new),
-            next_id: EndpointId(endpoints.len() as u32),
+            next_id: EndpointId(first.0 + endpoints.len() as u32),
             endpoints,
             leaving: Vec::new(),
             footing,
@@ -368,6 +413,11 @@ impl ClusterState {
         }
         self.stand_on(footing);
     }
+}
+
+/// Flows of all listeners at a time.
+fn most_flows(plan: &Plan) -> u32 {
+    if plan.flows_max == 0 { u32::MAX } else { plan.flows_max }
 }
 
 /// The endpoints that may be given a new flow, and who they are.

@@ -460,3 +460,73 @@ fn the_balancer_starts_before_its_file_of_endpoints_is_there() {
     replace(&file, &written(&[&one]));
     eventually("it serves", || ask_once(web).is_ok_and(|who| who == one.address));
 }
+
+/// Has the balancer go by another configuration.
+fn reload(balancer: &Balancer, config: &str) {
+    let socket = balancer.socket();
+    let text = format!("{config}\n[admin]\nsocket = {socket:?}\n");
+    replace(&balancer.path("pointsman.toml"), &text);
+    let mut command = Command::new(POINTSMAN);
+    let output = command.arg("reload").arg("--admin").arg(&socket).output();
+    let output = output.expect("the binary runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_reload_leaves_a_search_alone_that_it_does_not_change() {
+    let [one] = on_one_port();
+    let server = NameServer::start();
+    server.set("web.test", hosts(&[one.address]));
+    server.set_ttl(86_400);
+    let text = by_name(&server, one.address.port(), "");
+    let text = text.replace("127.0.0.1:0\"", &format!("{}\"", Endpoint::start().address));
+    let balancer = Balancer::start(&text);
+    let web = balancer.address("web");
+    let mut client = Client::connect(web).expect("a connection");
+    assert_eq!(client.ask("before").expect("an answer"), one.address);
+    let (asked, before) = (server.asked(), search(&balancer).attempts);
+    let other = text.replace("workers = 2", "workers = 2\ndrain_timeout_ms = 5000");
+    for text in [&other, &text] {
+        reload(&balancer, text);
+        assert_eq!(ask_once(web).expect("an answer"), one.address);
+        assert_eq!(search(&balancer).attempts, before);
+    }
+    assert_eq!(client.ask("after").expect("an answer"), one.address);
+    assert_eq!(server.asked(), asked);
+}
+
+#[test]
+fn a_reload_has_endpoints_found_elsewhere_and_those_before_serve_until_there_is_an_answer() {
+    let [one, two, three] = on_one_port();
+    let server = NameServer::start();
+    server.set("web.test", hosts(&[one.address]));
+    let text = by_name(&server, one.address.port(), "");
+    let text = text.replace("127.0.0.1:0\"", &format!("{}\"", Endpoint::start().address));
+    let balancer = Balancer::start(&text);
+    let web = balancer.address("web");
+    let load = Traffic::start(web, 2);
+
+    reload(&balancer, &text.replace("web.test", "other.test"));
+    eventually("the other name is asked for", || search(&balancer).state == "absent");
+    assert_eq!(who_answers(web), BTreeSet::from([one.address]));
+    server.set("other.test", hosts(&[two.address]));
+    eventually("the other serves", || who_answers(web) == BTreeSet::from([two.address]));
+
+    let (head, _) = text.split_once("discovery").expect("a discovery");
+    reload(&balancer, &format!("{head}{}", written(&[&three])));
+    assert_eq!(who_answers(web), BTreeSet::from([three.address]));
+    assert!(cluster(&balancer).discovery.is_none());
+    server.set("other.test", hosts(&[one.address]));
+    eventually("nobody asks any more", || {
+        let asked = server.asked();
+        (0..5).all(|_| !who_answers(web).is_empty() && server.asked() == asked)
+    });
+    assert_eq!(who_answers(web), BTreeSet::from([three.address]));
+
+    let file = balancer.path("web.toml");
+    reload(&balancer, &format!("{head}discovery = {{ kind = \"file\", path = \"web.toml\" }}\n"));
+    assert_eq!(who_answers(web), BTreeSet::from([three.address]));
+    replace(&file, &written(&[&one]));
+    eventually("the file counts", || who_answers(web) == BTreeSet::from([one.address]));
+    assert!(load.stop() > 0, "there was traffic, and no flow failed");
+}

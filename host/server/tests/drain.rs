@@ -68,6 +68,9 @@ fn the_service_manager_hears_of_start_life_and_end() {
     assert_eq!([next(), next(), next()], ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]);
     let mut client = Client::connect(balancer.address("web")).expect("a connection");
     client.ask("before").expect("an answer");
+    balancer.signal(Signal::HUP);
+    eventually("it reloads", || next().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    eventually("it has reloaded", || next() == "READY=1");
     balancer.signal(Signal::TERM);
     eventually("it tells that it ends", || next() == "STOPPING=1");
     assert_eq!(next(), "WATCHDOG=1", "it lives as long as it drains");

@@ -111,7 +111,7 @@ impl Balancer {
     ) -> Result<Option<Buffer>, NoBuffer> {
         let session = &mut self.sessions[slot];
         let listener = self.snapshot.listener(session.listener);
-        let cluster = &self.snapshot.clusters[listener.cluster.index()];
+        let cluster = &self.snapshot.clusters[session.cluster(listener).index()];
         let by_policy = session.method().announce.then_some(Outbound::PLAIN);
         let Some(outbound) = cluster.proxy.or(by_policy) else { return Ok(None) };
         if outbound.unique_id && session.unique_id.is_none() {

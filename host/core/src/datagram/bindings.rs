@@ -8,12 +8,15 @@ use alloc::vec::Vec;
 
 use super::lane::Lane;
 use crate::boundary::ListenerId;
-use crate::snapshot::{Cluster, Endpoint, EndpointId, Snapshot};
+use crate::session::Allocation;
+use crate::snapshot::{Cluster, ClusterId, Endpoint, EndpointId, Snapshot};
 
 /// An endpoint, as one listener's flows know it.
 #[derive(Debug)]
 pub(super) struct Binding {
     pub(super) listener: ListenerId,
+    /// Whose endpoint it is. The listener may be given another cluster while flows go on.
+    pub(super) cluster: ClusterId,
     pub(super) endpoint: Endpoint,
     /// Flows bound to it.
     pub(super) flows: u32,
@@ -25,12 +28,14 @@ pub(super) struct Binding {
     pub(super) serves: bool,
 }
 
+type Key = (ListenerId, ClusterId, EndpointId);
+
 /// All bindings, by number.
 #[derive(Debug, Default)]
 pub(super) struct Bindings {
     slots: Vec<Option<Binding>>,
     /// The number of each listener's binding to an endpoint, in order.
-    numbers: Vec<(ListenerId, EndpointId, u32)>,
+    numbers: Vec<(Key, u32)>,
 }
 
 impl Bindings {
@@ -51,21 +56,29 @@ impl Bindings {
     }
 
     /// The listener's binding to this endpoint, which comes into being when it is first used.
-    pub(super) fn number_of(&mut self, listener: ListenerId, endpoint: &Endpoint) -> u32 {
-        let key = (listener, endpoint.id);
-        match self.numbers.binary_search_by_key(&key, |&(listener, id, _)| (listener, id)) {
-            Ok(place) => self.numbers[place].2,
+    pub(super) fn number_of(&mut self, listener: ListenerId, allocation: &Allocation) -> u32 {
+        let Allocation { cluster, endpoint, .. } = allocation;
+        let key = (listener, *cluster, endpoint.id);
+        match self.numbers.binary_search_by_key(&key, |&(key, _)| key) {
+            Ok(place) => self.numbers[place].1,
             Err(place) => {
-                let number = self.add(listener, endpoint.clone());
-                self.numbers.insert(place, (listener, endpoint.id, number));
+                let number = self.add(listener, *cluster, endpoint.clone());
+                self.numbers.insert(place, (key, number));
                 number
             }
         }
     }
 
-    fn add(&mut self, listener: ListenerId, endpoint: Endpoint) -> u32 {
-        let lane = Lane::default();
-        let binding = Binding { listener, endpoint, flows: 0, flows_peak: 0, lane, serves: true };
+    fn add(&mut self, listener: ListenerId, cluster: ClusterId, endpoint: Endpoint) -> u32 {
+        let binding = Binding {
+            listener,
+            cluster,
+            endpoint,
+            flows: 0,
+            flows_peak: 0,
+            lane: Lane::default(),
+            serves: true,
+        };
         let place = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
@@ -110,14 +123,16 @@ impl Bindings {
         for slot in &mut self.slots {
             let Some(binding) = slot else { continue };
             let listener = snapshot.listener(binding.listener);
-            let cluster = &snapshot.clusters[listener.cluster.index()];
+            let cluster = &snapshot.clusters[binding.cluster.index()];
             binding.serves = serves(cluster, binding.endpoint.id);
-            if binding.flows == 0 && cluster.endpoint(binding.endpoint.id).is_none() {
+            let is_wanted = listener.cluster == binding.cluster && !listener.is_closed();
+            if binding.flows == 0 && !(is_wanted && cluster.endpoint(binding.endpoint.id).is_some())
+            {
                 *slot = None;
             }
         }
         let slots = &self.slots;
-        self.numbers.retain(|&(_, _, number)| slots[number as usize].is_some());
+        self.numbers.retain(|&(_, number)| slots[number as usize].is_some());
         self.iter().any(|(_, binding)| !binding.serves && binding.flows > 0)
     }
 }

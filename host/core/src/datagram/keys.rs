@@ -25,7 +25,7 @@ impl Datagrams {
         let listener = turn.listener(flow.listener);
         let lasting = (turn.now, listener.timeouts.idle, true);
         let known = (binding.endpoint.id, flow.policy_generation.into());
-        if !turn.allocator.keep_key(lasting, listener, (key, details.method), known) {
+        if !turn.allocator.keep_key(lasting, binding.cluster, (key, details.method), known) {
             turn.stats.listener(flow.listener).on_drops(DropReason::FlowTableFull, 1);
         }
     }
@@ -39,13 +39,13 @@ impl Datagrams {
         let ttl = 2 * details.method.idle_timeout.unwrap_or(listener.timeouts.idle);
         let [came_with, given] = details.keys;
         if let Some(key) = came_with {
-            turn.allocator.use_key((turn.now, ttl), listener, key);
+            turn.allocator.use_key((turn.now, ttl), binding.cluster, key);
         }
         let known = (binding.endpoint.id, flow.policy_generation.into());
         if let Some(key) = given
             && !turn.allocator.keep_key(
                 (turn.now, ttl, false),
-                listener,
+                binding.cluster,
                 (key, details.method),
                 known,
             )

@@ -67,6 +67,8 @@ pub(super) struct Ports {
     /// As many as could be opened, by listener, if the last try failed.
     possible: Vec<u32>,
     total: u32,
+    /// As many as there may be: the performing side has room for just these.
+    total_max: u32,
     /// Ports that could not be opened and have flows yet.
     failed: u32,
     /// Ports that have ever been opened.
@@ -100,8 +102,18 @@ impl Ports {
             possible: alloc::vec![u32::MAX; snapshot.listeners.len()],
             failed: 0,
             total: 0,
+            total_max: total as u32,
             openings: 0,
         }
+    }
+
+    /// So many listeners may open ports, all together as many as before.
+    pub(super) fn make_room_for_listeners(&mut self, count: usize) {
+        let count = count.max(self.pools.len());
+        let pool = || Pool { ports: Vec::new(), stateless: None };
+        self.pools.resize_with(count, || [pool(), pool()]);
+        self.counts.resize(count, 0);
+        self.possible.resize(count, u32::MAX);
     }
 
     /// Ports that are open, or closing.
@@ -304,7 +316,8 @@ impl Ports {
 
     fn open(&mut self, wish: &Wish, state: State, ops: &mut Ops) -> Option<PortId> {
         let count = &mut self.counts[wish.listener.index()];
-        if *count >= wish.settings.ports_max.min(self.possible[wish.listener.index()]) {
+        let possible = wish.settings.ports_max.min(self.possible[wish.listener.index()]);
+        if *count >= possible || self.total >= self.total_max {
             return None;
         }
         *count += 1;

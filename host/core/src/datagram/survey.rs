@@ -29,7 +29,8 @@ impl Datagrams {
         let details = self.table.details_of(flow);
         let key = flow.key(details);
         let listener = snapshot.listener(flow.listener);
-        let endpoint = self.bindings.get(flow.binding).map(|binding| &binding.endpoint);
+        let binding = self.bindings.get(flow.binding);
+        let endpoint = binding.map(|binding| &binding.endpoint);
         let state = match endpoint {
             None => FlowState::Denied,
             Some(_) if flow.is_confirmed() => FlowState::Established,
@@ -37,7 +38,7 @@ impl Datagrams {
         };
         Some(Entry {
             id: EntryId::datagrams(number, flow.stamp.into()),
-            cluster: listener.cluster,
+            cluster: binding.map_or(listener.cluster, |binding| binding.cluster),
             endpoint: endpoint.map(|endpoint| endpoint.id),
             policy_generation: flow.policy_generation.into(),
             kind: EntryKind::Flow(FlowEntry {

@@ -96,6 +96,11 @@ impl FlowTable {
         }
     }
 
+    /// There may be flows of so many listeners.
+    pub(super) fn make_room_for_listeners(&mut self, count: usize) {
+        self.lists.resize(count.max(self.lists.len()), List::EMPTY);
+    }
+
     pub(super) fn len(&self) -> u32 {
         self.len
     }

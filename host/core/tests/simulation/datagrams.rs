@@ -18,7 +18,7 @@ use pointsman_core::boundary::{Completion, DatagramSocket, ListenerId, Op, Ops, 
 use pointsman_core::listing::{Cursor, Entry, EntryKind};
 use pointsman_core::policy::OnSwap;
 use pointsman_core::{
-    Balancer, BalancerConfig, Board, ClusterId, DropReason, Generation, Instant, Snapshot,
+    Balancer, BalancerConfig, Board, ClusterId, DropReason, Generation, Instant, Openness, Snapshot,
 };
 
 use crate::passive::Passive;
@@ -134,6 +134,9 @@ impl Run {
         }
         if self.rng.chance(200) && self.passive.judge(self.now, &self.snapshot) {
             self.publish(|_| {});
+        }
+        if self.rng.chance(20) {
+            self.move_listener();
         }
         if self.rng.chance(10) {
             self.swap_policy();
@@ -350,6 +353,18 @@ impl Run {
                 }
                 cluster.endpoints = endpoints.into();
             }
+        });
+    }
+
+    /// A reload takes a listener out, or wants it again before its flows have ended.
+    fn move_listener(&mut self) {
+        let place = self.rng.below(self.snapshot.listeners.len() as u64) as usize;
+        self.publish(|snapshot| {
+            let openness = &mut snapshot.listeners[place].openness;
+            *openness = match *openness {
+                Openness::Open => Openness::Draining,
+                Openness::Draining | Openness::Closed => Openness::Open,
+            };
         });
     }
 

@@ -148,6 +148,24 @@ const MUTANTS: &[Mutant] = &[
         mutated: "            return None;",
     },
     Mutant {
+        breaks: "listeners: what is left of one that is closed goes on",
+        file: "balancer/renewal.rs",
+        original: "            if listener.is_closed() && !before.is_some_and(Listener::is_closed) {",
+        mutated: "            if false {",
+    },
+    Mutant {
+        breaks: "listeners: one that is removed goes on accepting",
+        file: "balancer/renewal.rs",
+        original: "(drain_begins || !listener.is_open())",
+        mutated: "drain_begins",
+    },
+    Mutant {
+        breaks: "listeners: one that comes is not waited for at the end",
+        file: "balancer/renewal.rs",
+        original: "                self.listeners_open += 1;",
+        mutated: "                self.listeners_open += 2;",
+    },
+    Mutant {
         breaks: "datagrams: a reply's sender is not looked at",
         file: "datagram/table.rs",
         original: "flow.port == port && endpoint_of(flow.binding) == endpoint",
@@ -293,7 +311,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         breaks: "datagrams: a listener that drains ends while flows are left",
-        file: "datagram.rs",
+        file: "datagram/listeners.rs",
         original: "(is_over || turn.listener(listener).flows_active.get() == 0)",
         mutated: "(is_over || self.table.len() == 0)",
     },
@@ -312,7 +330,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: ports that nobody uses are never closed",
         file: "datagram.rs",
-        original: "again |= self.ports.trim(id, (peak, &listener.datagrams), turn.ops);",
+        original: "again |= self.ports.trim(id, (peak, &settings), turn.ops);",
         mutated: "again |= peak > 1_000_000;",
     },
     Mutant {

@@ -16,8 +16,9 @@ use pointsman_core::preread::KeyRule;
 use pointsman_core::{
     AccessList, AllFlows, Balancer, BalancerConfig, Board, CANARY_SLOTS, Candidates, CloseReason,
     Cluster, ClusterId, DatagramSettings, DropReason, Endpoint, EndpointId, EndpointState,
-    Generation, Instant, KeylessReason, Listener, Network, OnEndpointDown, PrefixLengths, Protocol,
-    SharedRate, ShedReason, Snapshot, SourceCounts, SourceRates, Stats, Tally, Timeouts, Trial,
+    Generation, Instant, KeylessReason, Listener, Network, OnEndpointDown, Openness, PrefixLengths,
+    Protocol, SharedRate, ShedReason, Snapshot, SourceCounts, SourceRates, Stats, Tally, Timeouts,
+    Trial,
 };
 
 use crate::introduction;
@@ -200,6 +201,9 @@ impl Run {
                 self.publish(|_| {});
             }
             if self.rng.chance(10) {
+                self.move_listener();
+            }
+            if self.rng.chance(10) {
                 self.swap_policy();
             }
             if self.rng.chance(10) {
@@ -261,6 +265,7 @@ impl Run {
         }
         let end = self.world.now + Duration::from_millis(self.rng.pick(&[0, 50, 400_000]));
         self.publish(|snapshot| snapshot.drain_until = Some(end));
+        self.turn();
         for _ in 0..100_000 {
             if self.balancer.is_drained() {
                 self.assert_nothing_is_left();
@@ -441,6 +446,24 @@ impl Run {
                 }
             }
         });
+    }
+
+    /// A reload takes a listener out, or puts one in the place of one that has ended.
+    fn move_listener(&mut self) {
+        let place = self.rng.below(self.snapshot.listeners.len() as u64) as usize;
+        let (id, listener) = (ListenerId(place as u16), &self.snapshot.listeners[place]);
+        let is_over = self.world.has_ended(id) && listener.flows_active.get() == 0;
+        let is_out_of_time = self.rng.chance(300);
+        let next = match listener.openness {
+            Openness::Open => Openness::Draining,
+            Openness::Draining if is_over || is_out_of_time => Openness::Closed,
+            Openness::Closed if is_over => {
+                self.world.listen(id);
+                Openness::Open
+            }
+            Openness::Draining | Openness::Closed => return,
+        };
+        self.publish(|snapshot| snapshot.listeners[place].openness = next);
     }
 
     fn publish(&mut self, change: impl FnOnce(&mut Snapshot)) {
@@ -638,9 +661,11 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
         name: format!("listener-{number}").into(),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
         protocol: Protocol::Tcp,
+        openness: Openness::Open,
         cluster: ClusterId(number as u16),
         flows_max: rng.pick(&[4, 1_000]),
         flows_active: Arc::default(),
+        sockets_open: Arc::default(),
         all_flows: all_flows.clone(),
         access: rng.chance(200).then(|| Arc::new(AccessList::new(&[], &[DENIED]))),
         client_prefix: ADDRESSES,
@@ -697,6 +722,7 @@ pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
     let listeners = snapshot.listeners.iter().map(|old| Listener {
         name: old.name.clone(),
         flows_active: old.flows_active.clone(),
+        sockets_open: old.sockets_open.clone(),
         all_flows: old.all_flows.clone(),
         access: old.access.clone(),
         new_flow_rate: old.new_flow_rate.clone(),

@@ -171,6 +171,17 @@ impl World {
         }
     }
 
+    /// Another listener has the place of one that has ended.
+    pub(crate) fn listen(&mut self, listener: ListenerId) {
+        assert!(self.has_ended(listener));
+        self.listeners[listener.index()] = Listening::Open;
+    }
+
+    /// Whether a listener's socket is closed.
+    pub(crate) fn has_ended(&self, listener: ListenerId) -> bool {
+        self.listeners[listener.index()] == Listening::Ended
+    }
+
     fn open(&mut self, address: SocketAddr, answers_end: bool) -> usize {
         let bulk = self.rng.chance(150);
         let most = if bulk { 2_000_000 } else { self.rng.pick(&[0, 1, 100, 5_000, 40_000]) };

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
+use super::keeper::{LogKeeper, Order};
 use super::syslog::Syslog;
 use super::{BATCH_MAX, LogReader, LogSender, channel};
 use crate::failure::Failure;
@@ -29,8 +31,8 @@ pub struct Log {
     pub sender: Option<LogSender>,
     /// What writes it.
     pub writer: Option<LogWriter>,
-    /// Ended flows that it has lost.
-    pub dropped: Arc<AtomicU64>,
+    /// How it is changed.
+    pub keeper: LogKeeper,
 }
 
 impl Log {
@@ -40,26 +42,39 @@ impl Log {
     /// The file cannot be opened.
     pub fn open(plan: &Plan) -> Result<Self, Failure> {
         let Some(log) = &plan.access_log else {
-            return Ok(Self { sender: None, writer: None, dropped: Arc::default() });
+            return Ok(Self { sender: None, writer: None, keeper: LogKeeper::default() });
         };
         let sink = Sink::open(log).map_err(|error| {
             Failure::input(Problem::new("access_log.path", format!("cannot be opened: {error}")))
         })?;
         let (sender, reader, dropped) = channel(plan, log);
+        let (orders, taken) = unbounded_channel();
         let lost = Arc::clone(&dropped);
-        let writer = LogWriter { reader, plan: log.clone(), sink, lost, fails: false };
-        Ok(Self { sender: Some(sender), writer: Some(writer), dropped })
+        let writer =
+            LogWriter { reader, plan: log.clone(), sink, lost, fails: false, orders: taken };
+        let keeper = LogKeeper { dropped, log: Some((Arc::clone(&sender.sample.share), orders)) };
+        Ok(Self { sender: Some(sender), writer: Some(writer), keeper })
     }
 }
 
 /// Where lines go.
-enum Sink {
+pub(super) enum Sink {
     /// The end of a file; whether what it ends with is the beginning of a line.
     File(Appender, bool),
     Syslog(Syslog),
 }
 
 impl Sink {
+    /// Whether it could be opened.
+    pub(super) fn try_out(log: &LogPlan) -> std::io::Result<()> {
+        match &log.target {
+            LogTarget::Syslog(_) | LogTarget::Stdout => Ok(()),
+            LogTarget::File(path) => {
+                std::fs::File::options().append(true).create(true).open(path).map(drop)
+            }
+        }
+    }
+
     fn open(log: &LogPlan) -> std::io::Result<Self> {
         Ok(match &log.target {
             LogTarget::Syslog(address) => Self::Syslog(Syslog::new(address.clone())),
@@ -77,6 +92,7 @@ pub struct LogWriter {
     lost: Arc<AtomicU64>,
     /// Whether the last lines were lost, which is told once.
     fails: bool,
+    orders: UnboundedReceiver<Order>,
 }
 
 impl LogWriter {
@@ -91,6 +107,7 @@ impl LogWriter {
                 tokio::select! {
                     _ = &mut stopped => break,
                     () = asked.notified() => self.reopen().await,
+                    Some(order) = self.orders.recv() => self.follow(order).await,
                     () = tokio::time::sleep(TICK) => self.write().await,
                 }
             }
@@ -104,16 +121,34 @@ impl LogWriter {
         LogTask { stop, ended, reopen }
     }
 
+    /// Goes by another plan. What waits is still written as it was.
+    async fn follow(&mut self, order: Order) {
+        self.write().await;
+        let Order { names, plan } = order;
+        self.reader.go_by(names, plan.format);
+        let is_elsewhere = plan.target != self.plan.target;
+        self.plan = plan;
+        if is_elsewhere {
+            match Sink::open(&self.plan) {
+                Ok(sink) => self.replace(sink).await,
+                Err(error) => {
+                    tracing::error!(%error, "cannot open the new access log; it stays where it is");
+                }
+            }
+        }
+    }
+
+    async fn replace(&mut self, sink: Sink) {
+        if let Sink::File(old, _) = std::mem::replace(&mut self.sink, sink) {
+            old.close().await;
+        }
+    }
+
     /// Goes on in the file that has the log's name by now. What waits still goes into the old one.
     async fn reopen(&mut self) {
         self.write().await;
         match Sink::open(&self.plan) {
-            Ok(Sink::File(new, torn)) => {
-                if let Sink::File(old, _) = std::mem::replace(&mut self.sink, Sink::File(new, torn))
-                {
-                    old.close().await;
-                }
-            }
+            Ok(sink @ Sink::File(..)) => self.replace(sink).await,
             Ok(Sink::Syslog(_)) => {
                 if let Sink::Syslog(syslog) = &mut self.sink {
                     syslog.reopen();

@@ -13,6 +13,7 @@ use http_body_util::LengthLimitError;
 use pointsman_core::ClusterId;
 use pointsman_plugin::{EngineLimits, LoadError};
 
+use crate::plan::PluginId;
 use crate::problem::suggestion;
 use crate::runtime;
 use crate::service::Service;
@@ -218,22 +219,24 @@ fn is_length_limit(error: &axum::Error) -> bool {
 }
 
 pub(super) fn find_cluster(service: &Service, name: &str) -> Result<ClusterId, Refusal> {
-    let clusters = &service.plan().clusters;
-    let found = (0..).map(ClusterId).zip(clusters).find(|(_, cluster)| cluster.name == name);
+    let setup = service.setup();
+    let clusters = || (0..).map(ClusterId).zip(&setup.plan.clusters).filter(|(_, it)| !it.removed);
+    let found = clusters().find(|(_, cluster)| cluster.name == name);
     found.map(|(id, _)| id).ok_or_else(|| {
-        let hint = suggestion(name, clusters.iter().map(|cluster| &*cluster.name));
+        let hint = suggestion(name, clusters().map(|(_, cluster)| &*cluster.name));
         Refusal::Unknown { what: "cluster", name: name.to_owned(), hint }
     })
 }
 
 /// The clusters that use a policy. One that nobody uses has nothing to be swapped.
 fn find_users(service: &Service, name: &str) -> Result<Vec<ClusterId>, Refusal> {
-    let plugins = &service.plan().plugins;
-    let Some(place) = plugins.iter().position(|plugin| plugin.name == name) else {
-        let hint = suggestion(name, plugins.iter().map(|plugin| &*plugin.name));
+    let setup = service.setup();
+    let plugins = || (0..).map(PluginId).zip(&setup.plan.plugins).filter(|(_, it)| !it.removed);
+    let Some((plugin, _)) = plugins().find(|(_, plugin)| plugin.name == name) else {
+        let hint = suggestion(name, plugins().map(|(_, plugin)| &*plugin.name));
         return Err(Refusal::Unknown { what: "plugin policy", name: name.to_owned(), hint });
     };
-    let users = service.clusters_of(crate::plan::PluginId(place));
+    let users = setup.clusters_of(plugin);
     if users.is_empty() {
         return Err(Refusal::Query(format!("no cluster uses policy \"{name}\"")));
     }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 /// When an endpoint is ejected, and for how long.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Passive {
     /// Failed flows in a row that eject an endpoint; 0: rows do not matter. A flow fails that cannot
@@ -40,7 +40,7 @@ impl Default for Passive {
 }
 
 /// An endpoint is ejected whose share of good flows is far below the others'.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SuccessRate {
     /// Flows within the interval below which a rate says nothing. Default 100: one failure is then

@@ -51,8 +51,9 @@ fn limit(text: &str) -> Result<usize, String> {
 #[derive(Debug, Default)]
 pub struct Filter {
     id: Option<EntryId>,
-    listener: Option<ListenerId>,
-    cluster: Option<ClusterId>,
+    /// All that have the name: one that was removed may have flows yet.
+    listeners: Option<Vec<ListenerId>>,
+    clusters: Option<Vec<ClusterId>>,
     endpoint: Option<EndpointFilter>,
     client: Option<ClientFilter>,
     protocol: Option<Protocol>,
@@ -92,6 +93,8 @@ impl Filter {
     fn new(query: &Query, snapshot: &Snapshot) -> Result<Self, String> {
         let listeners: Vec<_> = snapshot.listeners.iter().map(|found| &*found.name).collect();
         let clusters: Vec<_> = snapshot.clusters.iter().map(|found| &*found.name).collect();
+        let listeners = places("listener", query.listener.as_ref(), &listeners)?;
+        let clusters = places("cluster", query.cluster.as_ref(), &clusters)?;
         let protocols = [Protocol::Tcp, Protocol::Udp];
         let states = [
             FlowState::Prereading,
@@ -100,8 +103,6 @@ impl Filter {
             FlowState::Denied,
             FlowState::Closing,
         ];
-        let listener = place("listener", query.listener.as_ref(), &listeners)?;
-        let cluster = place("cluster", query.cluster.as_ref(), &clusters)?;
         let names = protocols.map(crate::plan::protocol_name);
         let protocol = place("protocol", query.protocol.as_ref(), &names)?;
         let kind = place("kind", query.kind.as_ref(), &["flow", "kept"])?;
@@ -110,8 +111,8 @@ impl Filter {
         let client = query.client.as_ref().map(|text| ClientFilter::new(text, snapshot));
         let filter = Self {
             id: None,
-            listener: listener.map(|place| ListenerId(number(place))),
-            cluster: cluster.map(|place| ClusterId(number(place))),
+            listeners: listeners.map(|all| all.into_iter().map(ListenerId).collect()),
+            clusters: clusters.map(|all| all.into_iter().map(ClusterId).collect()),
             endpoint: endpoint.transpose()?,
             client: client.transpose()?,
             protocol: protocol.map(|place| protocols[place]),
@@ -131,7 +132,7 @@ impl Filter {
     /// Whether the entry is looked for.
     pub fn matches(&self, entry: &Entry) -> bool {
         let matches = self.id.is_none_or(|id| id == entry.id)
-            && self.cluster.is_none_or(|cluster| cluster == entry.cluster);
+            && self.clusters.as_ref().is_none_or(|all| all.contains(&entry.cluster));
         matches
             && match &entry.kind {
                 EntryKind::Flow(flow) => self.matches_flow(flow),
@@ -141,7 +142,7 @@ impl Filter {
 
     fn matches_flow(&self, flow: &FlowEntry) -> bool {
         self.kind.is_none_or(|kind| kind == Kind::Flow)
-            && self.listener.is_none_or(|listener| listener == flow.listener)
+            && self.listeners.as_ref().is_none_or(|all| all.contains(&flow.listener))
             && self.protocol.is_none_or(|protocol| protocol == flow.protocol)
             && self.state.is_none_or(|state| state == flow.state)
             && self.client.as_ref().is_none_or(|client| client.contains(flow.client.ip()))
@@ -163,7 +164,7 @@ impl Filter {
 
     /// Whether it asks for what only flows have.
     fn is_for_flows(&self) -> bool {
-        self.listener.is_some() || self.protocol.is_some() || self.state.is_some()
+        self.listeners.is_some() || self.protocol.is_some() || self.state.is_some()
     }
 }
 
@@ -237,9 +238,11 @@ fn place(what: &str, name: Option<&String>, known: &[&str]) -> Result<Option<usi
     })
 }
 
-/// A plan has no more listeners and clusters than their numbers can tell apart.
-fn number(place: usize) -> u16 {
-    u16::try_from(place).unwrap_or(u16::MAX)
+/// Everywhere that a name stands among those there are.
+fn places(what: &str, name: Option<&String>, known: &[&str]) -> Result<Option<Vec<u16>>, String> {
+    let Some(first) = place(what, name, known)? else { return Ok(None) };
+    let all = (0..).zip(known).filter(|(_, name)| **name == known[first]);
+    Ok(Some(all.map(|(place, _)| place).collect()))
 }
 
 #[cfg(test)]

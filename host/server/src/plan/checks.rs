@@ -24,6 +24,7 @@ pub(super) fn resolve(key: &str, health: &Health, findings: &mut Findings) -> Ch
     let fast = health.fast_interval_ms.unwrap_or((health.interval_ms / 4).max(1));
     let fast_interval = findings.millis(&format!("{key}.fast_interval_ms"), fast);
     CheckPlan {
+        written: health.clone(),
         check: match health.kind {
             HealthKind::Tcp => Check::Tcp,
             HealthKind::Http => Check::Http(http(key, health, findings)),

@@ -68,6 +68,7 @@ fn resolve_one(
             .as_ref()
             .map(|outbound| proxy::outbound(&format!("{key}.proxy_protocol"), outbound, findings)),
         transparent: cluster.transparent,
+        removed: false,
     }
 }
 

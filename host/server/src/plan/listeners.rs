@@ -92,6 +92,7 @@ impl Resolver<'_> {
             preread_bytes_max,
             proxy: self.proxy(),
             datagrams: self.datagrams(),
+            removed: false,
         }
     }
 

@@ -207,6 +207,7 @@ fn plugin_plan(
         configure_deadline: findings
             .millis(&format!("{key}.configure_deadline_ms"), policy.configure_deadline_ms),
         memory_max_bytes: memory_mib as usize * 1024 * 1024,
+        removed: false,
     }
 }
 

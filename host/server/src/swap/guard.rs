@@ -29,9 +29,10 @@ enum Remedy {
 /// Looks at every seat; what is to be done is done on threads of its own. Called several times a
 /// second.
 pub fn look_after(service: &Arc<Service>) {
-    for (cluster, seat) in (0..).map(ClusterId).zip(service.seats()) {
+    let setup = service.setup();
+    for (cluster, seat) in setup.seated() {
         let Some(plugin) = seat.plugin else { continue };
-        if remedy_for(seat, service.plan().plugin(plugin)).is_none() {
+        if remedy_for(seat, setup.plan.plugin(plugin)).is_none() {
             continue;
         }
         let service = Arc::clone(service);
@@ -70,8 +71,7 @@ fn remedy_for(seat: &Seat, plan: &PluginPlan) -> Option<Remedy> {
 /// to the next look.
 fn apply(service: &Service, cluster: ClusterId) {
     let Ok(walk) = Walk::begin(service, cluster) else { return };
-    let Some(plugin) = walk.seat().plugin else { return };
-    let Some(remedy) = remedy_for(walk.seat(), service.plan().plugin(plugin)) else { return };
+    let Some(remedy) = remedy_for(walk.seat(), &walk.plan) else { return };
     match remedy {
         Remedy::RollBack(faults) => roll_back(&walk, faults),
         Remedy::Condemn(faults) => trial::condemn(&walk, faults),

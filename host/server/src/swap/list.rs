@@ -1,7 +1,9 @@
 //! All clusters and who decides for them, for a person and for a program.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use pointsman_core::ClusterId;
 use serde::{Deserialize, Serialize};
 
 use super::short;
@@ -65,8 +67,11 @@ pub struct OnTrial {
 impl PolicyList {
     /// Looks at all clusters.
     pub fn new(service: &Service) -> Self {
-        let clusters = service.plan().clusters.iter().zip(service.seats());
-        Self { policies: clusters.map(|(plan, seat)| Listed::new(plan, seat)).collect() }
+        let setup = service.setup();
+        let listed = |(cluster, seat): (ClusterId, &Arc<Seat>)| {
+            Listed::new(&setup.plan.clusters[cluster.index()], seat)
+        };
+        Self { policies: setup.seated().map(listed).collect() }
     }
 
     /// The list for a person.

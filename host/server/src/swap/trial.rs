@@ -80,8 +80,9 @@ pub fn abort(service: &Service, cluster: ClusterId) -> Result<TrialReport, Refus
 /// # Errors
 /// There is none.
 pub fn report(service: &Service, cluster: ClusterId) -> Result<TrialReport, Refusal> {
-    let seat = service.seat(cluster);
-    let plugin = seat.plugin.map(|id| &service.plan().plugin(id).name);
+    let setup = service.setup();
+    let seat = setup.seat(cluster);
+    let plugin = seat.plugin.map(|id| &setup.plan.plugin(id).name);
     let snapshot = service.look(|world| world.snapshot());
     let sitting = seat.sitting();
     let candidate = sitting.candidate.as_ref();

@@ -42,7 +42,7 @@ impl World {
     fn take_one(&mut self, found: &Found) -> Result<(), Unchanged> {
         let cluster = self.clusters.get_mut(found.cluster.index()).ok_or(Unchanged)?;
         let discovered = cluster.discovered.as_mut().ok_or(Unchanged)?;
-        if discovered.plan != found.plan {
+        if discovered.plan != found.plan || cluster.removed {
             return Err(Unchanged);
         }
         let who = Who { cluster: &cluster.name, source: &found.plan.source };
@@ -71,21 +71,22 @@ impl World {
 }
 
 /// How many endpoints have become what.
-struct Replaced {
-    added: usize,
-    removed: usize,
-    set: usize,
+pub(super) struct Replaced {
+    pub(super) added: usize,
+    pub(super) removed: usize,
+    pub(super) set: usize,
 }
 
 impl ClusterState {
-    fn replace(&mut self, wanted: &[EndpointPlan]) -> Replaced {
+    /// Makes these the endpoints. Who stays keeps all that is not said here.
+    pub(super) fn replace(&mut self, wanted: &[EndpointPlan]) -> Replaced {
         let mut missing: BTreeMap<_, _> = wanted.iter().map(|it| (it.address, it)).collect();
         let mut replaced = Replaced { added: 0, removed: 0, set: 0 };
         let mut staying = Vec::with_capacity(wanted.len());
         for mut watched in std::mem::take(&mut self.endpoints) {
             let Some(plan) = missing.remove(&watched.endpoint.address) else {
                 replaced.removed += 1;
-                tracing::debug!(endpoint = %watched.endpoint.address, "is not found any more");
+                tracing::debug!(endpoint = %watched.endpoint.address, "endpoint is removed");
                 self.leaving.push(watched);
                 continue;
             };
@@ -98,8 +99,8 @@ impl ClusterState {
         self.endpoints = staying;
         self.forget_idle();
         replaced.added = missing.len();
-        for plan in missing.into_values() {
-            tracing::debug!(endpoint = %plan.address, "is found");
+        for plan in wanted.iter().filter(|plan| missing.contains_key(&plan.address)) {
+            tracing::debug!(endpoint = %plan.address, "endpoint is added");
             self.add(plan);
         }
         replaced

@@ -464,3 +464,105 @@ fn no_more_endpoints_are_added_than_a_table_has_room_for() {
     let problems = world.change_endpoints(WEB, &many, ADD).expect_err("there is no room");
     assert!(problems[0].ends_with("65536 is the most; remove others first"), "{problems:?}");
 }
+
+fn plan_of(text: &str) -> Plan {
+    let folders = PluginFolders::new(Path::new("x.toml"), &[]);
+    resolve(&crate::config::read(text).config, &folders).expect("the test's plan")
+}
+
+fn reload(world: &mut World, plan: &Plan) {
+    world.reload(Instant::from_millis(1), plan, &[]);
+}
+
+#[test]
+fn a_reload_keeps_who_stays_and_what_is_known_of_him() {
+    let mut world = world_of(TEXT);
+    fail(&mut world, 1);
+    let before = world.publish();
+    let other = Arc::clone(&before.clusters[1].candidates);
+    let text = TEXT.replace("{ address = \"127.0.0.1:1\" }, ", "{ address = \"127.0.0.1:9\" }, ");
+    before.clusters[0].endpoints[0].endpoint.load.on_flow_started();
+    reload(&mut world, &plan_of(&text));
+    let after = world.publish();
+    let shown = |state: &EndpointState| (state.endpoint.id.0, state.up);
+    let endpoints: Vec<_> = after.clusters[0].endpoints.iter().map(shown).collect();
+    assert_eq!(endpoints, [(1, false), (2, false)], "who comes has to prove himself");
+    let of = |snapshot: &Snapshot, place: usize| {
+        Arc::clone(&snapshot.clusters[0].endpoints[place].endpoint.load)
+    };
+    assert!(Arc::ptr_eq(&of(&before, 1), &of(&after, 0)));
+    assert!(Arc::ptr_eq(&other, &after.clusters[1].candidates), "nobody next door hears of it");
+    assert_eq!(world.leaving()[0].len(), 1, "it has a flow yet");
+}
+
+#[test]
+fn a_cluster_serves_until_no_listener_that_drains_needs_it_and_then_its_place_is_free() {
+    let mut world = world_of(TEXT);
+    let mut plan = plan_of(TEXT);
+    plan.clusters[0].removed = true;
+    plan.listeners[0].removed = true;
+    reload(&mut world, &plan);
+    let snapshot = world.publish();
+    assert_eq!(snapshot.listeners[0].openness, Openness::Draining);
+    assert_eq!(snapshot.clusters[0].endpoints.len(), 2, "who is in the backlog is to be served");
+    assert!(!world.tidy(Instant::from_millis(1)), "workers have their sockets yet");
+    let workers = snapshot.listeners[0].sockets_open.get();
+    (0..workers).for_each(|_| snapshot.listeners[0].sockets_open.decrement());
+    assert_eq!(world.places(), (vec![Place::Taken], vec![Place::Taken, Place::Taken]));
+    assert!(world.tidy(Instant::from_millis(1)));
+    let snapshot = world.publish();
+    assert_eq!(snapshot.listeners[0].openness, Openness::Closed);
+    assert!(snapshot.clusters[0].endpoints.is_empty());
+    assert_eq!(world.places(), (vec![Place::Free], vec![Place::Free, Place::Taken]));
+
+    // Whoever comes there has endpoints that nothing that was kept can name.
+    plan.clusters[0] =
+        ClusterPlan { name: "new".into(), removed: false, ..plan.clusters[0].clone() };
+    reload(&mut world, &plan);
+    let ids = world.publish();
+    let ids: Vec<_> = ids.clusters[0].endpoints.iter().map(|it| it.endpoint.id.0).collect();
+    assert_eq!(ids, [2, 3]);
+}
+
+#[test]
+fn what_is_removed_has_as_long_as_a_drain() {
+    let mut world = world_of(TEXT);
+    let mut plan = plan_of(TEXT);
+    plan.listeners[0].removed = true;
+    reload(&mut world, &plan);
+    let snapshot = world.publish();
+    assert!(snapshot.listeners[0].flows_active.try_increment(9));
+    let end = Instant::from_millis(1) + plan.drain_timeout;
+    assert!(!world.tidy(Instant::from_nanos(end.as_nanos() - 1)));
+    assert!(world.hold_places() && !world.hold_places(), "one reload at a time");
+    assert!(!world.tidy(end), "a reload counts on it");
+    world.let_go_of_places();
+    assert!(world.tidy(end));
+    assert_eq!(world.publish().listeners[0].openness, Openness::Closed);
+    assert_eq!(world.places().0, [Place::Taken], "its flow has not ended");
+}
+
+#[test]
+fn a_limit_that_changes_counts_on_and_one_that_is_new_begins() {
+    let mut world = world_of(TEXT);
+    let client = "192.0.2.1".parse().expect("an address");
+    let with = |max: u32, v4: u8| {
+        let more = format!("max_flows_per_client = {max}\nclient_prefix_v4 = {v4}\n");
+        plan_of(&TEXT.replace("cluster = \"web\"", &format!("cluster = \"web\"\n{more}")))
+    };
+    let counts = |world: &mut World| world.publish().listeners[0].flows_per_client.clone();
+    reload(&mut world, &with(2, 32));
+    let first = counts(&mut world).expect("it is counted");
+    assert!(first.try_add(client) && first.try_add(client) && !first.try_add(client));
+    reload(&mut world, &with(3, 32));
+    let second = counts(&mut world).expect("it is counted");
+    assert!(Arc::ptr_eq(&first, &second) && second.try_add(client) && !second.try_add(client));
+    reload(&mut world, &with(3, 24));
+    let third = counts(&mut world).expect("it is counted");
+    assert!(!Arc::ptr_eq(&second, &third), "other clients count as one");
+    // Flows that are older than the count leave it where it is.
+    third.remove(client);
+    assert!((0..3).all(|_| third.try_add(client)) && !third.try_add(client));
+    reload(&mut world, &plan_of(TEXT));
+    assert!(counts(&mut world).is_none());
+}

@@ -1,6 +1,6 @@
 //! Which new flows of datagrams there may be.
 
-use pointsman_core::ShedReason;
+use pointsman_core::{Openness, ShedReason};
 
 use super::model::{Model, Scene, Seen};
 use super::oracle::Request;
@@ -18,7 +18,7 @@ impl Model {
         if scene.listener(id).access.is_some() && setup::is_denied(client) {
             return Err(ShedReason::NotAllowed);
         }
-        if scene.snapshot.drain_until.is_some() {
+        if scene.snapshot.drain_until.is_some() || scene.listener(id).openness != Openness::Open {
             return Err(ShedReason::Draining);
         }
         if self.per_client[id].is_some_and(|max| self.active_of(id, client) >= max as usize) {

@@ -13,8 +13,8 @@ use pointsman_core::policy::{
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
     AccessList, AllFlows, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId,
-    EndpointState, Generation, Instant, Listener, Network, OnEndpointDown, PrefixLengths, Protocol,
-    SharedRate, Snapshot, SourceCounts, SourceRates, Timeouts,
+    EndpointState, Generation, Instant, Listener, Network, OnEndpointDown, Openness, PrefixLengths,
+    Protocol, SharedRate, Snapshot, SourceCounts, SourceRates, Timeouts,
 };
 
 use crate::passive::all_of;
@@ -143,9 +143,11 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool, all_flows: &AllFlows) -> 
         name: format!("listener-{number}").into(),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 53)),
         protocol: Protocol::Udp,
+        openness: Openness::Open,
         cluster: ClusterId(number as u16),
         flows_max: rng.pick(&[2, 10, 1_000, 1_000]),
         flows_active: Arc::default(),
+        sockets_open: Arc::default(),
         all_flows: all_flows.clone(),
         access: rng.chance(250).then(|| Arc::new(AccessList::new(&ALLOWED, &DENIED))),
         client_prefix: PREFIX,

@@ -88,7 +88,7 @@ fn nobody_is_there_until_somebody_is_found() {
     assert!(snapshot.clusters[0].candidates.endpoints.is_empty());
     let table = snapshot.clusters[0].candidates.table.as_ref();
     assert!(table.is_none_or(|table| table.slots().is_empty()));
-    assert_eq!(scene.find(&[2, 1]), Ok(()));
+    assert_eq!(scene.find(&[1, 2]), Ok(()));
     assert_eq!(scene.hosts(), [1, 2]);
 }
 
