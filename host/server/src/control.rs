@@ -13,9 +13,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use pointsman_core::ejection::EjectionChange;
 use pointsman_core::health::{Observation, Transition};
-use pointsman_core::{Instant, Snapshot};
+use pointsman_core::{ClusterId, Instant, Snapshot};
 use pointsman_ring::{Clock, may_be_transparent, raise_descriptor_limit};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval};
@@ -24,6 +24,7 @@ use crate::access_log::{self, Log, LogTask};
 use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
+use crate::discovery::{Discovery, Found};
 use crate::failure::Failure;
 use crate::inherited::Inherited;
 use crate::mailbox::Retired;
@@ -36,10 +37,10 @@ use crate::random;
 use crate::runtime;
 use crate::service::{Parts, Service};
 use crate::sockets::{self, AdminSocket};
-use crate::steering::{Steered, Steering};
+use crate::steering::{Steered, Steerer, Steering};
 use crate::swap::{guard, watch};
 use crate::worker::Ended;
-use crate::world::{Change, News, Role, World};
+use crate::world::{Change, News, Role, Unchanged, World};
 
 /// How often failed connects are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -61,6 +62,7 @@ pub async fn run(mut plan: Plan, inherited: Inherited) -> Result<ExitCode, Failu
     let listening = sockets::listen(&plan, handed.listeners).map_err(Failure::input)?;
     let hash_key = [random::secret()?, random::secret()?];
     let mut world = World::new(&plan, &listening.addresses, hash_key);
+    let discovery = Discovery::start(&plan, &mut world).await;
     let seated = assembly::seat(&plan, &plugins, &mut world).map_err(Failure::Input)?;
     let (unix, admin_socket) = AdminSocket::open(&plan, handed.admin).map_err(Failure::input)?;
     let http = open_http(&plan, handed.http).await?;
@@ -97,20 +99,14 @@ pub async fn run(mut plan: Plan, inherited: Inherited) -> Result<ExitCode, Failu
         access_log_dropped: log.dropped,
     };
     let service = Arc::new(Service::new(parts, world));
-    for (cluster, steerer) in seated.steerers {
-        service.steer((cluster, Role::Live), Some(steerer));
-    }
-    watch::start(&service)?;
-    admin::serve_unix(unix, Arc::clone(&service));
-    if let Some(http) = http {
-        admin::serve_http(http, &service).context("admin.http")?;
-    }
+    begin(&service, seated.steerers, (unix, http))?;
     notifier.ready();
     let control = Control {
         workers_left: service.fleet().len(),
         service,
         signals,
         prober: Prober::new(seen_sender),
+        discovery,
         notifier,
         seen,
         ended,
@@ -121,6 +117,23 @@ pub async fn run(mut plan: Plan, inherited: Inherited) -> Result<ExitCode, Failu
         admin_socket,
     };
     control.run().await
+}
+
+/// Sets what stands beside the workers to work.
+fn begin(
+    service: &Arc<Service>,
+    steerers: Vec<(ClusterId, Steerer)>,
+    (unix, http): (UnixListener, Option<TcpListener>),
+) -> Result<(), Failure> {
+    for (cluster, steerer) in steerers {
+        service.steer((cluster, Role::Live), Some(steerer));
+    }
+    watch::start(service)?;
+    admin::serve_unix(unix, Arc::clone(service));
+    if let Some(http) = http {
+        admin::serve_http(http, service).context("admin.http")?;
+    }
+    Ok(())
 }
 
 /// Becomes whom the plan says. Everything that only root may bind is bound, and no worker has started.
@@ -223,6 +236,7 @@ struct Control {
     service: Arc<Service>,
     signals: Signals,
     prober: Prober,
+    discovery: Discovery,
     notifier: Notifier,
     seen: UnboundedReceiver<Seen>,
     ended: UnboundedReceiver<Ended>,
@@ -241,6 +255,7 @@ impl Control {
         while self.workers_left > 0 {
             tokio::select! {
                 Some(seen) = self.seen.recv() => self.on_seen(seen),
+                found = self.discovery.next() => self.on_found(&found),
                 Some(ended) = self.ended.recv() => self.on_ended(ended)?,
                 Some(retired) = self.retired.recv() => drop(retired),
                 Some(steered) = self.steered.recv() => self.on_steered(steered),
@@ -280,8 +295,14 @@ impl Control {
         self.publish(change.as_slice());
     }
 
+    fn on_found(&self, found: &[Found]) {
+        // Where nothing has changed there is nothing to publish.
+        let _: Result<(), Unchanged> = self.service.try_change(|world| world.take_found(found));
+    }
+
     fn on_tick(&mut self) -> anyhow::Result<()> {
         let plan = self.service.plan();
+        self.discovery.follow(plan);
         self.service.look(|world| self.prober.follow(plan, world));
         let now = Clock.now();
         let changes = self.service.look(|world| world.look_at_flows(now));

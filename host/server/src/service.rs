@@ -191,7 +191,8 @@ impl Service {
     /// What there is to see, with the workers' counts of this moment.
     pub async fn view(&self) -> View {
         let stats = self.fleet().stats().await;
-        let (snapshot, leaving) = self.look(|world| (world.snapshot(), world.leaving()));
+        let (snapshot, leaving, standings) =
+            self.look(|world| (world.snapshot(), world.leaving(), world.standings()));
         let plugins = self.plan().plugins.iter().enumerate().map(|(place, plugin)| PluginView {
             name: plugin.name.clone(),
             counts: self.counts_of(PluginId(place)),
@@ -199,6 +200,7 @@ impl Service {
         let gathered = Gathered {
             plugins: plugins.collect(),
             leaving,
+            standings,
             seats: self.seats().iter().map(|seat| SeatView::new(seat)).collect(),
             access_log_dropped: self.parts.access_log_dropped.load(Relaxed),
         };

@@ -11,6 +11,8 @@ use pointsman_core::policy::Source;
 use pointsman_core::{ClusterStats, EndpointState, ListenerStats, Snapshot, Stats};
 use pointsman_plugin::{Module, PolicyCounts, Shape};
 
+use crate::discovery::Standing;
+use crate::plan::DiscoveryPlan;
 use crate::seat::{Outcome, Seat};
 
 /// Everything there is to see.
@@ -56,6 +58,8 @@ pub struct ClusterView {
     pub footing: Footing,
     /// Who decides.
     pub seat: SeatView,
+    /// Who knows the endpoints and how asking goes, if they are found.
+    pub discovery: Option<(Arc<DiscoveryPlan>, Standing)>,
 }
 
 /// Who decides for a cluster, and what came of attempts to change that.
@@ -94,6 +98,8 @@ pub struct Gathered {
     pub seats: Vec<SeatView>,
     /// By `ClusterId`: endpoints that were removed and still have flows.
     pub leaving: Vec<Vec<EndpointState>>,
+    /// By `ClusterId`: who knows the endpoints and how asking goes, if they are found.
+    pub standings: Vec<Option<(Arc<DiscoveryPlan>, Standing)>>,
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
 }
@@ -110,8 +116,9 @@ pub struct PluginView {
 impl View {
     /// Sums what the workers have counted.
     pub fn new(snapshot: Arc<Snapshot>, workers: &[Stats], gathered: Gathered) -> Self {
-        let Gathered { plugins, seats, leaving, access_log_dropped } = gathered;
+        let Gathered { plugins, seats, leaving, standings, access_log_dropped } = gathered;
         let (mut seats, mut leaving) = (seats.into_iter(), leaving.into_iter());
+        let mut standings = standings.into_iter();
         let listeners = snapshot.listeners.iter().enumerate().map(|(place, listener)| {
             let mut stats = ListenerStats::default();
             workers.iter().for_each(|worker| add_listener(&mut stats, &worker.listeners[place]));
@@ -128,6 +135,7 @@ impl View {
                 footing: cluster.footing,
                 leaving: leaving.next().unwrap_or_default(),
                 seat: seats.next().unwrap_or_default(),
+                discovery: standings.next().flatten(),
             }
         });
         Self {
