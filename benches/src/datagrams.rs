@@ -70,6 +70,7 @@ impl DatagramBench {
     #[must_use]
     pub fn new(flows_max: u32, idle: Duration, stateless: bool) -> Self {
         let config = BalancerConfig {
+            worker: 0,
             sessions_max: 16,
             datagram_flows_max: flows_max,
             flow_table_entries_max: 16,
@@ -169,6 +170,7 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         candidates: Arc::clone(&cluster.candidates),
         footing: cluster.footing,
         trial: None,
+        queue: cluster.queue.clone(),
     });
     Arc::new(Snapshot {
         generation: tcp.generation,

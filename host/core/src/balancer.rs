@@ -5,11 +5,13 @@
 //! Read [`handle`](Balancer::handle) as the table of contents.
 
 mod survey;
+mod waiting;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::{Drain, Vec};
 use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
 
 use crate::affinity::Affinity;
 use crate::allocation::{Allocator, Denied};
@@ -22,6 +24,7 @@ use crate::chain::Chains;
 use crate::datagram::{Datagrams, Turn, serves};
 use crate::policy::{OnSwap, Policy};
 use crate::preread::Preread;
+use crate::queue::Waiting;
 use crate::recent::FlowFacts;
 use crate::relay::Step;
 use crate::session::{Allocation, Due, RecordFacts, Session, State};
@@ -35,6 +38,8 @@ use crate::trial::Trial;
 /// Sizes and secrets, fixed for a worker's life.
 #[derive(Debug, Clone)]
 pub struct BalancerConfig {
+    /// Which of the process's workers it is, from 0.
+    pub worker: usize,
     /// Sessions at a time.
     pub sessions_max: u32,
     /// Flows of datagrams at a time.
@@ -96,10 +101,11 @@ impl Balancer {
         assert_eq!(policies.len(), snapshot.clusters.len(), "one policy per cluster");
         let affinity =
             Affinity::new(config.flow_table_entries_max, config.hash_key, config.board.clone());
+        let waiting = Waiting::new(config.worker, config.sessions_max, &snapshot);
         Self {
             stats: Stats::new(snapshot.listeners.len(), snapshot.clusters.len()),
             listeners_open: snapshot.listeners.len(),
-            allocator: Allocator::new(policies, affinity, config.seed),
+            allocator: Allocator::new(policies, affinity, waiting, config.seed),
             sessions: Slab::with_capacity(config.sessions_max),
             timers: Timers::with_capacity(config.sessions_max),
             chains: Chains::new(config.pools),
@@ -182,6 +188,7 @@ impl Balancer {
         self.allocator.tick(now, &self.snapshot);
         let (datagrams, mut turn) = self.datagrams(now, ops);
         datagrams.handle_timeout(&mut turn, Self::STEPS_PER_TURN, Self::OPS_PER_COMPLETION_MAX);
+        self.serve_waiting(now, ops);
         self.count_entries();
     }
 
@@ -201,6 +208,7 @@ impl Balancer {
         if resets && !old.clusters.iter().zip(&self.snapshot.clusters).all(is_served_alike) {
             self.sweep.next = Some(0);
         }
+        self.allocator.waiting.apply(&self.snapshot);
         let (datagrams, turn) = self.datagrams(now, ops);
         datagrams.apply(&turn);
         old
@@ -244,7 +252,8 @@ impl Balancer {
         let drain_awaited = !self.sweep.drain_ended && self.sessions.len() > 0;
         let drain_end = self.snapshot.drain_until.filter(|_| drain_awaited);
         let (ticks, datagrams) = (self.allocator.next_tick(), self.datagrams.next_timeout());
-        let due = [self.timers.next(), drain_end, ticks, datagrams];
+        let waiting = self.allocator.waiting.next_timeout();
+        let due = [self.timers.next(), drain_end, ticks, datagrams, waiting];
         due.into_iter().flatten().min()
     }
 
@@ -288,6 +297,10 @@ impl Balancer {
             Ok(allocation) => {
                 let slot = self.adopt(session, socket, ops);
                 self.bind(now, slot, allocation, ops);
+            }
+            Err(denied) if self.may_wait(id, &denied) => {
+                let slot = self.adopt(session, socket, ops);
+                self.wait(now, slot, ops);
             }
             Err(denied) => self.refuse(now, Arrival { listener: id, socket, client }, denied, ops),
         }
@@ -342,10 +355,7 @@ impl Balancer {
         let request = session.request(now, &self.snapshot);
         match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
             Ok(allocation) => self.bind(now, slot, allocation, ops),
-            Err(denied) => {
-                session.denied = Some(denied);
-                self.close(now, slot, denied.reason, ops);
-            }
+            Err(denied) => self.turn_away(now, slot, denied, ops),
         }
     }
 
@@ -399,6 +409,7 @@ impl Balancer {
                 tag: denied.tag,
                 started: now,
                 connected: None,
+                queued: Duration::ZERO,
                 ended: now,
                 bytes: [0; 2],
                 reason: denied.reason,
@@ -444,6 +455,9 @@ impl Balancer {
             allocation.endpoint.load.on_connect_failed(now);
             session.tried.push(allocation.endpoint.id);
         }
+        if let Some((listener, endpoint)) = session.take_place() {
+            self.allocator.leave(&self.snapshot, listener, endpoint);
+        }
         let attempts = session.tried.as_slice().len() as u32;
         if attempts >= self.snapshot.listener(session.listener).connect_attempts {
             self.close(now, slot, reason, ops);
@@ -453,17 +467,13 @@ impl Balancer {
         let request = session.request(now, &self.snapshot);
         match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
             Ok(allocation) => self.bind(now, slot, allocation, ops),
-            Err(denied) => self.close(now, slot, denied.reason, ops),
+            Err(denied) => self.turn_away(now, slot, denied, ops),
         }
     }
 
     /// Connects a session to the endpoint it was allocated, in place of an earlier one.
     fn bind(&mut self, now: Instant, slot: u32, allocation: Allocation, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        if let Some(allocation) = &session.allocation {
-            allocation.endpoint.load.on_flow_ended();
-        }
-        allocation.endpoint.load.on_flow_started();
         let address = allocation.endpoint.address;
         session.bind(now, allocation);
         ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });
@@ -590,12 +600,16 @@ impl Balancer {
 
     fn close(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
         self.timers.cancel(slot);
+        self.stop_waiting(now, slot);
         self.sessions[slot].close(reason, &mut Step { now, slot, chains: &mut self.chains, ops });
     }
 
     /// Nothing of the session is in flight any more: its slot is free.
     fn end(&mut self, now: Instant, slot: u32, reason: CloseReason) {
-        let Some(session) = self.sessions.remove(slot) else { return };
+        let Some(mut session) = self.sessions.remove(slot) else { return };
+        if let Some((listener, endpoint)) = session.take_place() {
+            self.allocator.leave(&self.snapshot, listener, endpoint);
+        }
         self.stats.sessions_active = self.sessions.len();
         self.timers.cancel(slot);
         let listener = self.snapshot.listener(session.listener);
@@ -677,10 +691,13 @@ impl Balancer {
         assert_eq!(active, u64::from(flows), "each active flow is kept");
         for (slot, session) in self.sessions.iter() {
             session.check_invariants();
-            let waits =
-                matches!(session.state, State::Prereading | State::Connecting | State::Established);
-            assert_eq!(self.timers.is_set(slot), waits, "what can last for ever has a deadline");
+            let is_over =
+                matches!(session.state, State::Abandoning | State::Closing { .. } | State::Unbound);
+            assert_eq!(self.timers.is_set(slot), !is_over, "what can last for ever has a deadline");
         }
+        let is_waiting = |session: &Session| matches!(session.state, State::Waiting { .. });
+        let waiting = self.sessions.iter().filter(|(_, session)| is_waiting(session)).count();
+        assert_eq!(waiting as u32, self.allocator.waiting.len(), "all who wait stand in line");
     }
 }
 

@@ -35,7 +35,7 @@ use crate::boundary::{
 };
 use crate::policy::{EndedFlow, Method, Scope};
 use crate::session::{Allocation, Tried};
-use crate::snapshot::{EndpointId, Listener, OnEndpointDown, Snapshot};
+use crate::snapshot::{Endpoint, EndpointId, Listener, OnEndpointDown, Snapshot};
 use crate::stats::{CloseReason, DropReason, FlowRecord, ShedReason, Stats};
 use crate::time::Instant;
 
@@ -72,6 +72,10 @@ impl<'a> Turn<'a> {
 
     fn drain_is_over(&self) -> bool {
         self.snapshot.drain_until.is_some_and(|end| end <= self.now)
+    }
+
+    fn leave(&mut self, listener: ListenerId, endpoint: &Endpoint) {
+        self.allocator.leave(self.snapshot, listener, endpoint);
     }
 
     fn lose(&mut self, listener: ListenerId, train: Train, reason: DropReason) {
@@ -433,6 +437,7 @@ impl Datagrams {
                 let binding = self.bindings.number_of(key.listener, &allocation.endpoint);
                 let port = self.take_port(turn, binding);
                 let Some(port) = port.or_else(|| self.take_over_port(turn, binding)) else {
+                    turn.leave(key.listener, &allocation.endpoint);
                     turn.listener(key.listener).give_back(key.client.ip());
                     let arrival = Arrival { key, train };
                     self.overflow(turn, application_key, arrival, ShedReason::Ports);
@@ -446,6 +451,12 @@ impl Datagrams {
             Err(denied) if denied.scope == Scope::None => {
                 turn.listener(key.listener).give_back(key.client.ip());
                 turn.lose(key.listener, train, DropReason::Denied);
+                false
+            }
+            Err(denied) if denied.reason == CloseReason::EndpointsFull => {
+                turn.listener(key.listener).give_back(key.client.ip());
+                let arrival = Arrival { key, train };
+                self.overflow(turn, application_key, arrival, ShedReason::EndpointsFull);
                 false
             }
             Err(denied) if denied.reason == CloseReason::NoEndpoint => {
@@ -534,6 +545,8 @@ impl Datagrams {
         self.table.unbind(number, self.bindings.of_flow(binding).endpoint.address);
         self.ports.on_unbound(port, self.bindings.lane(binding), turn.ops);
         self.bindings.on_unbound(binding);
+        let Binding { listener, endpoint, .. } = self.bindings.of_flow(binding);
+        turn.leave(*listener, endpoint);
     }
 
     /// A datagram for which there can be no flow: a stateless policy is followed all the same, for
@@ -633,7 +646,10 @@ impl Datagrams {
         self.unbind(turn, number);
         let moved = allocated.ok().and_then(|allocation| {
             let binding = self.bindings.number_of(key.listener, &allocation.endpoint);
-            let port = self.take_port(turn, binding)?;
+            let Some(port) = self.take_port(turn, binding) else {
+                turn.leave(key.listener, &allocation.endpoint);
+                return None;
+            };
             Some((allocation, binding, port))
         });
         let Some((allocation, binding, port)) = moved else {
@@ -697,6 +713,7 @@ impl Datagrams {
                 tag,
                 started,
                 connected: None,
+                queued: Duration::ZERO,
                 ended: now,
                 bytes,
                 reason,
@@ -760,6 +777,7 @@ fn request<'a>(turn: &Turn<'_>, key: &FlowKey, application_key: Option<u64>) -> 
         local: SocketAddr::new(key.local, turn.listener(key.listener).address.port()),
         key: application_key,
         tried: &Tried::NONE,
+        in_turn: false,
     }
 }
 

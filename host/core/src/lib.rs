@@ -28,6 +28,7 @@ mod load;
 mod pace;
 pub mod policy;
 pub mod preread;
+mod queue;
 mod recent;
 mod relay;
 mod session;
@@ -46,6 +47,7 @@ pub use balancer::{Balancer, BalancerConfig};
 pub use board::Board;
 pub use limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 pub use load::{LatencySample, Load, Outcomes, SLOTS, Sample};
+pub use queue::{Line, Queue};
 pub use recent::FlowFacts;
 pub use snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,

@@ -19,6 +19,7 @@ use crate::limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 use crate::load::Load;
 use crate::policy::{EndpointIndex, Table};
 use crate::preread::KeyRule;
+use crate::queue::Queue;
 use crate::stats::ShedReason;
 use crate::time::Instant;
 
@@ -253,6 +254,8 @@ pub struct Cluster {
     /// The same endpoints as a policy on trial sees them, where it has a table or weights of its
     /// own.
     pub trial: Option<Arc<Candidates>>,
+    /// Flows that wait because every candidate is full.
+    pub queue: Queue,
 }
 
 impl Cluster {
@@ -318,8 +321,28 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Its share of flows relative to the others, at least 1.
     pub weight: u32,
+    /// Flows at a time, over all workers; [`u32::MAX`] if that is not limited.
+    pub flows_max: u32,
     /// What all workers count about it.
     pub load: Arc<Load>,
+}
+
+impl Endpoint {
+    /// Whether its flows are limited.
+    pub(crate) const fn is_limited(&self) -> bool {
+        self.flows_max != u32::MAX
+    }
+
+    /// Whether it has as many flows as it may.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.is_limited() && self.load.flows_active() >= self.flows_max
+    }
+
+    /// Takes a place for a flow, if there is one; tells whether there was.
+    pub(crate) fn try_start(&self) -> bool {
+        self.load.try_start(self.flows_max)
+    }
 }
 
 /// The endpoints that may be given a new flow, as a policy sees them.

@@ -45,6 +45,8 @@ use findings::Findings;
 
 /// What an endpoint may weigh.
 pub const WEIGHTS: RangeInclusive<u32> = 1..=65_535;
+/// What an endpoint's flows may be limited to.
+pub const ENDPOINT_FLOWS: RangeInclusive<u32> = 0..=10_000_000;
 /// The most endpoints of a cluster: a lookup table has more entries than that.
 pub const ENDPOINTS_MAX: usize = maglev::DEFAULT_SIZE as usize - 1;
 
@@ -175,6 +177,17 @@ pub struct ClusterPlan {
     pub passive: Option<EjectionRules>,
     /// What is done when endpoints are missing.
     pub eligibility: Eligibility,
+    /// Whether flows wait while endpoints are full.
+    pub queue: QueuePlan,
+}
+
+/// Whether and how long flows wait for a place at an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueuePlan {
+    /// How many may wait; 0 if none may.
+    pub flows_max: u32,
+    /// How long each may wait.
+    pub timeout: Duration,
 }
 
 /// One address in a cluster.
@@ -186,6 +199,8 @@ pub struct EndpointPlan {
     pub weight: u32,
     /// Whether it is to be used only where no other is available.
     pub backup: bool,
+    /// Flows at a time; [`u32::MAX`] if that is not limited.
+    pub flows_max: u32,
 }
 
 /// How endpoints are checked.
@@ -281,6 +296,16 @@ pub struct PluginPlan {
     pub memory_max_bytes: usize,
 }
 
+/// A limit as users write it, where 0 is none, as workers know it.
+pub const fn limit(max: u32) -> u32 {
+    if max == 0 { u32::MAX } else { max }
+}
+
+/// The same the other way round.
+pub const fn limit_shown(max: u32) -> u32 {
+    if max == u32::MAX { 0 } else { max }
+}
+
 /// The word for a protocol, in configuration, status and logs.
 pub const fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
@@ -322,6 +347,7 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let policies = plugins::resolve(&config.policies, folders, &mut findings);
     let clusters = clusters::resolve(&config.clusters, &policies, &mut findings);
     let listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
+    clusters::check_queues(&config.clusters, &listeners, &mut findings);
     let receives_datagrams = listeners.iter().any(ListenerPlan::is_datagrams);
     let plan = Plan {
         workers: process.workers,

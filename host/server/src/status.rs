@@ -10,7 +10,7 @@ use pointsman_core::{CloseReason, DropReason, EndpointState, KeylessReason, Shed
 use pointsman_plugin::FaultKind;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{ClusterPlan, ListenerPlan, Plan, PolicyPlan, protocol_name};
+use crate::plan::{ClusterPlan, ListenerPlan, Plan, PolicyPlan, limit_shown, protocol_name};
 use crate::swap::short;
 use crate::table::Table;
 use crate::view::{ClusterView, ListenerView, PluginView, View};
@@ -110,8 +110,27 @@ pub struct Cluster {
     /// Who gets flows: `sound`, or `backup`, `panic`, `fail-open` or `none` for want of endpoints.
     #[serde(default)]
     pub footing: String,
+    /// Who waits because every endpoint is full, if anybody may.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub queue: Option<Queue>,
+    /// Flows that went elsewhere than was decided, because that endpoint was full.
+    #[serde(default)]
+    pub overflows: u64,
     /// In the configuration's order.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// Flows that wait for a place at an endpoint.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Queue {
+    /// How many do.
+    pub flows: u32,
+    /// How many may.
+    pub flows_max: u32,
+    /// How many ever have.
+    pub queued: u64,
+    /// How long, all together.
+    pub queued_ms: u64,
 }
 
 /// An endpoint.
@@ -139,6 +158,9 @@ pub struct Endpoint {
     pub backup: bool,
     /// Flows now.
     pub flows_active: u32,
+    /// Flows it may have; 0 if that is not limited.
+    #[serde(default)]
+    pub flows_max: u32,
     /// Flows ever.
     pub flows_total: u64,
     /// Failed connects ever.
@@ -278,6 +300,7 @@ impl Status {
             "DIGEST",
             "GENERATION",
             "FOOTING",
+            "QUEUE",
             "DECISIONS",
             "P50 NS",
             "P99 NS",
@@ -297,6 +320,10 @@ impl Status {
                 cluster.digest.as_deref().map_or("-", short).to_owned(),
                 cluster.policy_generation.to_string(),
                 cluster.footing.clone(),
+                cluster.queue.as_ref().map_or_else(
+                    || "-".to_owned(),
+                    |queue| format!("{}/{}", queue.flows, queue.flows_max),
+                ),
                 shown(&cluster.decisions),
                 of(&|policy| Some(policy.p50_ns?.to_string())),
                 of(&|policy| Some(policy.p99_ns?.to_string())),
@@ -350,6 +377,13 @@ impl Cluster {
             policy_generation: view.stats.policy_generation,
             decisions: counts(Source::ALL.map(Source::label), &view.stats.decisions_total),
             footing: view.footing.label().to_owned(),
+            queue: (view.queue.flows_max > 0).then(|| Queue {
+                flows: view.queue.flows,
+                flows_max: view.queue.flows_max,
+                queued: view.stats.queued_total,
+                queued_ms: u64::try_from(view.stats.queued_time.as_millis()).unwrap_or(u64::MAX),
+            }),
+            overflows: view.stats.overflows_total,
             endpoints: endpoints(&view.endpoints, &view.leaving),
         }
     }
@@ -368,6 +402,7 @@ impl Endpoint {
             ejections: state.ejections_total,
             backup: state.backup,
             flows_active: load.flows_active(),
+            flows_max: limit_shown(state.endpoint.flows_max),
             flows_total: load.flows_total(),
             connect_failures: load.connect_failures_total(),
         }
@@ -394,7 +429,10 @@ impl Endpoint {
             self.address.clone(),
             self.weight.to_string(),
             self.state(),
-            self.flows_active.to_string(),
+            match self.flows_max {
+                0 => self.flows_active.to_string(),
+                max => format!("{}/{max}", self.flows_active),
+            },
             self.flows_total.to_string(),
             self.connect_failures.to_string(),
         ]

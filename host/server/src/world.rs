@@ -12,7 +12,8 @@ use pointsman_core::eligibility::{Eligibility, Footing};
 use pointsman_core::health::{Health, Observation, Thresholds, Transition};
 use pointsman_core::{
     AllFlows, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation,
-    Instant, Listener, Load, SharedCount, SharedRate, Snapshot, SourceCounts, SourceRates,
+    Instant, Line, Listener, Load, Queue, SharedCount, SharedRate, Snapshot, SourceCounts,
+    SourceRates,
 };
 
 use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
@@ -71,6 +72,8 @@ struct ClusterState {
     trial: Option<Sight>,
     /// Who the candidates are.
     footing: Footing,
+    /// Flows that wait because every candidate is full.
+    queue: Queue,
 }
 
 /// An endpoint, and what has been seen of it.
@@ -120,10 +123,7 @@ impl World {
         let listeners = plan.listeners.iter().zip(addresses).map(|(plan, address)| {
             ListenerState::new(plan, *address, (all_flows.clone(), hash_key))
         });
-        let clusters = plan
-            .clusters
-            .iter()
-            .map(|cluster| ClusterState::new(cluster, plan.uses_table(cluster)));
+        let clusters = plan.clusters.iter().map(|cluster| ClusterState::new(cluster, plan));
         Self {
             generation: Generation(1),
             listeners: listeners.collect(),
@@ -307,7 +307,7 @@ impl ListenerState {
 }
 
 impl ClusterState {
-    fn new(plan: &ClusterPlan, uses_table: bool) -> Self {
+    fn new(plan: &ClusterPlan, whole: &Plan) -> Self {
         let thresholds = plan.check.as_ref().map(|check| check.thresholds);
         let ids = (0..).map(EndpointId).zip(&plan.endpoints);
         let endpoints: Vec<_> =
@@ -316,7 +316,7 @@ impl ClusterState {
         let (footing, chosen) = choose(eligibility, &endpoints);
         let base =
             Arc::new(Candidates { generation: Generation(1), endpoints: chosen, table: None });
-        let needs = if uses_table { Needs::Maglev } else { Needs::Nothing };
+        let needs = if whole.uses_table(plan) { Needs::Maglev } else { Needs::Nothing };
         Self {
             name: plan.name.as_str().into(),
             eligibility,
@@ -329,6 +329,11 @@ impl ClusterState {
             endpoints,
             leaving: Vec::new(),
             footing,
+            queue: Queue {
+                flows_max: plan.queue.flows_max,
+                timeout: plan.queue.timeout,
+                line: Arc::new(Line::new(whole.workers)),
+            },
         }
     }
 
@@ -339,13 +344,14 @@ impl ClusterState {
             candidates: Arc::clone(&self.live.candidates),
             footing: self.footing,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
+            queue: self.queue.clone(),
         }
     }
 
     /// Makes a new list only if it would hold other endpoints or weights than the one there is.
     fn choose_candidates(&mut self, generation: Generation) {
         let (footing, endpoints) = choose(self.eligibility, &self.endpoints);
-        let share = |endpoint: &Endpoint| (endpoint.id, endpoint.weight);
+        let share = |endpoint: &Endpoint| (endpoint.id, endpoint.weight, endpoint.flows_max);
         if !endpoints.iter().map(share).eq(self.base.endpoints.iter().map(share)) {
             self.base = Arc::new(Candidates { generation, endpoints, table: None });
             for sight in [Some(&mut self.live), self.trial.as_mut()].into_iter().flatten() {
@@ -366,9 +372,9 @@ fn choose(eligibility: Eligibility, endpoints: &[Watched]) -> (Footing, Box<[End
 impl Watched {
     /// An endpoint of which nothing has been seen.
     fn new(id: EndpointId, plan: &EndpointPlan, health: Option<Health>) -> Self {
-        let (address, weight) = (plan.address, plan.weight);
+        let EndpointPlan { address, weight, flows_max, .. } = *plan;
         Self {
-            endpoint: Endpoint { id, address, weight, load: Arc::new(Load::default()) },
+            endpoint: Endpoint { id, address, weight, flows_max, load: Arc::new(Load::default()) },
             health,
             draining: false,
             backup: plan.backup,

@@ -12,11 +12,12 @@ use serde_json::Value;
 use support::raw::{Origin, config, connect, refusing, reset, rest};
 use support::{Balancer, Endpoint, GIVE_UP, ask_once, eventually};
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "started_unix_ms",
     "client",
     "listener",
     "protocol",
+    "queued_us",
     "cluster",
     "endpoint",
     "policy",

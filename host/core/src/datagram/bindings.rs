@@ -80,12 +80,11 @@ impl Bindings {
         &mut binding.expect("a binding outlives its flows").lane
     }
 
-    /// A flow was bound.
+    /// A flow was bound that has its place at the endpoint.
     pub(super) fn on_bound(&mut self, number: u32) {
         if let Some(Some(binding)) = self.slots.get_mut(number as usize) {
             binding.flows += 1;
             binding.flows_peak = binding.flows_peak.max(binding.flows);
-            binding.endpoint.load.on_flow_started();
         }
     }
 
@@ -93,7 +92,6 @@ impl Bindings {
     pub(super) fn on_unbound(&mut self, number: u32) {
         if let Some(Some(binding)) = self.slots.get_mut(number as usize) {
             binding.flows -= 1;
-            binding.endpoint.load.on_flow_ended();
         }
     }
 

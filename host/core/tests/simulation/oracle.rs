@@ -3,6 +3,8 @@
 //! The oracle sees completions go in and ops come out, and the log of every policy call. It knows
 //! nothing of how the balancer works.
 
+mod waiting;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -19,6 +21,7 @@ use pointsman_core::{
 };
 use twox_hash::XxHash64;
 
+use self::waiting::Waiting;
 use crate::fared::Fared;
 use crate::workload;
 use crate::world::World;
@@ -95,6 +98,10 @@ struct Flow {
     prereading: bool,
     waits: bool,
     started: Instant,
+    /// The endpoint at which it has a place.
+    placed: Option<SocketAddr>,
+    /// Since when it waits for one.
+    queued: Option<Instant>,
 }
 
 impl Flow {
@@ -121,6 +128,8 @@ impl Flow {
             prereading: false,
             waits: false,
             started: arrival.now,
+            placed: None,
+            queued: None,
         }
     }
 
@@ -200,6 +209,7 @@ pub(crate) struct Oracle {
     calls: CallLog,
     /// Flows whose first bytes have been waited for long enough.
     deciding: Vec<(u32, Result<u64, KeylessReason>)>,
+    waiting: Waiting,
     pub(crate) binds: u64,
     pub(crate) fared: Fared,
     /// By cluster: flows without a key, and flows that ended before anybody decided on them.
@@ -210,8 +220,8 @@ pub(crate) struct Oracle {
 impl Oracle {
     pub(crate) fn new(calls: CallLog) -> Self {
         let (flows, ended, kept) = Default::default();
-        let (deciding, fared, keyless, undecided) = Default::default();
-        Self { flows, ended, kept, calls, deciding, binds: 0, fared, keyless, undecided }
+        let (deciding, fared, keyless, undecided, waiting) = Default::default();
+        Self { flows, ended, kept, calls, deciding, waiting, binds: 0, fared, keyless, undecided }
     }
 
     /// A completion is about to be handled.
@@ -240,6 +250,7 @@ impl Oracle {
     }
 
     fn follow(&mut self, now: Instant, completion: &Completion) {
+        self.follow_places(completion);
         match completion {
             Completion::Received { link, buffer } => {
                 let flow = self.flows.get_mut(&link.slot()).expect("bytes belong to a flow");
@@ -334,6 +345,11 @@ impl Oracle {
         let cluster = listener.cluster.index();
         let mut flow = Flow::new(arrival, cluster, Method::DEFAULT);
         let full = after.table_full > before.table_full;
+        if listener.key.is_none() && self.must_wait(cluster, view) {
+            assert!(calls.is_empty(), "nobody is asked while there is no place");
+            self.after_accepted_in_vain(&flow, view, ops);
+            return;
+        }
         if listener.key.is_some() {
             assert!(matches!(ops, [Op::Adopt { .. }, Op::Receive { .. }]), "{ops:?}");
             assert!(calls.is_empty(), "the first bytes come first");
@@ -379,14 +395,19 @@ impl Oracle {
         let stale = stale.and_then(|key| self.kept.remove(&(cluster, key)));
         let with = stale.and_then(|kept| kept.endpoint);
         let live = found.and_then(|key| self.kept.get_mut(&(cluster, key)));
+        let mut overflows = false;
         if let Some(kept) = live {
             if let Some(ttl) = kept.slides {
                 kept.expires = now + ttl;
             }
             let address = kept.endpoint.and_then(|id| Some(candidates.find(id)?.address));
-            assert_eq!(done.target, address, "a live entry beats a fresh decision");
-            assert_eq!(done.refused, denial(kept.verdict));
-            return kept.method;
+            let (verdict, method) = (kept.verdict, kept.method);
+            overflows = self.is_full(address, view);
+            if !overflows {
+                assert_eq!(done.target, address, "a live entry beats a fresh decision");
+                assert_eq!(done.refused, denial(verdict));
+                return method;
+            }
         }
         let unasked = !view.logged[cluster] || candidates.endpoints.is_empty();
         if unasked {
@@ -395,8 +416,8 @@ impl Oracle {
         let call = calls.pop_front().expect("a flow that no entry covers is decided on");
         assert_eq!(call.key, flow.key, "{call:?}");
         let asked = Asked { client: flow.client, attempt: 0, cluster, with };
-        self.check_call(&call, &asked, view, done);
-        if !full {
+        let is_obeyed = self.check_call(&call, &asked, view, done);
+        if !full && is_obeyed && !overflows {
             self.keep((now, view), flow, &call, with);
         }
         call.decision.method
@@ -410,9 +431,9 @@ impl Oracle {
         calls: &mut VecDeque<Call>,
     ) {
         let mut deciding = std::mem::take(&mut self.deciding);
-        let place = |client: SocketAddr| calls.iter().position(|call| call.client == client);
-        // Those for whom nobody was asked may owe that to a decision that was just kept.
-        deciding.sort_by_key(|(slot, _)| place(self.flows[slot].client).unwrap_or(usize::MAX));
+        let shown = |slot: u32| ops.iter().position(|op| waiting::is_end_of_waiting(op, slot));
+        // Those of whom nothing is seen wait for a place, because the others were faster.
+        deciding.sort_by_key(|(slot, _)| shown(*slot).unwrap_or(usize::MAX));
         for (slot, outcome) in deciding {
             let done = ops.iter().find_map(|op| match op {
                 Op::Connect { link, address } if link.slot() == slot => {
@@ -429,23 +450,35 @@ impl Oracle {
             if let Err(reason) = outcome {
                 self.keyless.entry(flow.cluster).or_default()[reason.index()] += 1;
             }
+            if self.must_wait(flow.cluster, view) {
+                self.flows.insert(slot, flow);
+                self.decide_in_vain(now, slot, done, view);
+                continue;
+            }
             let done = done.expect("what has said enough is decided on");
             flow.method = self.decided((now, view), &flow, (done, false), calls);
+            flow.placed = done.target;
             self.flows.insert(slot, flow);
         }
     }
 
-    /// What was done is what the call answered.
-    fn check_call(&self, call: &Call, asked: &Asked, view: &View<'_>, done: Done) {
+    /// What was done is what the call answered, unless there was no place at the endpoint. Tells which.
+    fn check_call(&self, call: &Call, asked: &Asked, view: &View<'_>, done: Done) -> bool {
         assert_eq!((call.client, call.attempt), (asked.client, asked.attempt));
         let candidates = &view.snapshot.clusters[asked.cluster].candidates;
         match call.decision.verdict {
             Verdict::Forward(index) => {
                 let with = asked.with.and_then(|id| candidates.find(id));
-                let endpoint = with.or_else(|| candidates.get(index));
-                assert_eq!(done.target, endpoint.map(|endpoint| endpoint.address));
+                let wanted = with.or_else(|| candidates.get(index));
+                let wanted = wanted.map(|endpoint| endpoint.address);
+                let is_obeyed = done.target == wanted;
+                assert_ne!(is_obeyed, self.is_full(wanted, view), "{done:?} instead of {wanted:?}");
+                is_obeyed
             }
-            verdict => assert!(done.target.is_none() && done.refused == denial(verdict)),
+            verdict => {
+                assert!(done.target.is_none() && done.refused == denial(verdict));
+                true
+            }
         }
     }
 
@@ -487,7 +520,10 @@ impl Oracle {
     pub(crate) fn after(&mut self, now: Instant, view: &View<'_>, ops: &[Op], full: bool) {
         let mut calls = self.take_calls().into();
         self.after_preread((now, view), ops, &mut calls);
+        self.after_served((now, view), ops, &mut calls);
+        self.after_retry((now, view), ops);
         let calls: Vec<Call> = calls.into();
+        let mut is_obeyed = true;
         assert!(calls.len() <= 1, "one completion, one decision: {calls:?}");
         for op in ops {
             match op {
@@ -495,11 +531,13 @@ impl Oracle {
                     let flow = &self.flows[&link.slot()];
                     assert!(!flow.established, "an established flow never changes endpoint");
                     assert!(!flow.prereading, "the first bytes come first");
-                    if let [call] = &calls[..] {
+                    if let [call] = &calls[..]
+                        && call.client == flow.client
+                    {
                         let (client, cluster) = (flow.client, flow.cluster);
                         let asked = Asked { client, attempt: flow.attempts, cluster, with: None };
                         let done = Done { target: Some(*address), refused: None };
-                        self.check_call(call, &asked, view, done);
+                        is_obeyed = self.check_call(call, &asked, view, done);
                     }
                 }
                 Op::Send { link, buffer, .. } => {
@@ -528,7 +566,7 @@ impl Oracle {
             let flow = flow.expect("a retry belongs to a flow");
             flow.method = call.decision.method;
             let flow = flow.clone();
-            if !full {
+            if !full && is_obeyed {
                 self.keep((now, view), &flow, call, None);
             }
         }
@@ -540,8 +578,11 @@ impl Oracle {
         let flow = self.flows.get_mut(&link.slot()).expect("a connect belongs to a flow");
         flow.attempts += 1;
         flow.target = Some(address);
+        flow.placed = Some(address);
         let candidates = &view.snapshot.clusters[flow.cluster].candidates;
-        assert!(candidates.endpoints.iter().any(|endpoint| endpoint.address == address));
+        let endpoint = candidates.endpoints.iter().find(|endpoint| endpoint.address == address);
+        let most = endpoint.expect("a connect goes to a candidate").flows_max as usize;
+        assert!(self.placed_at(address) <= most, "an endpoint has no more flows than it may");
     }
 
     /// What an operator is shown, by slot: every flow there is, and nothing else.
@@ -555,11 +596,14 @@ impl Oracle {
         assert_eq!(shown.len(), self.flows.len());
         for flow in self.flows.values() {
             let state = match shown[&flow.client] {
-                FlowState::Closing => (false, true),
-                FlowState::Prereading => (true, false),
-                _ => (false, false),
+                FlowState::Closing => (false, false, true),
+                FlowState::Prereading => (true, false, false),
+                FlowState::Queued => (false, true, false),
+                _ => (false, false, false),
             };
-            assert_eq!(state, (flow.prereading && !flow.closing, flow.closing), "{flow:?}");
+            let is_queued = flow.queued.is_some() && !flow.closing;
+            let prereads = flow.prereading && !flow.closing;
+            assert_eq!(state, (prereads, is_queued, flow.closing), "{flow:?}");
         }
     }
 
@@ -576,6 +620,7 @@ impl Oracle {
         let drained = view.snapshot.drain_until.is_some_and(|end| end <= now);
         let left = self.flows.values().any(|flow| !flow.closing);
         assert!(!drained || !left, "what is left when the drain is over is closed");
+        self.assert_nobody_waits_in_vain(now, view);
         for flow in self.flows.values().filter(|flow| flow.established && !flow.closing) {
             if flow.method.throttle_kib_s.is_some() {
                 continue;
@@ -639,6 +684,11 @@ impl Oracle {
             (CloseReason::UpstreamReset, Some(endpoint)) => {
                 assert!(endpoint.reset_by_peer && client.reset_from_us, "{record:?}");
             }
+            (CloseReason::QueueTimeout, _) => {
+                let timeout = view.snapshot.clusters[flow.cluster].queue.timeout;
+                assert!(record.queued >= timeout && client.reset_from_us, "{record:?}");
+            }
+            (CloseReason::EndpointsFull, _) => assert!(client.reset_from_us, "{record:?}"),
             (CloseReason::ConnectFailed | CloseReason::ConnectTimeout, _) => {
                 assert!(client.reset_from_us && !flow.established, "{record:?}");
             }
@@ -666,7 +716,7 @@ struct Asked {
 }
 
 /// What became of the flow.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Done {
     target: Option<SocketAddr>,
     refused: Option<Goodbye>,

@@ -62,8 +62,8 @@ impl Passive {
             let chosen = places.iter().map(|place| cluster.endpoints[*place].endpoint.clone());
             cluster.footing = footing;
             let chosen: Box<[Endpoint]> = chosen.collect();
-            let ids = chosen.iter().map(|endpoint| endpoint.id);
-            if !ids.eq(cluster.candidates.endpoints.iter().map(|endpoint| endpoint.id)) {
+            let of = |endpoint: &Endpoint| (endpoint.id, endpoint.flows_max);
+            if !chosen.iter().map(of).eq(cluster.candidates.endpoints.iter().map(of)) {
                 cluster.candidates = Arc::new(candidates(generation, chosen));
             }
             watch.assert_rightly_chosen(cluster);
@@ -162,6 +162,13 @@ fn eligibility(rng: &mut Rng) -> Eligibility {
     Eligibility {
         fails_open: rng.chance(700),
         panic_threshold_percent: rng.pick(&[0, 0, 50, 80, 100]),
+    }
+}
+
+/// An endpoint that may have so many flows may have others now and then.
+pub(crate) fn change_places(rng: &mut Rng, state: &mut EndpointState) {
+    if state.endpoint.flows_max != u32::MAX && rng.chance(200) {
+        state.endpoint.flows_max = rng.pick(&[1, 2, 4]);
     }
 }
 

@@ -1,12 +1,16 @@
 //! Looks up clusters and their endpoints.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pointsman_core::eligibility::Eligibility;
 
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
-use super::{ClusterPlan, ENDPOINTS_MAX, EndpointPlan, WEIGHTS, checks, passive};
+use super::{
+    ClusterPlan, ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, ListenerPlan, QueuePlan, WEIGHTS,
+    checks, limit, passive,
+};
 use crate::config::{Cluster, Endpoint};
 
 pub(super) fn resolve(
@@ -52,6 +56,39 @@ fn resolve_one(
             .as_ref()
             .map(|passive| passive::resolve(&format!("{key}.passive"), passive, findings)),
         eligibility: eligibility(key, cluster, findings),
+        queue: queue(key, cluster, findings),
+    }
+}
+
+fn queue(key: &str, cluster: &Cluster, findings: &mut Findings) -> QueuePlan {
+    let Some(queue) = &cluster.queue else {
+        return QueuePlan { flows_max: 0, timeout: Duration::ZERO };
+    };
+    let key = format!("{key}.queue");
+    if cluster.endpoints.iter().any(|endpoint| endpoint.max_flows == 0) {
+        let advice = "nobody ever waits, because an endpoint without max_flows is never full; give \
+                      every endpoint max_flows, or remove `queue`";
+        findings.add(&*key, advice);
+    }
+    let max_key = format!("{key}.max_flows");
+    QueuePlan {
+        flows_max: findings.within(&max_key, queue.max_flows, 1..=*ENDPOINT_FLOWS.end()),
+        timeout: findings.millis(&format!("{key}.timeout_ms"), queue.timeout_ms),
+    }
+}
+
+/// Datagrams do not wait: a queue that only they come to is a mistake.
+pub(super) fn check_queues(
+    clusters: &[Cluster],
+    listeners: &[ListenerPlan],
+    findings: &mut Findings,
+) {
+    for (place, _) in clusters.iter().enumerate().filter(|(_, cluster)| cluster.queue.is_some()) {
+        let mut own = listeners.iter().filter(|listener| listener.cluster.index() == place);
+        if own.clone().next().is_some() && own.all(ListenerPlan::is_datagrams) {
+            let advice = "no flow of UDP ever waits, and the cluster has no other; remove `queue`";
+            findings.add(format!("clusters[{place}].queue"), advice);
+        }
     }
 }
 
@@ -88,7 +125,9 @@ fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<
             addresses.note(findings, &key_address, &address.to_string());
         }
         let weight = findings.within(&format!("{key}[{place}].weight"), endpoint.weight, WEIGHTS);
-        plans.push(EndpointPlan { address, weight, backup: endpoint.backup });
+        let key_max = format!("{key}[{place}].max_flows");
+        let flows_max = limit(findings.within(&key_max, endpoint.max_flows, ENDPOINT_FLOWS));
+        plans.push(EndpointPlan { address, weight, backup: endpoint.backup, flows_max });
     }
     if !plans.is_empty() && plans.iter().all(|plan| plan.backup) {
         findings.add(key, "all of them are backups, of nobody; remove `backup` from at least one");

@@ -17,7 +17,7 @@ use pointsman_core::health::Health;
 use pointsman_core::{ClusterId, EndpointId, EndpointState};
 
 use super::{ClusterState, Watched, World};
-use crate::plan::{ENDPOINTS_MAX, EndpointPlan, WEIGHTS};
+use crate::plan::{ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, WEIGHTS, limit};
 use crate::problem::suggestion;
 
 /// Among how many endpoints the one is looked for that may have been meant.
@@ -32,6 +32,8 @@ pub enum EndpointChange {
         weight: u32,
         /// Whether they are to be used only where no other is available.
         backup: bool,
+        /// Flows each may have at a time; 0 if that is not limited.
+        flows_max: u32,
     },
     /// They get nothing new and are forgotten when their flows have ended.
     Remove,
@@ -39,6 +41,8 @@ pub enum EndpointChange {
     Set {
         /// Their share, if it changes.
         weight: Option<u32>,
+        /// Flows each may have at a time, if that changes; 0 if it is not limited.
+        flows_max: Option<u32>,
         /// Whether they get nothing new, if that changes.
         draining: Option<bool>,
     },
@@ -49,6 +53,14 @@ impl EndpointChange {
         match self {
             Self::Add { weight, .. } => Some(weight),
             Self::Set { weight, .. } => weight,
+            Self::Remove => None,
+        }
+    }
+
+    fn flows_max(self) -> Option<u32> {
+        match self {
+            Self::Add { flows_max, .. } => Some(flows_max),
+            Self::Set { flows_max, .. } => flows_max,
             Self::Remove => None,
         }
     }
@@ -132,6 +144,12 @@ impl ClusterState {
                 "weight {weight} is out of range; write {least} to {most}, or drain the endpoint"
             ));
         }
+        if let Some(flows) = change.flows_max().filter(|flows| !ENDPOINT_FLOWS.contains(flows)) {
+            let (least, most) = ENDPOINT_FLOWS.into_inner();
+            problems.push(format!(
+                "max_flows {flows} is out of range; write {least} to {most}, where 0 is no limit"
+            ));
+        }
         let known: BTreeSet<_> = self.addresses().collect();
         let mut named = BTreeSet::new();
         for address in addresses {
@@ -196,9 +214,9 @@ impl ClusterState {
     fn change(&mut self, address: SocketAddr, change: EndpointChange) {
         let cluster = &*self.name;
         match (change, self.place_of(address)) {
-            (EndpointChange::Add { weight, backup }, None) => {
+            (EndpointChange::Add { weight, backup, flows_max }, None) => {
                 tracing::info!(cluster, endpoint = %address, weight, backup, "endpoint is added");
-                self.add(&EndpointPlan { address, weight, backup });
+                self.add(&EndpointPlan { address, weight, backup, flows_max: limit(flows_max) });
             }
             (EndpointChange::Remove, Some(place)) => {
                 let watched = self.endpoints.remove(place);
@@ -206,9 +224,11 @@ impl ClusterState {
                 tracing::info!(cluster, endpoint = %address, flows, "endpoint is removed");
                 self.leaving.push(watched);
             }
-            (EndpointChange::Set { weight, draining }, Some(place)) => {
+            (EndpointChange::Set { weight, flows_max, draining }, Some(place)) => {
                 let watched = &mut self.endpoints[place];
-                watched.endpoint.weight = weight.unwrap_or(watched.endpoint.weight);
+                let endpoint = &mut watched.endpoint;
+                endpoint.weight = weight.unwrap_or(endpoint.weight);
+                endpoint.flows_max = flows_max.map_or(endpoint.flows_max, limit);
                 watched.draining = draining.unwrap_or(watched.draining);
                 let (weight, draining) = (watched.endpoint.weight, watched.draining);
                 tracing::info!(cluster, endpoint = %address, weight, draining, "endpoint is set");
@@ -224,6 +244,7 @@ impl ClusterState {
         let watched = match left.map(|place| self.leaving.remove(place)) {
             Some(mut watched) => {
                 watched.endpoint.weight = plan.weight;
+                watched.endpoint.flows_max = plan.flows_max;
                 Watched { health, backup: plan.backup, draining: false, ..watched }
             }
             None => {

@@ -347,8 +347,9 @@ fn at(ports: &[u16]) -> Vec<SocketAddr> {
     ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port))).collect()
 }
 
-const ADD: EndpointChange = EndpointChange::Add { weight: 3, backup: false };
-const DRAIN: EndpointChange = EndpointChange::Set { weight: None, draining: Some(true) };
+const ADD: EndpointChange = EndpointChange::Add { weight: 3, backup: false, flows_max: 0 };
+const DRAIN: EndpointChange =
+    EndpointChange::Set { weight: None, flows_max: None, draining: Some(true) };
 
 fn change(world: &mut World, ports: &[u16], change: EndpointChange) -> Result<(), Vec<String>> {
     world.change_endpoints(WEB, &at(ports), change)
@@ -411,7 +412,7 @@ fn one_that_drains_gets_nothing_new_and_counts_as_up() {
     assert_eq!(candidates_of(&mut world), [1]);
     let state = &world.snapshot().clusters[0].endpoints[0];
     assert_eq!((state.up, state.draining), (true, true));
-    let undrain = EndpointChange::Set { weight: None, draining: Some(false) };
+    let undrain = EndpointChange::Set { weight: None, flows_max: None, draining: Some(false) };
     change(&mut world, &[1], undrain).expect("it serves");
     assert_eq!(candidates_of(&mut world), [0, 1]);
 }
@@ -420,7 +421,7 @@ fn one_that_drains_gets_nothing_new_and_counts_as_up() {
 fn another_weight_makes_another_list_for_this_cluster_alone() {
     let mut world = world_of(TEXT);
     let before = world.publish();
-    let weight = EndpointChange::Set { weight: Some(7), draining: None };
+    let weight = EndpointChange::Set { weight: Some(7), flows_max: None, draining: None };
     change(&mut world, &[2], weight).expect("it weighs more");
     let after = world.publish();
     let weights = after.clusters[0].candidates.endpoints.iter().map(|endpoint| endpoint.weight);
@@ -436,7 +437,7 @@ fn another_weight_makes_another_list_for_this_cluster_alone() {
 fn a_change_that_cannot_be_made_of_all_is_made_of_none_and_every_reason_is_told() {
     let mut world = world_of(THREE);
     let before = (candidates_of(&mut world), world.census());
-    let heavy = EndpointChange::Set { weight: Some(0), draining: None };
+    let heavy = EndpointChange::Set { weight: Some(0), flows_max: None, draining: None };
     for (ports, wanted, expected) in [
         (&[9, 1][..], ADD, vec!["has 127.0.0.1:1 already"]),
         (&[9, 0], ADD, vec!["port 0 cannot be connected to"]),
