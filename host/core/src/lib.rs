@@ -20,6 +20,7 @@ mod chain;
 pub mod datagram;
 pub mod ejection;
 pub mod eligibility;
+pub mod growth;
 pub mod health;
 pub mod kept_table;
 mod limits;

@@ -15,6 +15,7 @@ use crate::access::AccessList;
 use crate::boundary::ListenerId;
 use crate::ejection::EjectionReason;
 use crate::eligibility::Footing;
+use crate::growth::Growth;
 use crate::limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 use crate::load::Load;
 use crate::policy::{EndpointIndex, Table};
@@ -289,12 +290,14 @@ pub struct EndpointState {
     pub ejections_total: u64,
     /// Whether it is to be used only where no other is available.
     pub backup: bool,
+    /// How much of its weight counts, if it has come back lately.
+    pub growth: Growth,
 }
 
 impl EndpointState {
     /// An endpoint against which nothing speaks.
     #[must_use]
-    pub const fn sound(endpoint: Endpoint) -> Self {
+    pub fn sound(endpoint: Endpoint) -> Self {
         Self {
             endpoint,
             up: true,
@@ -302,6 +305,7 @@ impl EndpointState {
             ejected: None,
             ejections_total: 0,
             backup: false,
+            growth: Growth::default(),
         }
     }
 

@@ -428,6 +428,9 @@ pub struct Cluster {
     pub health: Option<Health>,
     /// Which endpoints are left alone for a time because flows fail on them. Default: none.
     pub passive: Option<Passive>,
+    /// How long an endpoint that comes back, or is added, takes until it has all of its weight: it
+    /// begins with a tenth. At the start of the process all have theirs. Default 0: at once.
+    pub slow_start_ms: u64,
     /// Whether flows wait while every endpoint has as many as its `max_flows`. Default: they do not,
     /// and are refused.
     pub queue: Option<Queue>,
@@ -448,6 +451,7 @@ impl Default for Cluster {
             endpoints: Vec::new(),
             health: None,
             passive: None,
+            slow_start_ms: 0,
             queue: None,
             fail_open: true,
             panic_threshold_percent: 0,

@@ -261,7 +261,11 @@ impl Control {
         let plan = self.service.plan();
         self.service.look(|world| self.prober.follow(plan, world));
         let now = Clock.now();
-        let changes = self.service.look(|world| world.look_at_flows(now));
+        let (changes, grown) =
+            self.service.look(|world| (world.look_at_flows(now), world.grow(now)));
+        if grown && changes.is_empty() {
+            self.service.change(|_| {});
+        }
         self.publish(&changes);
         guard::look_after(&self.service);
         self.notifier.tick();

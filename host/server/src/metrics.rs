@@ -8,6 +8,7 @@ use std::fmt::{Display, Write};
 use pointsman_core::boundary::Side;
 use pointsman_core::ejection::EjectionReason;
 use pointsman_core::eligibility::Footing;
+use pointsman_core::growth::STEPS;
 use pointsman_core::policy::Source;
 use pointsman_core::{
     CloseReason, ClusterStats, DropReason, EndpointState, KeylessReason, ListenerStats, ShedReason,
@@ -204,6 +205,12 @@ fn endpoints(view: &View, text: &mut Exposition) {
         &|state| state.up.into(),
     );
     each(
+        "pointsman_endpoint_weight_percent",
+        "gauge",
+        "How much of the endpoint's weight counts: less than 100 while it grows after a return.",
+        &|state| u64::from(state.growth.tenths() * 100 / STEPS),
+    );
+    each(
         "pointsman_endpoint_draining",
         "gauge",
         "Whether the endpoint gets nothing new because an operator says so.",
@@ -345,6 +352,7 @@ mod tests {
             "endpoint_flows_max",
             "endpoint_up",
             "endpoint_draining",
+            "endpoint_weight_percent",
             "endpoint_ejected",
             "endpoint_ejections_total",
             "cluster_footing",

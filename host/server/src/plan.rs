@@ -13,6 +13,7 @@ use std::time::Duration;
 use pointsman_core::boundary::PoolSizes;
 use pointsman_core::ejection::EjectionRules;
 use pointsman_core::eligibility::Eligibility;
+use pointsman_core::growth::STEPS;
 use pointsman_core::health::Thresholds;
 use pointsman_core::policy::maglev;
 use pointsman_core::preread::KeyRule;
@@ -43,8 +44,8 @@ pub use plugins::PluginFolders;
 
 use findings::Findings;
 
-/// What an endpoint may weigh.
-pub const WEIGHTS: RangeInclusive<u32> = 1..=65_535;
+/// The most that an endpoint may weigh, as policies see it.
+const WEIGHT_MAX: u32 = 65_535;
 /// What an endpoint's flows may be limited to.
 pub const ENDPOINT_FLOWS: RangeInclusive<u32> = 0..=10_000_000;
 /// The most endpoints of a cluster: a lookup table has more entries than that.
@@ -179,6 +180,9 @@ pub struct ClusterPlan {
     pub eligibility: Eligibility,
     /// Whether flows wait while endpoints are full.
     pub queue: QueuePlan,
+    /// How long an endpoint that has come back takes to have its whole weight; zero if it has it at
+    /// once.
+    pub slow_start: Duration,
 }
 
 /// Whether and how long flows wait for a place at an endpoint.
@@ -304,6 +308,11 @@ pub const fn limit(max: u32) -> u32 {
 /// The same the other way round.
 pub const fn limit_shown(max: u32) -> u32 {
     if max == u32::MAX { 0 } else { max }
+}
+
+/// What an endpoint may weigh. Where weights grow, policies see a multiple.
+pub const fn weights(slow_start: Duration) -> RangeInclusive<u32> {
+    if slow_start.is_zero() { 1..=WEIGHT_MAX } else { 1..=WEIGHT_MAX / STEPS }
 }
 
 /// The word for a protocol, in configuration, status and logs.

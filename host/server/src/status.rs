@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use pointsman_core::boundary::Side;
+use pointsman_core::growth::STEPS;
 use pointsman_core::policy::Source;
 use pointsman_core::{CloseReason, DropReason, EndpointState, KeylessReason, ShedReason};
 use pointsman_plugin::FaultKind;
@@ -140,6 +141,9 @@ pub struct Endpoint {
     pub address: String,
     /// Its share.
     pub weight: u32,
+    /// How much of that counts, in percent: less than all while it grows after a return.
+    #[serde(default)]
+    pub weight_percent: u32,
     /// Whether it is believed to serve.
     pub up: bool,
     /// Whether it gets nothing new.
@@ -395,6 +399,7 @@ impl Endpoint {
         Self {
             address: state.endpoint.address.to_string(),
             weight: state.endpoint.weight,
+            weight_percent: state.growth.tenths() * 100 / STEPS,
             up: state.up,
             draining: state.draining,
             removed: false,
@@ -427,7 +432,10 @@ impl Endpoint {
     fn cells(&self) -> [String; ENDPOINT_HEADS.len()] {
         [
             self.address.clone(),
-            self.weight.to_string(),
+            match self.weight_percent {
+                100 => self.weight.to_string(),
+                percent => format!("{} ({percent} %)", self.weight),
+            },
             self.state(),
             match self.flows_max {
                 0 => self.flows_active.to_string(),

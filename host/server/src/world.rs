@@ -6,9 +6,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pointsman_core::ejection::{Ejection, Ejector};
 use pointsman_core::eligibility::{Eligibility, Footing};
+use pointsman_core::growth::Growth;
 use pointsman_core::health::{Health, Observation, Thresholds, Transition};
 use pointsman_core::{
     AllFlows, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation,
@@ -19,6 +21,7 @@ use pointsman_core::{
 use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
 
 mod change;
+mod growth;
 mod passive;
 mod sight;
 
@@ -54,6 +57,8 @@ struct ListenerState {
 struct ClusterState {
     name: Box<str>,
     eligibility: Eligibility,
+    /// How long an endpoint that has come back takes to have its whole weight.
+    slow_start: Duration,
     /// Who ejects endpoints whose flows fail, if anybody does.
     ejector: Option<Ejector>,
     /// How many checks change a verdict, if there are checks.
@@ -85,6 +90,7 @@ struct Watched {
     draining: bool,
     backup: bool,
     ejection: Ejection,
+    growth: Growth,
     /// Failed connects when they were last looked at.
     failures_seen: u64,
     /// Failed connects in a row that were held against it before it last came up.
@@ -140,11 +146,14 @@ impl World {
         endpoint: EndpointId,
         observation: Observation,
     ) -> Option<Change> {
-        let endpoints = &mut self.clusters[cluster.index()].endpoints;
+        let ClusterState { endpoints, slow_start, .. } = &mut self.clusters[cluster.index()];
         // It may have been removed while it was checked.
         let place = endpoints.binary_search_by_key(&endpoint, |other| other.endpoint.id).ok()?;
         let watched = &mut endpoints[place];
         let transition = watched.observe(observation)?;
+        if transition == Transition::WentUp {
+            watched.growth.restart(*slow_start);
+        }
         let news = News::Health(transition);
         Some(Change { cluster, address: watched.endpoint.address, news })
     }
@@ -236,10 +245,10 @@ impl World {
     /// Copies the world as it is, for the workers.
     pub fn publish(&mut self) -> Arc<Snapshot> {
         self.generation = self.next_generation();
-        for cluster in &mut self.clusters {
-            cluster.choose_candidates(self.generation);
-        }
-        self.snapshot()
+        let generation = self.generation;
+        let clusters =
+            self.clusters.iter_mut().map(|cluster| cluster.publish(generation)).collect();
+        self.with_clusters(clusters)
     }
 
     fn next_generation(&self) -> Generation {
@@ -248,10 +257,14 @@ impl World {
 
     /// The world as it was last published, or at the start.
     pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.with_clusters(self.clusters.iter().map(ClusterState::snapshot).collect())
+    }
+
+    fn with_clusters(&self, clusters: Box<[Cluster]>) -> Arc<Snapshot> {
         Arc::new(Snapshot {
             generation: self.generation,
             listeners: self.listeners.iter().map(ListenerState::snapshot).collect(),
-            clusters: self.clusters.iter().map(ClusterState::snapshot).collect(),
+            clusters,
             drain_until: self.drain_until,
         })
     }
@@ -312,14 +325,13 @@ impl ClusterState {
         let ids = (0..).map(EndpointId).zip(&plan.endpoints);
         let endpoints: Vec<_> =
             ids.map(|(id, plan)| Watched::new(id, plan, thresholds.map(Health::new))).collect();
-        let eligibility = plan.eligibility;
-        let (footing, chosen) = choose(eligibility, &endpoints);
-        let base =
-            Arc::new(Candidates { generation: Generation(1), endpoints: chosen, table: None });
+        let nobody = Candidates { generation: Generation(0), endpoints: [].into(), table: None };
+        let base = Arc::new(nobody);
         let needs = if whole.uses_table(plan) { Needs::Maglev } else { Needs::Nothing };
-        Self {
+        let mut state = Self {
             name: plan.name.as_str().into(),
-            eligibility,
+            eligibility: plan.eligibility,
+            slow_start: plan.slow_start,
             ejector: plan.passive.clone().map(Ejector::new),
             live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
@@ -328,19 +340,37 @@ impl ClusterState {
             next_id: EndpointId(endpoints.len() as u32),
             endpoints,
             leaving: Vec::new(),
-            footing,
+            footing: Footing::default(),
             queue: Queue {
                 flows_max: plan.queue.flows_max,
                 timeout: plan.queue.timeout,
                 line: Arc::new(Line::new(whole.workers)),
             },
-        }
+        };
+        state.choose_candidates(&state.states(), Generation(1));
+        state
+    }
+
+    /// What is known of each endpoint.
+    fn states(&self) -> Box<[EndpointState]> {
+        self.endpoints.iter().map(Watched::state).collect()
+    }
+
+    /// The cluster with the candidates that it has from this world on.
+    fn publish(&mut self, generation: Generation) -> Cluster {
+        let states = self.states();
+        self.choose_candidates(&states, generation);
+        self.with_states(states)
     }
 
     fn snapshot(&self) -> Cluster {
+        self.with_states(self.states())
+    }
+
+    fn with_states(&self, endpoints: Box<[EndpointState]>) -> Cluster {
         Cluster {
             name: self.name.clone(),
-            endpoints: self.endpoints.iter().map(Watched::state).collect(),
+            endpoints,
             candidates: Arc::clone(&self.live.candidates),
             footing: self.footing,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
@@ -349,8 +379,10 @@ impl ClusterState {
     }
 
     /// Makes a new list only if it would hold other endpoints or weights than the one there is.
-    fn choose_candidates(&mut self, generation: Generation) {
-        let (footing, endpoints) = choose(self.eligibility, &self.endpoints);
+    fn choose_candidates(&mut self, states: &[EndpointState], generation: Generation) {
+        let (footing, places) = self.eligibility.choose(states);
+        let chosen = places.iter().map(|place| self.candidate(&self.endpoints[*place]));
+        let endpoints: Box<[Endpoint]> = chosen.collect();
         let share = |endpoint: &Endpoint| (endpoint.id, endpoint.weight, endpoint.flows_max);
         if !endpoints.iter().map(share).eq(self.base.endpoints.iter().map(share)) {
             self.base = Arc::new(Candidates { generation, endpoints, table: None });
@@ -360,13 +392,6 @@ impl ClusterState {
         }
         self.stand_on(footing);
     }
-}
-
-/// The endpoints that may be given a new flow, and who they are.
-fn choose(eligibility: Eligibility, endpoints: &[Watched]) -> (Footing, Box<[Endpoint]>) {
-    let states: Vec<_> = endpoints.iter().map(Watched::state).collect();
-    let (footing, places) = eligibility.choose(&states);
-    (footing, places.iter().map(|place| endpoints[*place].endpoint.clone()).collect())
 }
 
 impl Watched {
@@ -379,6 +404,7 @@ impl Watched {
             draining: false,
             backup: plan.backup,
             ejection: Ejection::default(),
+            growth: Growth::default(),
             failures_seen: 0,
             failures_forgiven: 0,
         }
@@ -396,6 +422,7 @@ impl Watched {
             ejected: self.ejection.reason(),
             ejections_total: self.ejection.total(),
             backup: self.backup,
+            growth: self.growth,
         }
     }
 

@@ -103,6 +103,9 @@ impl Crowd {
                 world.act(self.rng.below(world.conns.len() as u64) as usize);
             }
         }
+        if self.rng.chance(200) {
+            self.lose_first();
+        }
         self.settle();
         let due = self.workers.iter().filter_map(|worker| worker.balancer.next_timeout()).min();
         let later = self.now + Duration::from_millis(self.rng.below(50));
@@ -114,6 +117,16 @@ impl Crowd {
         let client = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), self.clients));
         let worker = &mut self.workers[self.rng.below(WORKERS as u64) as usize];
         worker.world.arrive(ListenerId(0), client);
+    }
+
+    /// The client that would be the next to be served goes away, perhaps just when its worker is
+    /// called for it.
+    fn lose_first(&mut self) {
+        let first = self.waiting.iter().min_by_key(|(_, joined)| **joined);
+        let Some(((worker, slot), _)) = first else { return };
+        let world = &mut self.workers[*worker].world;
+        let conn = world.conn_of(Link::new(*slot, Side::Downstream)).expect("it has a connection");
+        world.conns[conn].reset_by_peer = true;
     }
 
     /// Turns, until there is nothing to do for anybody.

@@ -496,6 +496,18 @@ const MUTANTS: &[Mutant] = &[
         mutated: "if !backups.is_empty() && !self.fails_open {",
     },
     Mutant {
+        breaks: "growth: an endpoint that has come back has all of its weight at once",
+        file: "growth.rs",
+        original: "*self = Self { tenths: 1, since: None };",
+        mutated: "*self = Self { tenths: STEPS, since: None };",
+    },
+    Mutant {
+        breaks: "growth: a weight grows from when its endpoint was first there",
+        file: "growth.rs",
+        original: "*self = Self { tenths: 1, since: None };",
+        mutated: "*self = Self { tenths: 1, since: self.since };",
+    },
+    Mutant {
         breaks: "signals: a connection that came about is still being made",
         file: "session.rs",
         original: "            && was_connecting\n",

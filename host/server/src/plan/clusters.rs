@@ -8,10 +8,10 @@ use pointsman_core::eligibility::Eligibility;
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
 use super::{
-    ClusterPlan, ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, ListenerPlan, QueuePlan, WEIGHTS,
-    checks, limit, passive,
+    ClusterPlan, ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, ListenerPlan, QueuePlan, checks,
+    limit, passive, weights,
 };
-use crate::config::{Cluster, Endpoint};
+use crate::config::Cluster;
 
 pub(super) fn resolve(
     clusters: &[Cluster],
@@ -46,7 +46,7 @@ fn resolve_one(
         name: name.to_owned(),
         policy_name: cluster.policy.clone(),
         policy: policies.find(&format!("{key}.policy"), &cluster.policy, findings),
-        endpoints: endpoints(&format!("{key}.endpoints"), &cluster.endpoints, findings),
+        endpoints: endpoints(key, cluster, findings),
         check: cluster
             .health
             .as_ref()
@@ -57,6 +57,14 @@ fn resolve_one(
             .map(|passive| passive::resolve(&format!("{key}.passive"), passive, findings)),
         eligibility: eligibility(key, cluster, findings),
         queue: queue(key, cluster, findings),
+        slow_start: slow_start(key, cluster, findings),
+    }
+}
+
+fn slow_start(key: &str, cluster: &Cluster, findings: &mut Findings) -> Duration {
+    match cluster.slow_start_ms {
+        0 => Duration::ZERO,
+        millis => findings.millis(&format!("{key}.slow_start_ms"), millis),
     }
 }
 
@@ -103,7 +111,9 @@ fn eligibility(key: &str, cluster: &Cluster, findings: &mut Findings) -> Eligibi
     Eligibility { fails_open: cluster.fail_open, panic_threshold_percent: threshold }
 }
 
-fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<EndpointPlan> {
+fn endpoints(key: &str, cluster: &Cluster, findings: &mut Findings) -> Vec<EndpointPlan> {
+    let (key, endpoints) = (&*format!("{key}.endpoints"), &cluster.endpoints);
+    let weights = weights(Duration::from_millis(cluster.slow_start_ms));
     if endpoints.is_empty() {
         findings
             .add(key, "there is none; write at least one, such as { address = \"10.0.0.1:80\" }");
@@ -124,7 +134,8 @@ fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<
             }
             addresses.note(findings, &key_address, &address.to_string());
         }
-        let weight = findings.within(&format!("{key}[{place}].weight"), endpoint.weight, WEIGHTS);
+        let weight =
+            findings.within(&format!("{key}[{place}].weight"), endpoint.weight, weights.clone());
         let key_max = format!("{key}[{place}].max_flows");
         let flows_max = limit(findings.within(&key_max, endpoint.max_flows, ENDPOINT_FLOWS));
         plans.push(EndpointPlan { address, weight, backup: endpoint.backup, flows_max });

@@ -504,7 +504,7 @@ fn every_mistake_about_endpoints_that_are_missing_is_told() {
 }
 
 #[test]
-fn every_mistake_about_places_and_queues_is_told() {
+fn every_mistake_about_places_queues_and_shares_is_told() {
     let limited = GOOD.replace("9001\"", "9001\", max_flows = 5");
     let queued = |text: &str, keys: &str| {
         problems(&text.replace("[[clusters]]", &format!("[[clusters]]\nqueue = {{ {keys} }}")))
@@ -513,6 +513,18 @@ fn every_mistake_about_places_and_queues_is_told() {
         (
             problems(&GOOD.replace("9001\"", "9001\", max_flows = 10000001")),
             "clusters[0].endpoints[0].max_flows: 10000001 is out of range; write 0 to 10000000",
+        ),
+        (
+            problems(&GOOD.replace("endpoints", "slow_start_ms = 604800001\nendpoints")),
+            "clusters[0].slow_start_ms: 604800001 is out of range; write 1 to 604800000",
+        ),
+        (
+            problems(
+                &GOOD
+                    .replace("endpoints", "slow_start_ms = 1\nendpoints")
+                    .replace("9001\"", "9001\", weight = 6554"),
+            ),
+            "clusters[0].endpoints[0].weight: 6554 is out of range; write 1 to 6553",
         ),
         (queued(GOOD, ""), "clusters[0].queue: nobody ever waits, because an endpoint without"),
         (

@@ -17,7 +17,7 @@ use pointsman_core::health::Health;
 use pointsman_core::{ClusterId, EndpointId, EndpointState};
 
 use super::{ClusterState, Watched, World};
-use crate::plan::{ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, WEIGHTS, limit};
+use crate::plan::{ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, limit, weights};
 use crate::problem::suggestion;
 
 /// Among how many endpoints the one is looked for that may have been meant.
@@ -138,8 +138,9 @@ impl ClusterState {
 
     fn problems(&self, addresses: &[SocketAddr], change: EndpointChange) -> Vec<String> {
         let mut problems = Vec::new();
-        if let Some(weight) = change.weight().filter(|weight| !WEIGHTS.contains(weight)) {
-            let (least, most) = WEIGHTS.into_inner();
+        let weights = weights(self.slow_start);
+        if let Some(weight) = change.weight().filter(|weight| !weights.contains(weight)) {
+            let (least, most) = weights.into_inner();
             problems.push(format!(
                 "weight {weight} is out of range; write {least} to {most}, or drain the endpoint"
             ));
@@ -237,11 +238,12 @@ impl ClusterState {
         }
     }
 
-    /// One that has not left yet is who it was, with its flows and all that is known of it.
+    /// One that has not left yet is who it was, with its flows and all that is known of it. Either way
+    /// it begins with a part of its share.
     fn add(&mut self, plan: &EndpointPlan) {
         let health = self.thresholds.map(Health::unproven);
         let left = self.leaving.iter().position(|left| left.endpoint.address == plan.address);
-        let watched = match left.map(|place| self.leaving.remove(place)) {
+        let mut watched = match left.map(|place| self.leaving.remove(place)) {
             Some(mut watched) => {
                 watched.endpoint.weight = plan.weight;
                 watched.endpoint.flows_max = plan.flows_max;
@@ -253,6 +255,7 @@ impl ClusterState {
                 Watched::new(id, plan, health)
             }
         };
+        watched.growth.restart(self.slow_start);
         let id = watched.endpoint.id;
         let place = self.endpoints.partition_point(|other| other.endpoint.id < id);
         self.endpoints.insert(place, watched);

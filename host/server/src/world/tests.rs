@@ -465,3 +465,45 @@ fn no_more_endpoints_are_added_than_a_table_has_room_for() {
     let problems = world.change_endpoints(WEB, &many, ADD).expect_err("there is no room");
     assert!(problems[0].ends_with("65536 is the most; remove others first"), "{problems:?}");
 }
+
+/// The weights that the policy sees.
+fn weights(world: &mut World) -> Vec<u32> {
+    shown(world).endpoints.iter().map(|endpoint| endpoint.weight).collect()
+}
+
+#[test]
+fn a_share_grows_after_a_return_by_steps_and_not_at_the_start() {
+    let slow = TEXT.replacen("policy", "slow_start_ms = 10000\npolicy", 1);
+    let mut world = world_of(&slow);
+    let at = Instant::from_millis;
+    assert_eq!(weights(&mut world), [10, 10], "weights are in tenths");
+    fail(&mut world, 0);
+    pass(&mut world, 0);
+    assert_eq!(weights(&mut world), [1, 10]);
+    assert!(!world.grow(at(50_000)), "its time begins");
+    assert!(!world.grow(at(51_999)));
+    assert!(world.grow(at(55_000)));
+    assert_eq!(weights(&mut world), [5, 10]);
+    let state = &world.snapshot().clusters[0].endpoints[0];
+    assert_eq!((state.endpoint.weight, state.growth.tenths()), (1, 5));
+    assert!(world.grow(at(60_000)));
+    let whole = shown(&mut world);
+    assert!(!world.grow(at(99_000)));
+    assert!(Arc::ptr_eq(&whole, &shown(&mut world)), "then nothing changes any more");
+}
+
+#[test]
+fn a_share_grows_after_an_ejection_and_of_one_that_is_added() {
+    let slow = THREE.replacen("endpoints", "slow_start_ms = 1000\nendpoints", 1);
+    let mut world = world_of(&(slow + PASSIVE));
+    break_flows(&world, 1, 2);
+    world.look_at_flows(Instant::from_millis(100));
+    assert_eq!(weights(&mut world), [10]);
+    world.look_at_flows(Instant::from_millis(60_000));
+    assert_eq!(weights(&mut world), [10, 1]);
+    change(&mut world, &[9], ADD).expect("it is added");
+    assert_eq!(weights(&mut world), [10, 1, 3]);
+    let heavy = EndpointChange::Set { weight: Some(6_554), flows_max: None, draining: None };
+    let problems = change(&mut world, &[9], heavy).expect_err("too much");
+    assert_eq!(problems, ["weight 6554 is out of range; write 1 to 6553, or drain the endpoint"]);
+}
