@@ -21,7 +21,7 @@ use crate::boundary::{
     PoolSizes, ReceiveEnd, SendEnd, Side,
 };
 use crate::chain::Chains;
-use crate::datagram::{Datagrams, Turn, serves};
+use crate::datagram::{Datagrams, Turn};
 use crate::policy::{OnSwap, Policy};
 use crate::preread::Preread;
 use crate::queue::Waiting;
@@ -647,7 +647,7 @@ impl Balancer {
         }
         let listener = self.snapshot.listener(session.listener);
         let cluster = &self.snapshot.clusters[listener.cluster.index()];
-        let serves = serves(cluster, session.allocation.as_ref()?.endpoint.id);
+        let serves = cluster.serves(session.allocation.as_ref()?.endpoint.id);
         let resets = listener.on_endpoint_down == OnEndpointDown::Reset
             && session.state == State::Established;
         (resets && !serves).then_some(CloseReason::EndpointDown)

@@ -39,7 +39,6 @@ use crate::snapshot::{Endpoint, EndpointId, Listener, OnEndpointDown, Snapshot};
 use crate::stats::{CloseReason, DropReason, FlowRecord, ShedReason, Stats};
 use crate::time::Instant;
 
-pub(crate) use bindings::serves;
 use bindings::{Binding, Bindings};
 use flow::{Details, NONE};
 pub use flow::{Flow, FlowKey};

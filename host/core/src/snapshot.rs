@@ -260,11 +260,21 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Whether flows of this endpoint may stay with it: it is up, though it may drain, or flows are
+    /// given to it for want of better.
+    pub(crate) fn serves(&self, id: EndpointId) -> bool {
+        self.endpoint(id).is_some_and(|state| self.keeps(state))
+    }
+
+    fn keeps(&self, state: &EndpointState) -> bool {
+        state.up || self.candidates.find(state.endpoint.id).is_some()
+    }
+
     /// Whether the same endpoints serve in both, whatever else differs.
     pub(crate) fn serves_alike(&self, other: &Self) -> bool {
-        let state = |state: &EndpointState| (state.endpoint.id, state.up, state.draining);
-        self.endpoints.iter().map(state).eq(other.endpoints.iter().map(state))
-            && self.candidates.is_empty() == other.candidates.is_empty()
+        let of = |cluster: &Self, state: &EndpointState| (state.endpoint.id, cluster.keeps(state));
+        let own = self.endpoints.iter().map(|state| of(self, state));
+        own.eq(other.endpoints.iter().map(|state| of(other, state)))
     }
 
     /// The endpoint's state, or `None` if it is no longer configured.
@@ -282,6 +292,8 @@ pub struct EndpointState {
     pub endpoint: Endpoint,
     /// Whether health checks (or the lack of them) say that it serves.
     pub up: bool,
+    /// Whether that is not known yet, because it was added and its first check is under way.
+    pub unproven: bool,
     /// Whether it is to get nothing new.
     pub draining: bool,
     /// Why it is to get nothing new for a time, if its flows have failed.
@@ -301,6 +313,7 @@ impl EndpointState {
         Self {
             endpoint,
             up: true,
+            unproven: false,
             draining: false,
             ejected: None,
             ejections_total: 0,

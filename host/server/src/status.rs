@@ -146,6 +146,9 @@ pub struct Endpoint {
     pub weight_percent: u32,
     /// Whether it is believed to serve.
     pub up: bool,
+    /// Whether it was added and its first check is waited for, which is neither up nor down.
+    #[serde(default)]
+    pub checking: bool,
     /// Whether it gets nothing new.
     pub draining: bool,
     /// Whether it was removed and is shown for the flows it still has.
@@ -401,6 +404,7 @@ impl Endpoint {
             weight: state.endpoint.weight,
             weight_percent: state.growth.tenths() * 100 / STEPS,
             up: state.up,
+            checking: state.unproven,
             draining: state.draining,
             removed: false,
             ejected: state.ejected.map(|reason| reason.label().to_owned()),
@@ -452,6 +456,7 @@ impl Endpoint {
             return "removed".to_owned();
         }
         let state = match (&self.ejected, self.up, self.draining) {
+            (_, false, _) if self.checking => "checking",
             (_, false, _) => "down",
             (_, true, true) => "draining",
             (Some(reason), true, false) => return format!("ejected ({reason})"),

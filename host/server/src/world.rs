@@ -418,6 +418,7 @@ impl Watched {
         EndpointState {
             endpoint: self.endpoint.clone(),
             up: self.is_up(),
+            unproven: self.health.as_ref().is_some_and(Health::is_unproven),
             draining: self.draining,
             ejected: self.ejection.reason(),
             ejections_total: self.ejection.total(),

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use super::lane::Lane;
 use crate::boundary::ListenerId;
-use crate::snapshot::{Cluster, Endpoint, EndpointId, Snapshot};
+use crate::snapshot::{Endpoint, EndpointId, Snapshot};
 
 /// An endpoint, as one listener's flows know it.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ impl Bindings {
             let Some(binding) = slot else { continue };
             let listener = snapshot.listener(binding.listener);
             let cluster = &snapshot.clusters[listener.cluster.index()];
-            binding.serves = serves(cluster, binding.endpoint.id);
+            binding.serves = cluster.serves(binding.endpoint.id);
             if binding.flows == 0 && cluster.endpoint(binding.endpoint.id).is_none() {
                 *slot = None;
             }
@@ -118,10 +118,4 @@ impl Bindings {
         self.numbers.retain(|&(_, _, number)| slots[number as usize].is_some());
         self.iter().any(|(_, binding)| !binding.serves && binding.flows > 0)
     }
-}
-
-/// Whether flows of this endpoint may stay with it: one that drains keeps them.
-pub(crate) fn serves(cluster: &Cluster, endpoint: EndpointId) -> bool {
-    cluster.endpoint(endpoint).is_some_and(|state| state.up)
-        || cluster.candidates.find(endpoint).is_some()
 }

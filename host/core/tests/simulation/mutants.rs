@@ -473,9 +473,15 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         breaks: "passive: an endpoint that is ejected loses the flows it has",
-        file: "datagram/bindings.rs",
-        original: "is_some_and(|state| state.up)",
-        mutated: "is_some_and(|state| state.is_available())",
+        file: "snapshot.rs",
+        original: "        state.up || self.candidates",
+        mutated: "        state.is_available() || self.candidates",
+    },
+    Mutant {
+        breaks: "passive: flows stay with an endpoint that is down once the others suffice again",
+        file: "snapshot.rs",
+        original: "(state.endpoint.id, cluster.keeps(state));",
+        mutated: "(state.endpoint.id, state.up || cluster.candidates.is_empty());",
     },
     Mutant {
         breaks: "passive: one endpoint more is ejected than may be",

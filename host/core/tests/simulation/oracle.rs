@@ -17,7 +17,8 @@ use pointsman_core::listing::{Entry, EntryKind, FlowState};
 use pointsman_core::policy::{Decision, Method, OnSwap, Scope, Verdict};
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
-    CloseReason, EndpointId, FlowRecord, Instant, KeylessReason, Listener, Snapshot,
+    CloseReason, Endpoint, EndpointId, FlowRecord, Instant, KeylessReason, Listener,
+    OnEndpointDown, Snapshot,
 };
 use twox_hash::XxHash64;
 
@@ -621,6 +622,7 @@ impl Oracle {
         let left = self.flows.values().any(|flow| !flow.closing);
         assert!(!drained || !left, "what is left when the drain is over is closed");
         self.assert_nobody_waits_in_vain(now, view);
+        self.assert_nobody_stays_in_vain(view);
         for flow in self.flows.values().filter(|flow| flow.established && !flow.closing) {
             if flow.method.throttle_kib_s.is_some() {
                 continue;
@@ -628,6 +630,20 @@ impl Oracle {
             let timeout = self.timeout_of(flow, view);
             let overdue = flow.progressed + timeout + Duration::from_millis(2);
             assert!(now <= overdue, "{} is overdue", flow.client);
+        }
+    }
+
+    /// No flow stays with an endpoint that serves no more, where such flows are reset.
+    fn assert_nobody_stays_in_vain(&self, view: &View<'_>) {
+        let is_open = |flow: &&Flow| flow.established && !flow.closing;
+        for flow in self.flows.values().filter(is_open) {
+            let cluster = &view.snapshot.clusters[flow.cluster];
+            let is_own = |endpoint: &Endpoint| Some(endpoint.address) == flow.target;
+            let mut states = cluster.endpoints.iter();
+            let serves = states.any(|state| state.up && is_own(&state.endpoint))
+                || cluster.candidates.endpoints.iter().any(is_own);
+            let resets = view.listener(flow).on_endpoint_down == OnEndpointDown::Reset;
+            assert!(serves || !resets, "{} stays with {:?}", flow.client, flow.target);
         }
     }
 

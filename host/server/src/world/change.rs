@@ -160,7 +160,7 @@ impl ClusterState {
                 problems.push(problem);
             }
         }
-        problems.extend(self.problem_of_size(addresses.len(), change));
+        problems.extend(self.problem_of_size(addresses, change));
         problems
     }
 
@@ -189,9 +189,12 @@ impl ClusterState {
         }
     }
 
-    /// A cluster is never left empty by mistake: whoever wants no flows at all drains it.
-    fn problem_of_size(&self, count: usize, change: EndpointChange) -> Option<String> {
-        let (there, name) = (self.endpoints.len(), &self.name);
+    /// A cluster is never left empty by mistake, or with backups of nobody: whoever wants no flows at
+    /// all drains it.
+    fn problem_of_size(&self, addresses: &[SocketAddr], change: EndpointChange) -> Option<String> {
+        let (there, count, name) = (self.endpoints.len(), addresses.len(), &self.name);
+        let stays = |one: &&Watched| !addresses.contains(&one.endpoint.address);
+        let mut staying = self.endpoints.iter().filter(stays);
         match change {
             EndpointChange::Add { .. } if there + count > ENDPOINTS_MAX => Some(format!(
                 "cluster \"{name}\" has {there} endpoint(s), and {ENDPOINTS_MAX} is the most; \
@@ -199,6 +202,10 @@ impl ClusterState {
             )),
             EndpointChange::Remove if count >= there => Some(format!(
                 "cluster \"{name}\" would have no endpoint left; add another first, or drain it"
+            )),
+            EndpointChange::Remove if staying.all(|one| one.backup) => Some(format!(
+                "cluster \"{name}\" would have backups alone, of nobody; add another endpoint first, \
+                 or drain instead"
             )),
             _ => None,
         }

@@ -507,3 +507,32 @@ fn a_share_grows_after_an_ejection_and_of_one_that_is_added() {
     let problems = change(&mut world, &[9], heavy).expect_err("too much");
     assert_eq!(problems, ["weight 6554 is out of range; write 1 to 6553, or drain the endpoint"]);
 }
+
+#[test]
+fn backups_are_not_left_alone() {
+    let mut world = world_of(THREE);
+    let own = own_ports(&world, false);
+    let problems = change(&mut world, &own, EndpointChange::Remove).expect_err("a backup is left");
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].contains("would have backups alone, of nobody"), "{problems:?}");
+    let backups = own_ports(&world, true);
+    change(&mut world, &backups, EndpointChange::Remove).expect("those who serve are left");
+}
+
+fn own_ports(world: &World, backup: bool) -> Vec<u16> {
+    let of = world.clusters[0].endpoints.iter().filter(|watched| watched.backup == backup);
+    of.map(|watched| watched.endpoint.address.port()).collect()
+}
+
+#[test]
+fn one_that_waits_for_its_first_check_is_neither_up_nor_down() {
+    let mut world = world_of(TEXT);
+    change(&mut world, &[9], ADD).expect("it is added");
+    let state = |world: &World| {
+        let state = &world.snapshot().clusters[0].endpoints[2];
+        (state.up, state.unproven)
+    };
+    assert_eq!(state(&world), (false, true));
+    world.observe(WEB, EndpointId(2), Observation::CheckFailed);
+    assert_eq!(state(&world), (false, false));
+}
