@@ -10,10 +10,10 @@ use std::sync::Arc;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use pointsman_benches::{candidates, flow};
-use pointsman_core::Candidates;
 use pointsman_core::policy::{
     Decided, Decision, EndpointIndex, Flow, Policy, RoundRobin, Source, TablePolicy, maglev,
 };
+use pointsman_core::{Candidates, Instant};
 use pointsman_plugin::{
     Engine, EngineLimits, Governor, GuestPolicy, Place, PolicySettings, PolicyStats,
 };
@@ -43,6 +43,7 @@ fn guest(engine: &Engine, bytes: &[u8], among: &Arc<Candidates>) -> GuestPolicy 
         governor: Arc::new(Governor::new(100)),
         fallback: Box::new(RoundRobin::new()),
         state: None,
+        now: Instant::ZERO,
     };
     GuestPolicy::new(&module, settings, place, among).expect("the plugin starts")
 }

@@ -117,7 +117,7 @@ impl DatagramBench {
     /// A turn without a look ahead.
     pub fn handle(&mut self, completions: &mut Vec<Completion>) {
         for completion in completions.drain(..) {
-            self.balancer.handle(self.now, completion, &NoMemory, &mut self.ops);
+            self.balancer.handle(self.now, completion, &mut NoMemory, &mut self.ops);
         }
         self.balancer.handle_timeout(self.now, &mut self.ops);
     }
@@ -162,6 +162,7 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         new_flow_rate: None,
         new_flow_rate_per_client: None,
         flows_per_client: None,
+        proxy: None,
         ..*listener
     };
     let clusters = tcp.clusters.iter().map(|cluster| pointsman_core::Cluster {
@@ -169,6 +170,8 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         endpoints: cluster.endpoints.clone(),
         candidates: Arc::clone(&cluster.candidates),
         footing: cluster.footing,
+        proxy: None,
+        transparent: false,
         trial: None,
         queue: cluster.queue.clone(),
     });

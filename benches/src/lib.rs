@@ -71,6 +71,14 @@ impl Memory for NoMemory {
         &[]
     }
 
+    fn write(&mut self, _: &[u8]) -> Option<Buffer> {
+        None
+    }
+
+    fn local_address(&self, _: Link) -> Option<SocketAddr> {
+        None
+    }
+
     fn first_datagram(&self, _: &Train) -> &[u8] {
         &[]
     }
@@ -108,7 +116,7 @@ impl Bench {
     }
 
     fn handle(&mut self, completion: Completion) {
-        self.balancer.handle(self.now, completion, &NoMemory, &mut self.ops);
+        self.balancer.handle(self.now, completion, &mut NoMemory, &mut self.ops);
     }
 
     /// Connects a client and its endpoint; returns the session's slot.
@@ -213,6 +221,7 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         new_flow_rate: None,
         new_flow_rate_per_client: None,
         flows_per_client: None,
+        proxy: None,
         datagrams: DatagramSettings::DEFAULT,
     };
     let endpoints = candidates.endpoints.iter().map(up).collect();
@@ -221,6 +230,8 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         endpoints,
         candidates,
         footing: Footing::Sound,
+        proxy: None,
+        transparent: false,
         trial: None,
         queue: Queue::none(1),
     };

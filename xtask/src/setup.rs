@@ -16,6 +16,10 @@ const GUEST_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "lld"];
 /// A name server that a test of the balancer stands before. The package starts no service.
 const NAME_SERVER: (&str, &str) = ("dnsmasq", "dnsmasq-base");
 
+/// What scenarios call: proxies before and behind the balancer, and links between networks.
+const SCENARIOS: [(&str, &str); 3] =
+    [("nginx", "nginx-light"), ("haproxy", "haproxy"), ("ip", "iproute2")];
+
 /// The balancers that ours is compared with, and what drives them; also what end-to-end tests call.
 /// A command, and the package that has it.
 const PEERS: [(&str, &str); 8] = [
@@ -51,6 +55,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     // One test less is no reason to run none.
     if let Err(error) = name_server() {
         eprintln!("warning: the test of DNS is skipped: {error:#}");
+    }
+    if let Err(error) = scenarios() {
+        eprintln!("warning: some scenarios are skipped: {error:#}");
     }
     for language in Language::ALL {
         if let Err(error) = language.set_up() {
@@ -91,11 +98,21 @@ fn name_server() -> Result<()> {
     if is_installed(command) { Ok(()) } else { install(&[package]) }
 }
 
+fn scenarios() -> Result<()> {
+    let (module, package) = STREAM_MODULES[0];
+    install_servers(&SCENARIOS, &[(module, package)])
+}
+
 fn peers() -> Result<()> {
-    let commands = PEERS.iter().filter(|(command, _)| !is_installed(command));
+    install_servers(&PEERS, &STREAM_MODULES)
+}
+
+/// Installs the packages of commands and files that are missing.
+fn install_servers(commands: &[(&str, &str)], files: &[(&str, &str)]) -> Result<()> {
+    let commands = commands.iter().filter(|(command, _)| !is_installed(command));
     let mut missing: Vec<_> = commands.map(|(_, package)| *package).collect();
-    let modules = STREAM_MODULES.iter().filter(|(file, _)| !std::path::Path::new(file).exists());
-    missing.extend(modules.map(|(_, package)| *package));
+    let files = files.iter().filter(|(file, _)| !std::path::Path::new(file).exists());
+    missing.extend(files.map(|(_, package)| *package));
     if missing.is_empty() {
         return Ok(());
     }

@@ -116,9 +116,7 @@ impl Slot {
 
     /// Asks the policy that the flow is for, and lets one in the shadow say its part.
     fn decide(&mut self, flow: &Flow<'_>, cluster: &Cluster) -> Decided {
-        let live = &cluster.candidates;
-        let trial = cluster.trial.as_ref().filter(|trial| trial.len() == live.len());
-        let views = Views { live, trial: trial.unwrap_or(live) };
+        let views = Views::of(cluster);
         let Some(trial) = &mut self.trial else { return self.policy.decide(flow, views.live) };
         if let Some(decided) = trial.decide_as_canary(flow, views.trial) {
             return decided;
@@ -126,6 +124,19 @@ impl Slot {
         let decided = self.policy.decide(flow, views.live);
         trial.compare(flow, &decided, views);
         decided
+    }
+
+    /// The same for a flow of which nothing will be kept; a shadow is spared it.
+    fn decide_statelessly(&mut self, flow: &Flow<'_>, cluster: &Cluster) -> Decided {
+        let views = Views::of(cluster);
+        let trial = self.trial.as_mut();
+        let of_canary = trial.and_then(|trial| trial.decide_as_canary(flow, views.trial));
+        of_canary.unwrap_or_else(|| self.policy.decide(flow, views.live))
+    }
+
+    /// Whether whoever decides can be followed without a flow: a canary has a say in that.
+    fn is_stateless(&self) -> bool {
+        self.policy.is_stateless() && self.trial.as_ref().is_none_or(Trial::lets_be_stateless)
     }
 
     fn wants_ticks(&mut self) -> bool {
@@ -207,6 +218,11 @@ impl Allocator {
             }
         }
         self.tick_at = Some(now + TICK);
+    }
+
+    /// An id for a flow that no other flow has, for all that chance can do.
+    pub(crate) fn unique_id(&mut self) -> u128 {
+        u128::from(self.random.next()) << 64 | u128::from(self.random.next())
     }
 
     fn plan_ticks(&mut self) {
@@ -414,7 +430,7 @@ impl Allocator {
 
     /// Whether a cluster's policy can be followed without a flow.
     pub(crate) fn is_stateless(&self, cluster: ClusterId) -> bool {
-        self.policies[cluster.index()].policy.is_stateless()
+        self.policies[cluster.index()].is_stateless()
     }
 
     /// The endpoint that a stateless policy names for a flow of which nothing will be kept.
@@ -424,13 +440,14 @@ impl Allocator {
         snapshot: &Snapshot,
     ) -> Option<SocketAddr> {
         let listener = snapshot.listener(request.listener);
-        let among = &snapshot.clusters[listener.cluster.index()].candidates;
+        let cluster = &snapshot.clusters[listener.cluster.index()];
+        let among = &cluster.candidates;
         let slot = &mut self.policies[listener.cluster.index()];
-        if among.is_empty() || !slot.policy.is_stateless() {
+        if among.is_empty() || !slot.is_stateless() {
             return None;
         }
         let flow = request.flow(listener, 0);
-        match slot.policy.decide(&flow, among).decision.verdict {
+        match slot.decide_statelessly(&flow, cluster).decision.verdict {
             Verdict::Forward(index) => {
                 let endpoint = among.get(index).filter(|endpoint| !endpoint.is_full());
                 endpoint.map(|endpoint| endpoint.address)

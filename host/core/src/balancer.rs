@@ -4,6 +4,7 @@
 //! place that knows all of them; what a session or a relay does by itself stands in their files.
 //! Read [`handle`](Balancer::handle) as the table of contents.
 
+mod introduction;
 mod survey;
 mod waiting;
 
@@ -24,6 +25,7 @@ use crate::chain::Chains;
 use crate::datagram::{Datagrams, Turn};
 use crate::policy::{OnSwap, Policy};
 use crate::preread::Preread;
+use crate::proxy::Reader;
 use crate::queue::Waiting;
 use crate::recent::FlowFacts;
 use crate::relay::Step;
@@ -63,6 +65,8 @@ pub struct Balancer {
     pub(crate) snapshot: Arc<Snapshot>,
     allocator: Allocator,
     sessions: Slab<Session>,
+    /// What has been read of the headers that sessions wait for.
+    readers: Slab<Reader>,
     timers: Timers,
     chains: Chains,
     stats: Stats,
@@ -107,6 +111,7 @@ impl Balancer {
             listeners_open: snapshot.listeners.len(),
             allocator: Allocator::new(policies, affinity, waiting, config.seed),
             sessions: Slab::with_capacity(config.sessions_max),
+            readers: Slab::with_capacity(config.sessions_max),
             timers: Timers::with_capacity(config.sessions_max),
             chains: Chains::new(config.pools),
             datagrams: Datagrams::new(config, &snapshot),
@@ -116,12 +121,12 @@ impl Balancer {
         }
     }
 
-    /// Something happened. `memory` lends the bytes of what has arrived.
+    /// Something happened. `memory` lends the bytes of what has arrived, and takes those of headers.
     pub fn handle(
         &mut self,
         now: Instant,
         completion: Completion,
-        memory: &impl Memory,
+        memory: &mut impl Memory,
         ops: &mut Ops,
     ) {
         match completion {
@@ -132,7 +137,7 @@ impl Balancer {
                 self.stats.listener(listener).on_shed(ShedReason::Descriptors);
             }
             Completion::AcceptEnded { .. } => self.listeners_open -= 1,
-            Completion::Connected { link } => self.on_connected(now, link, ops),
+            Completion::Connected { link } => self.on_connected(now, link, memory, ops),
             Completion::ConnectFailed { link, cause } => {
                 self.on_connect_failed(now, link, cause, ops);
             }
@@ -288,7 +293,13 @@ impl Balancer {
         }
         self.stats.listener(id).on_flow_started();
         let session = Session::new(now, id, client);
-        if self.snapshot.listener(id).key.is_some() {
+        let listener = self.snapshot.listener(id);
+        if listener.proxy.is_some() {
+            let slot = self.adopt(session, socket, ops);
+            self.await_introduction(now, slot, ops);
+            return;
+        }
+        if listener.key.is_some() {
             let slot = self.adopt(session, socket, ops);
             self.preread(now, slot, ops);
             return;
@@ -347,11 +358,17 @@ impl Balancer {
     /// Allocates a session whose first bytes have been waited for.
     fn decide(&mut self, now: Instant, slot: u32, key: Result<u64, KeylessReason>, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        session.set_state(State::Unbound);
         session.key = key.ok();
         if let Err(reason) = key {
             self.stats.listener(session.listener).keyless_total[reason.index()] += 1;
         }
+        self.allocate_held(now, slot, ops);
+    }
+
+    /// Allocates a session that has its slot already.
+    fn allocate_held(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
+        let session = &mut self.sessions[slot];
+        session.set_state(State::Unbound);
         let request = session.request(now, &self.snapshot);
         match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
             Ok(allocation) => self.bind(now, slot, allocation, ops),
@@ -359,11 +376,14 @@ impl Balancer {
         }
     }
 
-    /// Whether there is room for one more flow. Takes its place in the listener's count if so.
-    fn admit(&self, now: Instant, id: ListenerId, client: IpAddr) -> Result<(), ShedReason> {
+    /// Whether there is room for one more flow. Takes its place in the listener's count if so, and in
+    /// its client's if that is who connects.
+    fn admit(&self, now: Instant, id: ListenerId, peer: IpAddr) -> Result<(), ShedReason> {
         let listener = self.snapshot.listener(id);
-        if !listener.allows(client) {
-            return Err(ShedReason::NotAllowed);
+        match &listener.proxy {
+            Some(rule) if !rule.trusts(peer) => return Err(ShedReason::UntrustedPeer),
+            None if !listener.allows(peer) => return Err(ShedReason::NotAllowed),
+            _ => {}
         }
         if self.chains.is_short(Pool::Small) {
             return Err(ShedReason::Buffers);
@@ -374,7 +394,10 @@ impl Balancer {
         if self.drain_is_over(now) {
             return Err(ShedReason::Draining);
         }
-        listener.admit_client(now, client)?;
+        let is_client = listener.proxy.is_none();
+        if is_client {
+            listener.admit_client(now, peer)?;
+        }
         let placed = if !listener.flows_active.try_increment(listener.flows_max) {
             Err(ShedReason::FlowsMax)
         } else if !listener.all_flows.try_add() {
@@ -383,7 +406,10 @@ impl Balancer {
         } else {
             Ok(())
         };
-        placed.inspect_err(|_| listener.dismiss_client(client))
+        if placed.is_err() && is_client {
+            listener.dismiss_client(peer);
+        }
+        placed
     }
 
     /// Ends a flow that was admitted and then denied: it never gets a session.
@@ -402,6 +428,8 @@ impl Balancer {
                 listener: id,
                 cluster: listener.cluster,
                 client,
+                peer: None,
+                unique_id: None,
                 endpoint: None,
                 policy_generation: denied.policy_generation,
                 source: denied.source,
@@ -417,13 +445,18 @@ impl Balancer {
         }
     }
 
-    fn on_connected(&mut self, now: Instant, link: Link, ops: &mut Ops) {
-        let session = &mut self.sessions[link.slot()];
-        if session.state != State::Connecting {
+    fn on_connected(&mut self, now: Instant, link: Link, memory: &mut impl Memory, ops: &mut Ops) {
+        let slot = link.slot();
+        if self.sessions[slot].state != State::Connecting {
             return;
         }
-        session.establish(now, &mut Step { now, slot: link.slot(), chains: &mut self.chains, ops });
-        self.set_timer(link.slot());
+        let Ok(header) = self.announcement(slot, memory) else {
+            self.shed(now, slot, ShedReason::Buffers, ops);
+            return;
+        };
+        let mut step = Step { now, slot, chains: &mut self.chains, ops };
+        self.sessions[slot].establish(header, &mut step);
+        self.set_timer(slot);
     }
 
     fn on_connect_failed(
@@ -475,8 +508,10 @@ impl Balancer {
     fn bind(&mut self, now: Instant, slot: u32, allocation: Allocation, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
         let address = allocation.endpoint.address;
+        let cluster = self.snapshot.listener(session.listener).cluster;
+        let from = self.snapshot.clusters[cluster.index()].source(session.client, address);
         session.bind(now, allocation);
-        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });
+        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address, from });
         self.set_timer(slot);
     }
 
@@ -490,6 +525,10 @@ impl Balancer {
         let session = &mut self.sessions[link.slot()];
         if matches!(session.state, State::Closing { .. }) {
             ops.push(Op::Recycle { buffer });
+            return;
+        }
+        if matches!(session.state, State::Introducing { .. }) {
+            self.on_introduction(now, (link.slot(), buffer), memory, ops);
             return;
         }
         if session.state == State::Established {
@@ -522,7 +561,12 @@ impl Balancer {
         session.relay_from(link.side()).on_receive_ended(end, &mut step);
         match session.state {
             State::Established => {}
-            State::Prereading => return self.on_preread(now, link.slot(), memory, ops),
+            State::Introducing { .. } => return self.on_introduction_ended(now, link.slot(), ops),
+            State::Prereading => {
+                let listener = self.snapshot.listener(session.listener);
+                session.relay_from(link.side()).hold_more(listener.preread_bytes_max, &mut step);
+                return self.on_preread(now, link.slot(), memory, ops);
+            }
             _ => return,
         }
         if end == ReceiveEnd::EndOfStream {
@@ -571,8 +615,7 @@ impl Balancer {
 
     fn on_timer(&mut self, now: Instant, slot: u32, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        let timeouts = &self.snapshot.listener(session.listener).timeouts;
-        match session.due(timeouts) {
+        match session.due(self.snapshot.listener(session.listener)) {
             None => {}
             Some((at, _)) if at > now => self.timers.set(slot, at),
             Some((_, Due::Decide)) => {
@@ -591,8 +634,7 @@ impl Balancer {
 
     fn set_timer(&mut self, slot: u32) {
         let session = &self.sessions[slot];
-        let timeouts = &self.snapshot.listener(session.listener).timeouts;
-        match session.due(timeouts) {
+        match session.due(self.snapshot.listener(session.listener)) {
             Some((at, _)) => self.timers.set(slot, at),
             None => self.timers.cancel(slot),
         }
@@ -601,6 +643,9 @@ impl Balancer {
     fn close(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
         self.timers.cancel(slot);
         self.stop_waiting(now, slot);
+        if let State::Introducing { reader } = self.sessions[slot].state {
+            self.readers.remove(reader);
+        }
         self.sessions[slot].close(reason, &mut Step { now, slot, chains: &mut self.chains, ops });
     }
 
@@ -613,7 +658,10 @@ impl Balancer {
         self.stats.sessions_active = self.sessions.len();
         self.timers.cancel(slot);
         let listener = self.snapshot.listener(session.listener);
-        listener.give_back(session.client.ip());
+        listener.give_back_place();
+        if session.is_counted {
+            listener.dismiss_client(session.client.ip());
+        }
         if let Some(ended) = session.ended(now, reason) {
             self.allocator.on_flow_ended(listener.cluster, &ended);
         }
@@ -689,6 +737,10 @@ impl Balancer {
         let active: u64 = self.stats.listeners.iter().map(|listener| listener.flows_active).sum();
         let flows = self.sessions.len() + self.datagrams.len();
         assert_eq!(active, u64::from(flows), "each active flow is kept");
+        let introducing =
+            |(_, session): &(u32, &Session)| matches!(session.state, State::Introducing { .. });
+        let introducing = self.sessions.iter().filter(introducing).count();
+        assert_eq!(self.readers.len() as usize, introducing, "each reader is somebody's");
         for (slot, session) in self.sessions.iter() {
             session.check_invariants();
             let is_over =

@@ -5,8 +5,7 @@
 //!
 //! The contract, which the simulator and the ring both keep:
 //!
-//! 1. Every one-shot op ([`Op::Connect`], a run of [`Op::Send`], [`Op::Announce`], [`Op::Shutdown`],
-//!    [`Op::Close`])
+//! 1. Every one-shot op ([`Op::Connect`], a run of [`Op::Send`], [`Op::Shutdown`], [`Op::Close`])
 //!    yields exactly one completion.
 //! 2. A receive is a *subscription*: [`Completion::Received`] items, then exactly one
 //!    [`Completion::ReceiveEnded`]. It ends when its credit is used up, when it is paused, at the
@@ -14,8 +13,8 @@
 //! 3. [`Completion::Closed`] is the last completion of a link; everything still in flight on the
 //!    link has completed before it. A failed connect leaves nothing behind and needs no close; a
 //!    close that crosses with its failure still yields `Closed`.
-//! 4. A [`Buffer`] has exactly one holder. It arrives in a `Received`, and leaves in a `Send` or a
-//!    `Recycle`. So has a [`Train`]: it arrives in a `Datagrams`, and leaves in a `Forward` or a
+//! 4. A [`Buffer`] has exactly one holder. It arrives in a `Received`, or is asked for with
+//!    [`Memory::write`], and leaves in a `Send` or a `Recycle`. So has a [`Train`]: it arrives in a `Datagrams`, and leaves in a `Forward` or a
 //!    `Discard`.
 //! 5. A port that was opened is closed once: [`Op::ClosePort`] yields exactly one
 //!    [`Completion::PortClosed`], after everything else that is said of it. The last that is said of a
@@ -25,6 +24,8 @@ mod datagrams;
 
 use alloc::vec::{Drain, Vec};
 use core::net::{IpAddr, SocketAddr};
+
+use crate::proxy::{Outbound, Route};
 
 pub use datagrams::{DatagramSocket, LossCause, Path, PortId, PortKind, Train};
 
@@ -200,6 +201,8 @@ impl PoolSizes {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Buffer {
     pool: Pool,
+    /// Bytes of it that are not to be sent, before those that are.
+    start: u16,
     index: u32,
     len: u32,
 }
@@ -209,7 +212,18 @@ impl Buffer {
     /// owns the memory, makes buffers.
     #[must_use]
     pub const fn new(pool: Pool, index: u32, len: u32) -> Self {
-        Self { pool, index, len }
+        Self { pool, start: 0, index, len }
+    }
+
+    /// What is left of it when its first bytes are taken off.
+    ///
+    /// # Errors
+    /// Nothing is; it is given back as it was.
+    pub fn skip(self, bytes: u32) -> Result<Self, Self> {
+        match self.len.checked_sub(bytes) {
+            None | Some(0) => Err(self),
+            Some(len) => Ok(Self { start: self.start + bytes as u16, len, ..self }),
+        }
     }
 
     /// The pool it belongs to.
@@ -222,6 +236,12 @@ impl Buffer {
     #[must_use]
     pub const fn index(&self) -> u32 {
         self.index
+    }
+
+    /// Where in the pool's buffer its bytes begin.
+    #[must_use]
+    pub const fn start(&self) -> u32 {
+        self.start as u32
     }
 
     /// How many bytes it holds, at least 1.
@@ -264,6 +284,8 @@ pub enum Op {
         link: Link,
         /// Where to.
         address: SocketAddr,
+        /// Whose address it leaves from, if not ours; the port does not matter.
+        from: Option<SocketAddr>,
     },
     /// Subscribes to a link's bytes. Ends by itself after `credit` bytes (the last buffer may
     /// carry it over by less than one buffer).
@@ -290,14 +312,6 @@ pub enum Op {
         buffer: Buffer,
         /// Whether the next op continues this run.
         more: bool,
-    },
-    /// Tells the peer of `link`, before anything else is sent to it, who the peer of `about` is: a
-    /// PROXY protocol header, version 2. A run of sends of its own: yields `Sent`.
-    Announce {
-        /// A connected link to which nothing has been sent.
-        link: Link,
-        /// The connected link whose peer is announced.
-        about: Link,
     },
     /// Gives a buffer back unsent; has no completion.
     Recycle {
@@ -336,6 +350,14 @@ pub enum Op {
     ClosePort {
         /// A port that was opened.
         port: PortId,
+    },
+    /// Puts a PROXY protocol header of its own before each datagram of the `Forward` that must follow
+    /// next; has no completion.
+    Announce {
+        /// Who has sent them, and whom to.
+        route: Route,
+        /// How that is told.
+        outbound: Outbound,
     },
     /// Sends a train. Has a completion, `Lost`, only if that fails; the performing side takes the
     /// buffer back.
@@ -493,10 +515,18 @@ pub enum Completion {
     },
 }
 
-/// Lends the bytes of what has arrived, to the preread stage and to nobody else.
+/// Lends the bytes of what has arrived to the preread stage, and takes the few that the core has to
+/// say itself: headers that announce clients.
 pub trait Memory {
     /// The bytes of a buffer, from its first to its last.
     fn bytes(&self, buffer: &Buffer) -> &[u8];
+
+    /// Fills a small buffer with bytes that the core wants to send, if one is free. There are at most
+    /// as many bytes as such a buffer has, and at least one.
+    fn write(&mut self, bytes: &[u8]) -> Option<Buffer>;
+
+    /// The address at which the peer of a connected link has reached us.
+    fn local_address(&self, link: Link) -> Option<SocketAddr>;
 
     /// The bytes of a train's first datagram.
     fn first_datagram(&self, train: &Train) -> &[u8];

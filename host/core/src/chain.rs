@@ -95,6 +95,20 @@ impl Chains {
         queue.tail = place;
     }
 
+    /// Puts a buffer that has just been written ahead of all that wait.
+    pub(crate) fn push_front(&mut self, queue: &mut Queue, buffer: Buffer) {
+        let mut ahead = Queue::EMPTY;
+        self.push(&mut ahead, buffer);
+        if queue.is_empty() {
+            *queue = ahead;
+            return;
+        }
+        self.nodes[ahead.tail as usize].next = queue.head;
+        queue.head = ahead.head;
+        queue.buffers += ahead.buffers;
+        queue.bytes += ahead.bytes;
+    }
+
     pub(crate) fn pop(&mut self, queue: &mut Queue) -> Option<Buffer> {
         let node = self.nodes.get_mut(queue.head as usize)?;
         let buffer = node.buffer.take()?;
@@ -160,6 +174,18 @@ mod tests {
         assert_eq!(order, [30, 5, 7]);
         assert!(a.is_empty());
         assert_eq!(chains.pop(&mut b), Some(Buffer::new(Pool::Small, 1, 10)));
+    }
+
+    #[test]
+    fn a_buffer_is_put_ahead_of_those_that_wait() {
+        let (mut chains, mut queue) = (Chains::new(SIZES), Queue::EMPTY);
+        chains.push_front(&mut queue, Buffer::new(Pool::Small, 2, 20));
+        chains.push(&mut queue, Buffer::new(Pool::Small, 5, 50));
+        chains.push_front(&mut queue, Buffer::new(Pool::Small, 1, 10));
+        assert_eq!((queue.buffers(), queue.bytes()), (3, 80));
+        let order: Vec<_> =
+            core::iter::from_fn(|| chains.pop(&mut queue)).map(|buffer| buffer.len()).collect();
+        assert_eq!(order, [10, 20, 50]);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! a datagram is forwarded, dropped for a named reason, or shed, before the next one is looked at.
 
 mod ahead;
+mod announcing;
 mod bindings;
 mod flow;
 mod index;
@@ -288,6 +289,9 @@ impl Datagrams {
         }
         entry.on_forwarded(turn.now, Side::Upstream, train.len(), train.datagrams());
         turn.stats.listener(flow.listener).on_forwarded(Side::Upstream, &train);
+        if turn.announces(flow.listener) {
+            turn.announce(&flow.key(self.table.details_of(&flow)));
+        }
         turn.ops.push(Op::Forward {
             socket: DatagramSocket::Port(flow.port),
             peer: self.bindings.of_flow(flow.binding).endpoint.address,
@@ -565,6 +569,7 @@ impl Datagrams {
             Some((port, peer)) => {
                 stats.stateless_total += u64::from(train.datagrams());
                 stats.on_forwarded(Side::Upstream, &train);
+                turn.announce(&key);
                 let socket = DatagramSocket::Port(port);
                 turn.ops.push(Op::Forward { socket, peer, local: None, train });
             }
@@ -705,6 +710,8 @@ impl Datagrams {
                 listener: key.listener,
                 cluster,
                 client: key.client,
+                peer: None,
+                unique_id: None,
                 endpoint,
                 policy_generation: flow.policy_generation.into(),
                 source: Some(flow.source),

@@ -29,6 +29,7 @@ mod load;
 mod pace;
 pub mod policy;
 pub mod preread;
+pub mod proxy;
 mod queue;
 mod recent;
 mod relay;

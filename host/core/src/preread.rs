@@ -8,8 +8,10 @@ mod cursor;
 mod dns;
 mod quic;
 mod radius;
-mod server_name;
+pub(crate) mod server_name;
 mod sip;
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

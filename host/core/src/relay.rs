@@ -74,8 +74,8 @@ pub(crate) struct Relay {
     /// Bytes the destination's kernel has taken.
     delivered: u64,
     gauge: Gauge,
-    /// Whether what is being sent is not the stream's, but the announcement before it.
-    announcing: bool,
+    /// Bytes that are not the stream's, but of the header before it, and not delivered.
+    announced: u32,
     pace: Option<Pace>,
     /// When a throttled source is to be started again, if it waits for that.
     resumes: Option<Instant>,
@@ -91,7 +91,7 @@ impl Relay {
             sending: Tally::default(),
             delivered: 0,
             gauge: Gauge::new(Pool::Small),
-            announcing: false,
+            announced: 0,
             pace: None,
             resumes: None,
         }
@@ -121,6 +121,14 @@ impl Relay {
         chains.iter(&self.queue).map(|buffer| memory.bytes(buffer))
     }
 
+    /// Asks for more first bytes where their subscription ended before there were as many as may be.
+    pub(crate) fn hold_more(&mut self, bytes_max: u32, step: &mut Step<'_>) {
+        let has_room = self.queue.bytes() < bytes_max && self.queue.buffers() < HELD_MAX;
+        if self.inbound == Inbound::Paused && has_room {
+            self.preread(bytes_max - self.queue.bytes(), step);
+        }
+    }
+
     /// Whether nothing more is to be held: as many bytes or buffers wait as may, or no more come.
     pub(crate) fn has_held_enough(&self, bytes_max: u32) -> bool {
         self.queue.bytes() >= bytes_max || self.inbound != Inbound::Subscribed
@@ -139,12 +147,11 @@ impl Relay {
         self.proceed(step);
     }
 
-    /// Tells the destination who the source is, before the first byte.
-    pub(crate) fn announce(&mut self, step: &mut Step<'_>) {
-        self.announcing = true;
-        self.outbound = Outbound::Sending;
-        let (link, about) = (self.destination(step), self.source(step));
-        step.ops.push(Op::Announce { link, about });
+    /// Puts the header that tells the destination who the source is ahead of the stream, before
+    /// that is started.
+    pub(crate) fn announce(&mut self, header: Buffer, chains: &mut Chains) {
+        self.announced = header.len();
+        chains.push_front(&mut self.queue, header);
     }
 
     /// When a throttled source is to be started again, if it waits for that.
@@ -189,7 +196,9 @@ impl Relay {
     /// kernel took, and the buffers that are free again. Returns the bytes of the stream.
     pub(crate) fn on_delivered(&mut self, bytes: u32, chains: &mut Chains) -> u32 {
         chains.release(core::mem::take(&mut self.sending));
-        let bytes = if core::mem::take(&mut self.announcing) { 0 } else { bytes };
+        let ahead = self.announced.min(bytes);
+        self.announced -= ahead;
+        let bytes = bytes - ahead;
         self.delivered += u64::from(bytes);
         bytes
     }

@@ -1,8 +1,10 @@
 //! One TCP flow: the client's connection, the endpoint's, and a relay each way.
 //!
 //! ```text
+//!  Introducing ──── no header, or none in time: Closing
+//!       │ PROXY header, where the listener asks for one
 //!   Prereading
-//!       │ key, or none in time
+//!       │ key, or none in time, where the listener has a rule
 //!       ▼       Connected                 both directions drained, a reset,
 //!   Connecting ───────────▶ Established ─────────── a timeout ───────────▶ Closing ──▶ (gone)
 //!     │  ▲                                                                  ▲   when nothing
@@ -21,17 +23,20 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use crate::allocation::{Denied, Request};
-use crate::boundary::{Goodbye, Link, ListenerId, Op, Side};
+use crate::boundary::{Buffer, Goodbye, Link, ListenerId, Op, Side};
 use crate::listing::{Entry, EntryId, EntryKind, FlowEntry, FlowState};
 use crate::policy::{EndedFlow, Method, Scope, Source};
+use crate::proxy::Route;
 use crate::relay::{Relay, Step};
-use crate::snapshot::{ClusterId, Endpoint, EndpointId, Listener, Protocol, Snapshot, Timeouts};
+use crate::snapshot::{ClusterId, Endpoint, EndpointId, Listener, Protocol, Snapshot};
 use crate::stats::{CloseReason, FlowRecord};
 use crate::time::Instant;
 
 /// Where a session is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
+    /// Its peer is to say for whom it has connected; what it has said so far is in this reader.
+    Introducing { reader: u32 },
     /// The client's first bytes are waited for: there is no endpoint yet.
     Prereading,
     /// The endpoint has not answered.
@@ -100,6 +105,14 @@ impl Tried {
 pub(crate) struct Session {
     pub(crate) listener: ListenerId,
     pub(crate) client: SocketAddr,
+    /// Who connected for the client, if it was announced by somebody.
+    peer: Option<SocketAddr>,
+    /// Where the client connected to, if that was announced.
+    local: Option<SocketAddr>,
+    /// Whether it is one of its client's flows in the listener's count.
+    pub(crate) is_counted: bool,
+    /// The id under which its endpoint is told of it.
+    pub(crate) unique_id: Option<u128>,
     pub(crate) state: State,
     /// The hash of its application key.
     pub(crate) key: Option<u64>,
@@ -129,6 +142,10 @@ impl Session {
         Self {
             listener,
             client,
+            peer: None,
+            local: None,
+            is_counted: true,
+            unique_id: None,
             state: State::Unbound,
             key: None,
             allocation: None,
@@ -162,6 +179,22 @@ impl Session {
         self.relays[Side::Downstream.index()].preread(bytes_max, step);
     }
 
+    /// Waits until its peer has said for whom it has connected; until then nobody is its client.
+    pub(crate) fn introduce(&mut self, reader: u32, bytes_max: u32, step: &mut Step<'_>) {
+        self.is_counted = false;
+        self.set_state(State::Introducing { reader });
+        self.relays[Side::Downstream.index()].preread(bytes_max, step);
+    }
+
+    /// Its peer has said so. Without a route it is its own client.
+    pub(crate) fn on_introduced(&mut self, now: Instant, route: Option<Route>) {
+        if let Some(Route { client, local }) = route {
+            self.peer = Some(core::mem::replace(&mut self.client, client));
+            self.local = Some(local);
+        }
+        self.progressed = now;
+    }
+
     /// Waits for a place at an endpoint. Its first bytes are held meanwhile: a client that goes away
     /// is heard of only by a subscription.
     pub(crate) fn wait(&mut self, until: Instant, step: &mut Step<'_>) {
@@ -188,7 +221,9 @@ impl Session {
         self.progressed = now;
     }
 
-    pub(crate) fn establish(&mut self, now: Instant, step: &mut Step<'_>) {
+    /// The endpoint is connected. It gets the header first, if there is one.
+    pub(crate) fn establish(&mut self, header: Option<Buffer>, step: &mut Step<'_>) {
+        let now = step.now;
         if let Some(allocation) = &self.allocation {
             allocation.endpoint.load.on_connected(now, now.since(self.progressed));
         }
@@ -198,12 +233,12 @@ impl Session {
         if self.relays[Side::Downstream.index()].is_loaded() {
             self.first_byte = FirstByte::Asked(now);
         }
-        let method = self.method();
-        if method.announce {
-            self.relays[Side::Downstream.index()].announce(step);
+        if let Some(header) = header {
+            self.relays[Side::Downstream.index()].announce(header, step.chains);
         }
+        let throttle_kib_s = self.method().throttle_kib_s;
         for relay in &mut self.relays {
-            relay.start(method.throttle_kib_s, step);
+            relay.start(throttle_kib_s, step);
         }
         if self.relays.iter().any(Relay::has_ended) {
             self.settle(step);
@@ -222,14 +257,19 @@ impl Session {
             now,
             listener: self.listener,
             client: self.client,
-            local: snapshot.listener(self.listener).address,
+            local: self.local.unwrap_or(snapshot.listener(self.listener).address),
             key: self.key,
             tried: &self.tried,
             in_turn: false,
         }
     }
 
-    fn method(&self) -> Method {
+    /// Where the client connected to, if that was announced.
+    pub(crate) fn announced_local(&self) -> Option<SocketAddr> {
+        self.local
+    }
+
+    pub(crate) fn method(&self) -> Method {
         self.allocation.as_ref().map_or(Method::DEFAULT, |allocation| allocation.method)
     }
 
@@ -254,7 +294,11 @@ impl Session {
                 step.ops.push(Op::Close { link: Link::new(step.slot, Side::Upstream), goodbye });
             }
             State::Abandoning => links_open += 1,
-            State::Prereading | State::Waiting { .. } | State::Unbound | State::Closing { .. } => {}
+            State::Introducing { .. }
+            | State::Prereading
+            | State::Waiting { .. }
+            | State::Unbound
+            | State::Closing { .. } => {}
         }
         self.tell_how_it_fared(step.now, reason);
         self.set_state(State::Closing { links_open, reason });
@@ -318,8 +362,8 @@ impl Session {
 
     /// When something is due for this session, and what: throttled bytes, or its end for want of
     /// progress.
-    pub(crate) fn due(&self, timeouts: &Timeouts) -> Option<(Instant, Due)> {
-        let (end, reason) = self.deadline(timeouts)?;
+    pub(crate) fn due(&self, listener: &Listener) -> Option<(Instant, Due)> {
+        let (end, reason) = self.deadline(listener)?;
         if self.state == State::Prereading {
             return Some((end, Due::Decide));
         }
@@ -342,10 +386,15 @@ impl Session {
         }
     }
 
-    fn deadline(&self, timeouts: &Timeouts) -> Option<(Instant, CloseReason)> {
+    fn deadline(&self, listener: &Listener) -> Option<(Instant, CloseReason)> {
+        let timeouts = &listener.timeouts;
         let idle = self.method().idle_timeout.unwrap_or(timeouts.idle);
         let half_closed = self.relays.iter().any(Relay::has_ended);
         let (timeout, reason) = match self.state {
+            State::Introducing { .. } => {
+                let timeout = listener.proxy.as_ref().map_or(timeouts.preread, |rule| rule.timeout);
+                (timeout, CloseReason::ProxyTimeout)
+            }
             State::Prereading => (timeouts.preread, CloseReason::IdleTimeout),
             State::Connecting => (timeouts.connect, CloseReason::ConnectTimeout),
             State::Established if half_closed => {
@@ -383,6 +432,8 @@ impl Session {
             listener: self.listener,
             cluster: facts.cluster,
             client: self.client,
+            peer: self.peer,
+            unique_id: self.unique_id,
             endpoint: allocation.map(|known| (known.endpoint.id, known.endpoint.address)),
             policy_generation,
             source,
@@ -401,7 +452,7 @@ impl Session {
     pub(crate) fn entry(&self, slot: u32, listener: &Listener) -> Entry {
         let allocation = self.allocation.as_ref();
         let state = match self.state {
-            State::Prereading => FlowState::Prereading,
+            State::Introducing { .. } | State::Prereading => FlowState::Prereading,
             State::Waiting { .. } => FlowState::Queued,
             State::Connecting | State::Abandoning | State::Unbound => FlowState::Unconfirmed,
             State::Established => FlowState::Established,
@@ -416,7 +467,7 @@ impl Session {
                 listener: self.listener,
                 protocol: Protocol::Tcp,
                 client: self.client,
-                local: listener.address,
+                local: self.local.unwrap_or(listener.address),
                 endpoint_address: allocation.map(|known| known.endpoint.address),
                 state,
                 source: allocation.map(|known| known.source),

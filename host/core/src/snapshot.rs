@@ -20,6 +20,7 @@ use crate::limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 use crate::load::Load;
 use crate::policy::{EndpointIndex, Table};
 use crate::preread::KeyRule;
+use crate::proxy::{Inbound, Outbound};
 use crate::queue::Queue;
 use crate::stats::ShedReason;
 use crate::time::Instant;
@@ -102,6 +103,8 @@ pub struct Listener {
     pub new_flow_rate_per_client: Option<Arc<SourceRates>>,
     /// Flows of each client at a time, over all workers, if that is limited.
     pub flows_per_client: Option<Arc<SourceCounts>>,
+    /// Who must say for whom it connects, if anybody. Connections only.
+    pub proxy: Option<Arc<Inbound>>,
     /// What only datagrams need.
     pub datagrams: DatagramSettings,
 }
@@ -141,10 +144,15 @@ impl Listener {
         }
     }
 
-    /// A flow of this client that was admitted has ended.
-    pub(crate) fn give_back(&self, client: IpAddr) {
+    /// A flow that was admitted has ended, whoever its client was.
+    pub(crate) fn give_back_place(&self) {
         self.flows_active.decrement();
         self.all_flows.remove();
+    }
+
+    /// A flow of this client that was admitted has ended.
+    pub(crate) fn give_back(&self, client: IpAddr) {
+        self.give_back_place();
         self.dismiss_client(client);
     }
 
@@ -179,6 +187,8 @@ pub struct DatagramSettings {
     pub port_per_flow: bool,
     /// Whether trains are received and sent whole.
     pub offload: bool,
+    /// How endpoints are told who has sent a datagram, if they are.
+    pub announce: Option<Outbound>,
 }
 
 impl DatagramSettings {
@@ -189,6 +199,7 @@ impl DatagramSettings {
         ports_min: 32,
         port_per_flow: false,
         offload: true,
+        announce: None,
     };
 }
 
@@ -252,6 +263,10 @@ pub struct Cluster {
     pub candidates: Arc<Candidates>,
     /// Who they are: those that are available, or others for want of them.
     pub footing: Footing,
+    /// How its endpoints are told of their clients, if they always are.
+    pub proxy: Option<Outbound>,
+    /// Whether connections to its endpoints leave from their clients' addresses.
+    pub transparent: bool,
     /// The same endpoints as a policy on trial sees them, where it has a table or weights of its
     /// own.
     pub trial: Option<Arc<Candidates>>,
@@ -275,6 +290,13 @@ impl Cluster {
         let of = |cluster: &Self, state: &EndpointState| (state.endpoint.id, cluster.keeps(state));
         let own = self.endpoints.iter().map(|state| of(self, state));
         own.eq(other.endpoints.iter().map(|state| of(other, state)))
+    }
+
+    /// From where a client's connection to an endpoint leaves, if not from an address of ours. The two
+    /// must be of one family for that.
+    pub(crate) fn source(&self, client: SocketAddr, endpoint: SocketAddr) -> Option<SocketAddr> {
+        let one_family = client.is_ipv4() == endpoint.is_ipv4();
+        (self.transparent && one_family).then_some(client)
     }
 
     /// The endpoint's state, or `None` if it is no longer configured.
@@ -426,5 +448,21 @@ impl SharedCount {
     #[must_use]
     pub fn get(&self) -> u32 {
         self.0.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::snapshot;
+
+    #[test]
+    fn connections_leave_from_the_clients_address_where_the_endpoint_has_one_of_its_kind() {
+        let mut snapshot = snapshot(1);
+        let cluster = &mut snapshot.clusters[0];
+        let [v4, v6] = ["192.0.2.1:80", "[2001:db8::1]:80"].map(|text| text.parse().unwrap());
+        assert_eq!(cluster.source(v4, v4), None);
+        cluster.transparent = true;
+        assert_eq!([cluster.source(v4, v4), cluster.source(v6, v6)], [Some(v4), Some(v6)]);
+        assert_eq!([cluster.source(v4, v6), cluster.source(v6, v4)], [None, None]);
     }
 }

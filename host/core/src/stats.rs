@@ -186,11 +186,18 @@ reasons! {
         Evicted => "evicted",
         /// The operator removed it.
         Forgotten => "forgotten",
+        /// The PROXY header that had to come first had not come whole in time.
+        ProxyTimeout => "proxy-timeout",
+        /// What came first was no PROXY header, or ended within it.
+        ProxyInvalid => "proxy-invalid",
+        /// It was refused after it had been accepted; the sheds tell why.
+        Shed => "shed",
     }
 }
 
 reasons! {
-    /// Why a new flow was refused before anything was allocated for it.
+    /// Why a new flow was refused: before anything was allocated for it or, where that shows later,
+    /// as soon as it was known whose it is.
     ShedReason {
         /// The client is not one of those that may come.
         NotAllowed => "not-allowed",
@@ -210,6 +217,8 @@ reasons! {
         NewFlowRate => "new-flow-rate",
         /// More new flows came from the client than one client may start in this time.
         ClientNewFlowRate => "client-new-flow-rate",
+        /// Its peer is not among those that may say for whom they connect.
+        UntrustedPeer => "untrusted-peer",
         /// The client has as many flows as one client may.
         ClientFlowsMax => "client-flows-max",
         /// The worker's table has no place for another flow of datagrams.
@@ -282,6 +291,10 @@ pub struct FlowRecord {
     pub cluster: ClusterId,
     /// The client.
     pub client: SocketAddr,
+    /// Who connected for the client, if it was announced by somebody.
+    pub peer: Option<SocketAddr>,
+    /// The id under which the endpoint was told of it, if it was told one.
+    pub unique_id: Option<u128>,
     /// The endpoint it was bound to last, if any.
     pub endpoint: Option<(EndpointId, SocketAddr)>,
     /// The generation of the policy that decided on it.

@@ -34,6 +34,8 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
             table: maglev::build(&keys, 251),
         }),
         footing: Footing::Sound,
+        proxy: None,
+        transparent: false,
         trial: None,
         queue: Queue::none(1),
     };
@@ -70,6 +72,7 @@ pub(crate) fn listener(ports_max: u32) -> Listener {
         new_flow_rate: None,
         new_flow_rate_per_client: None,
         flows_per_client: None,
+        proxy: None,
         datagrams: DatagramSettings { ports_max, ..DatagramSettings::DEFAULT },
     }
 }

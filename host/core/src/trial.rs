@@ -12,8 +12,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use twox_hash::XxHash64;
 
-use crate::policy::{Decided, Flow, Policy, Verdict};
-use crate::snapshot::{Candidates, EndpointId};
+use crate::policy::{Decided, Flow, Policy, Source, Verdict};
+use crate::snapshot::{Candidates, Cluster, EndpointId};
 
 /// Slots that flows fall into by their hash.
 pub const CANARY_SLOTS: u32 = 10_000;
@@ -30,6 +30,7 @@ pub struct Tally {
     /// 0 is a shadow; else the slots that the candidate decides on.
     canary_slots: AtomicU32,
     asked: AtomicU64,
+    unanswered: AtomicU64,
     agreed: AtomicU64,
     refused: AtomicU64,
     /// By [`EndpointId`]: what the live policy and what the candidate chose.
@@ -41,7 +42,10 @@ pub struct Tally {
 pub struct TallyCounts {
     /// Flows that both were asked about, or that the candidate decided on.
     pub asked: u64,
-    /// Of those that both were asked about, the ones on which they said the same.
+    /// Of those, the ones that the candidate's fallback answered for it. Nothing else is counted of
+    /// them: they say nothing about the candidate.
+    pub unanswered: u64,
+    /// Of those that both answered, the ones on which they said the same.
     pub agreed: u64,
     /// Flows that the candidate would not forward.
     pub refused: u64,
@@ -49,6 +53,14 @@ pub struct TallyCounts {
     pub live: Box<[u64]>,
     /// By [`EndpointId`]: how often the candidate chose it.
     pub candidate: Box<[u64]>,
+}
+
+impl TallyCounts {
+    /// Flows that the candidate answered itself.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.asked - self.unanswered
+    }
 }
 
 impl Tally {
@@ -60,6 +72,7 @@ impl Tally {
         Self {
             canary_slots: AtomicU32::new(canary_slots),
             asked: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
             agreed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             chosen: [counts(), counts()],
@@ -82,8 +95,11 @@ impl Tally {
     pub fn counts(&self) -> TallyCounts {
         let counts = |of: &[AtomicU64]| of.iter().map(|count| count.load(Relaxed)).collect();
         let [live, candidate] = [counts(&self.chosen[0]), counts(&self.chosen[1])];
+        // Workers go on counting between the two looks.
+        let unanswered = self.unanswered.load(Relaxed);
         TallyCounts {
-            asked: self.asked.load(Relaxed),
+            asked: self.asked.load(Relaxed).max(unanswered),
+            unanswered,
             agreed: self.agreed.load(Relaxed),
             refused: self.refused.load(Relaxed),
             live,
@@ -120,8 +136,7 @@ impl Trial {
             return None;
         }
         let decided = self.policy.decide(flow, among);
-        self.tally.asked.fetch_add(1, Relaxed);
-        self.count(CANDIDATE, &decided, among);
+        self.count_candidate(&decided, among);
         Some(decided)
     }
 
@@ -132,13 +147,24 @@ impl Trial {
             return;
         }
         let candidate = self.policy.decide(flow, views.trial);
-        self.tally.asked.fetch_add(1, Relaxed);
+        self.count(LIVE, live, views.live);
+        let is_answered = self.count_candidate(&candidate, views.trial);
         // Both views hold the same endpoints in the same order: an index means the same in each.
-        if live.decision.verdict == candidate.decision.verdict {
+        if is_answered && live.decision.verdict == candidate.decision.verdict {
             self.tally.agreed.fetch_add(1, Relaxed);
         }
-        self.count(LIVE, live, views.live);
-        self.count(CANDIDATE, &candidate, views.trial);
+    }
+
+    /// Tells whether it was the candidate's own answer.
+    fn count_candidate(&self, decided: &Decided, among: &Candidates) -> bool {
+        self.tally.asked.fetch_add(1, Relaxed);
+        let is_answered = decided.source != Source::Fallback;
+        if is_answered {
+            self.count(CANDIDATE, decided, among);
+        } else {
+            self.tally.unanswered.fetch_add(1, Relaxed);
+        }
+        is_answered
     }
 
     fn count(&self, by: usize, decided: &Decided, among: &Candidates) {
@@ -155,6 +181,11 @@ impl Trial {
         }
     }
 
+    /// Whether flows can be sent on their way without being kept, as far as the candidate has a say.
+    pub(crate) fn lets_be_stateless(&self) -> bool {
+        self.tally.canary_slots() == 0 || self.policy.is_stateless()
+    }
+
     pub(crate) fn policy(&mut self) -> &mut dyn Policy {
         &mut *self.policy
     }
@@ -165,6 +196,14 @@ impl Trial {
 pub(crate) struct Views<'a> {
     pub(crate) live: &'a Arc<Candidates>,
     pub(crate) trial: &'a Arc<Candidates>,
+}
+
+impl<'a> Views<'a> {
+    pub(crate) fn of(cluster: &'a Cluster) -> Self {
+        let live = &cluster.candidates;
+        let trial = cluster.trial.as_ref().filter(|trial| trial.len() == live.len());
+        Self { live, trial: trial.unwrap_or(live) }
+    }
 }
 
 /// Mixed with a seed of its own: a table indexes by the same hash, and would otherwise see only
@@ -178,7 +217,7 @@ fn slot_of(flow: &Flow<'_>) -> u32 {
 mod tests {
     use super::*;
     use crate::policy::testing::{candidates, flow};
-    use crate::policy::{Decision, EndpointIndex, Source};
+    use crate::policy::{Decision, EndpointIndex};
     use core::net::Ipv4Addr;
 
     struct Always(u32);
@@ -226,5 +265,30 @@ mod tests {
         let counts = tally.counts();
         assert_eq!((counts.asked, counts.agreed, counts.refused), (3, 2, 0));
         assert_eq!((&*counts.live, &*counts.candidate), (&[1, 2][..], &[0, 3][..]));
+    }
+
+    #[test]
+    fn what_the_fallback_answers_is_no_merit_of_the_candidate() {
+        struct Unable;
+
+        impl Policy for Unable {
+            fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
+                Decided { source: Source::Fallback, ..Always(1).decide(flow, among) }
+            }
+        }
+
+        let among = candidates(1, &[1, 1]);
+        for slots in [0, CANARY_SLOTS] {
+            let tally = Arc::new(Tally::new(2, slots));
+            let mut trial = Trial::new(Box::new(Unable), Arc::clone(&tally));
+            let live = Always(1).decide(&from(1), &among);
+            match trial.decide_as_canary(&from(1), &among) {
+                Some(decided) => assert_eq!(decided.source, Source::Fallback),
+                None => trial.compare(&from(1), &live, Views { live: &among, trial: &among }),
+            }
+            let counts = tally.counts();
+            assert_eq!((counts.asked, counts.unanswered, counts.agreed), (1, 1, 0), "{slots}");
+            assert_eq!(*counts.candidate, [0, 0], "{slots}");
+        }
     }
 }

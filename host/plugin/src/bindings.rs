@@ -207,7 +207,10 @@ fn outcome_of(reason: CloseReason) -> feedback::Outcome {
         | CloseReason::DeniedReset
         | CloseReason::DeniedDrop
         | CloseReason::Evicted
-        | CloseReason::Forgotten => feedback::Outcome::Other,
+        | CloseReason::Forgotten
+        | CloseReason::ProxyTimeout
+        | CloseReason::ProxyInvalid
+        | CloseReason::Shed => feedback::Outcome::Other,
     }
 }
 

@@ -124,7 +124,12 @@ impl Instance {
     }
 
     /// Tells a new guest its first endpoints.
-    pub(crate) fn introduce(&mut self, candidates: &Arc<Candidates>) -> Result<(), InstanceError> {
+    pub(crate) fn introduce(
+        &mut self,
+        now: Instant,
+        candidates: &Arc<Candidates>,
+    ) -> Result<(), InstanceError> {
+        self.store.data_mut().now = now;
         let ticks = self.recipe().configure_ticks;
         self.tell(candidates, ticks).map_err(|fault| failed(Step::Endpoints, &fault))
     }

@@ -64,6 +64,9 @@ pub struct Place {
     pub fallback: Box<dyn Policy>,
     /// What a predecessor handed over. A plugin that hands nothing over takes nothing either.
     pub state: Option<Vec<u8>>,
+    /// By the worker's clock: the signals that the guest reads when it first hears of the endpoints
+    /// have an age.
+    pub now: Instant,
 }
 
 /// How the instance has done so far.
@@ -91,10 +94,10 @@ impl GuestPolicy {
         candidates: &Arc<Candidates>,
     ) -> Result<Self, InstanceError> {
         module.expect(Shape::Chooser)?;
-        let Place { stats, governor, fallback, state } = place;
+        let Place { stats, governor, fallback, state, now } = place;
         let recipe = Arc::new(Recipe::new(module, settings, stats));
         let mut instance = make(&recipe, state.as_deref())?;
-        instance.introduce(candidates)?;
+        instance.introduce(now, candidates)?;
         Ok(Self {
             instance: Some(instance),
             fallback,
@@ -210,6 +213,7 @@ impl GuestPolicy {
             recipe: Arc::clone(&self.recipe),
             candidates: Arc::clone(broken.candidates()),
             slot: Arc::clone(&self.slot),
+            now: broken.now(),
             failures: self.record.failures_in_a_row(broken.now()),
         };
         self.engine().repair(Task::Remake { broken, fault, order });

@@ -51,6 +51,8 @@ pub(crate) struct Order {
     pub(crate) recipe: Arc<Recipe>,
     pub(crate) candidates: Arc<Candidates>,
     pub(crate) slot: Arc<Slot>,
+    /// When the last one was called last.
+    pub(crate) now: pointsman_core::Instant,
     /// How often in a row an instance of this policy has failed, this time not included.
     pub(crate) failures: u32,
 }
@@ -175,7 +177,7 @@ impl Bench {
         order.failures = order.failures.saturating_add(1);
         // What a predecessor handed over may be what broke the last one, so this one starts anew.
         let made = Instance::new(&order.recipe, None).and_then(|mut instance| {
-            instance.introduce(&order.candidates)?;
+            instance.introduce(order.now, &order.candidates)?;
             Ok(instance)
         });
         match made {

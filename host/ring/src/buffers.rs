@@ -65,9 +65,9 @@ pub(crate) struct Buffers {
     pools: [Memory; 2],
     /// There is none where no datagrams are expected.
     datagrams: Option<Memory>,
-    /// The length of each buffer's content, and the buffer that follows it in its run. Arrays, so
-    /// that the table comes zeroed from the kernel and untouched.
-    chain: Vec<[u32; 2]>,
+    /// Where each buffer's content begins, its length, and the buffer that follows it in its run.
+    /// Arrays, so that the table comes zeroed from the kernel and untouched.
+    chain: Vec<[u32; 3]>,
 }
 
 impl Buffers {
@@ -88,7 +88,7 @@ impl Buffers {
             0 => None,
             count => Some(Memory::new(Shape::DATAGRAM, count)?),
         };
-        let chain = vec![[0; 2]; (sizes.small + sizes.bulk) as usize];
+        let chain = vec![[0; 3]; (sizes.small + sizes.bulk) as usize];
         Ok(Self { pools: [small, bulk], datagrams, chain })
     }
 
@@ -160,7 +160,8 @@ impl Buffers {
     /// # Panics
     /// The buffer is not this ring's, or has been put back.
     pub(crate) fn bytes(&self, buffer: &Buffer) -> &[u8] {
-        self.pools[buffer.pool().index()].held(buffer.index(), 0, buffer.len() as usize)
+        let (start, len) = (buffer.start() as usize, buffer.len() as usize);
+        self.pools[buffer.pool().index()].held(buffer.index(), start, len)
     }
 
     /// Fills a free small buffer, if there is one.
@@ -203,27 +204,28 @@ impl Buffers {
     pub(crate) fn chain(&mut self, buffer: &Buffer) -> BufferId {
         let memory = &self.pools[buffer.pool().index()];
         assert!(
-            buffer.index() < memory.count && buffer.len() <= buffer.pool().buffer_bytes(),
+            buffer.index() < memory.count
+                && buffer.start() + buffer.len() <= buffer.pool().buffer_bytes(),
             "a buffer comes from this ring"
         );
         let id = match buffer.pool() {
             Pool::Small => buffer.index(),
             Pool::Bulk => self.pools[0].count + buffer.index(),
         };
-        self.chain[id as usize] = [buffer.len(), BufferId::NONE.0];
+        self.chain[id as usize] = [buffer.start(), buffer.len(), BufferId::NONE.0];
         BufferId(id)
     }
 
     /// Makes `next` follow `tail`.
     pub(crate) fn append(&mut self, tail: BufferId, next: BufferId) {
-        self.chain[tail.0 as usize][1] = next.0;
+        self.chain[tail.0 as usize][2] = next.0;
     }
 
     /// Puts a whole chain back.
     pub(crate) fn put_chain(&mut self, head: BufferId) {
         let mut id = head;
         while id != BufferId::NONE {
-            let next = BufferId(self.chain[id.0 as usize][1]);
+            let next = BufferId(self.chain[id.0 as usize][2]);
             let (pool, index) = self.locate(id);
             self.pools[pool.index()].put(index);
             id = next;
@@ -234,9 +236,9 @@ impl Buffers {
     pub(crate) fn chunks(&self, head: BufferId) -> impl Iterator<Item = libc::iovec> + '_ {
         let mut id = head;
         std::iter::from_fn(move || {
-            let [len, next] = *self.chain.get(id.0 as usize)?;
+            let [start, len, next] = *self.chain.get(id.0 as usize)?;
             let (pool, index) = self.locate(id);
-            let base = self.pools[pool.index()].start(index);
+            let base = self.pools[pool.index()].start(index).wrapping_add(start as usize);
             id = BufferId(next);
             Some(libc::iovec { iov_base: base.cast(), iov_len: len as usize })
         })
@@ -458,6 +460,20 @@ mod tests {
         assert_eq!(lengths, [10, 20]);
         buffers.put_chain(head);
         assert_eq!((buffers.free(Pool::Small), buffers.free(Pool::Bulk)), (2, 2));
+    }
+
+    #[test]
+    fn of_a_buffer_that_lost_its_beginning_the_rest_is_read_and_sent() {
+        let mut buffers = buffers(2, 2);
+        let whole = buffers.write(b"header, then the stream").expect("a buffer");
+        let rest = whole.skip(8).expect("there is more");
+        assert_eq!(buffers.bytes(&rest), b"then the stream");
+        let head = buffers.chain(&rest);
+        let chunk = buffers.chunks(head).next().expect("a chunk");
+        assert_eq!(chunk.iov_len, 15);
+        assert_eq!(chunk.iov_base.cast::<u8>().cast_const(), buffers.bytes(&rest).as_ptr());
+        buffers.put_chain(head);
+        assert_eq!(buffers.free(Pool::Small), 2);
     }
 
     #[test]

@@ -15,6 +15,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use pointsman_core::boundary::{Completion, DatagramSocket, LossCause, Train};
+use pointsman_core::proxy::Header;
 
 use crate::Ring;
 use crate::datagram::Gate;
@@ -36,11 +37,14 @@ impl Ring {
         local: Option<IpAddr>,
         train: &Train,
     ) {
-        let Some(gate) = self.datagrams.gate(socket) else { return self.discard(train) };
+        let Some(gate) = self.datagrams.gate(socket) else {
+            self.preface.forget();
+            return self.discard(train);
+        };
         if let Some(udp) = gate.socket() {
             let mut departure = Departure::new(udp, gate, peer, local);
             let payload = self.uring.buffers().payload(train);
-            let segment = train.segment() as usize;
+            let (payload, segment) = self.preface.put(payload, train.segment() as usize);
             if segment == 0 || !gate.offload {
                 departure.send_singly(payload, segment);
             } else {
@@ -57,11 +61,53 @@ impl Ring {
             let (datagrams, cause) = (train.datagrams(), LossCause::Full);
             self.pending.push_back(Completion::Lost { socket, datagrams, cause });
         }
+        self.preface.forget();
         self.discard(train);
     }
 
     pub(crate) fn discard(&mut self, train: &Train) {
         self.uring.put_message(train.buffer());
+    }
+}
+
+/// A header that comes before each datagram of the next train.
+///
+/// The datagrams are copied behind their headers: what that costs is little beside the system call, and
+/// a train stays a train, of segments that are longer by the header.
+#[derive(Debug, Default)]
+pub(crate) struct Preface {
+    /// Empty if there is none.
+    header: Vec<u8>,
+    /// The train with its headers.
+    prefaced: Vec<u8>,
+}
+
+impl Preface {
+    pub(crate) fn set(&mut self, header: &Header) {
+        debug_assert!(self.header.is_empty(), "a header is followed by its datagrams");
+        self.header.extend_from_slice(header.as_bytes());
+    }
+
+    fn forget(&mut self) {
+        self.header.clear();
+    }
+
+    /// A train, of one datagram if its segments have no length, as it is to be sent.
+    fn put<'a>(&'a mut self, payload: &'a [u8], segment: usize) -> (&'a [u8], usize) {
+        if self.header.is_empty() {
+            return (payload, segment);
+        }
+        self.prefaced.clear();
+        if segment == 0 || payload.is_empty() {
+            self.prefaced.extend_from_slice(&self.header);
+            self.prefaced.extend_from_slice(payload);
+            return (&self.prefaced, 0);
+        }
+        for datagram in payload.chunks(segment) {
+            self.prefaced.extend_from_slice(&self.header);
+            self.prefaced.extend_from_slice(datagram);
+        }
+        (&self.prefaced, self.header.len() + segment)
     }
 }
 
@@ -272,6 +318,20 @@ mod tests {
             assert!(others.count() < 1 << ROUTES_BITS);
             assert!(routes.is_refused(address(last), 100));
         }
+    }
+
+    #[test]
+    fn each_datagram_of_the_next_train_has_a_header_and_no_other() {
+        let header = Header::of_our_own(pointsman_core::proxy::Version::V1);
+        let text = "PROXY UNKNOWN\r\n";
+        let mut preface = Preface::default();
+        preface.set(&header);
+        let train = format!("{text}abc{text}def{text}g");
+        assert_eq!(preface.put(b"abcdefg", 3), (train.as_bytes(), text.len() + 3));
+        assert_eq!(preface.put(b"abc", 0), (format!("{text}abc").as_bytes(), 0));
+        assert_eq!(preface.put(b"", 0), (text.as_bytes(), 0), "an empty one is one as well");
+        preface.forget();
+        assert_eq!(preface.put(b"abcdefg", 3), (&b"abcdefg"[..], 3));
     }
 
     #[test]

@@ -25,7 +25,6 @@
 #![deny(unsafe_code)]
 #![allow(rustdoc::private_intra_doc_links)]
 
-mod announce;
 mod buffers;
 mod datagram;
 mod error;
@@ -46,7 +45,7 @@ pub use perform::{Ring, RingConfig};
 pub use probe::{Probe, RingFeatures, probe};
 pub use reap::Reap;
 pub use sys::{
-    Clock, DescriptorLimit, bind_tcp, bind_udp, descriptor_limit, prefer_large_pages,
-    raise_descriptor_limit,
+    Clock, DescriptorLimit, bind_tcp, bind_udp, descriptor_limit, may_be_transparent,
+    prefer_large_pages, prepare_tcp, prepare_udp, raise_descriptor_limit, take_inherited,
 };
 pub use wake::Waker;

@@ -14,6 +14,10 @@
 //! out of descriptors delays clients: here none is lost. From then on it accepts one by one, and
 //! keeps a descriptor for each client's endpoint, until nobody waits any more.
 //!
+//! A socket may be shared with other rings. It is then accepted from one by one, so that each ring gets
+//! its turn, and never blocks: that is a property of the socket, so one ring that made it block would
+//! stop another in the middle of a turn.
+//!
 //! Closing a listening socket resets whoever is in its backlog, though these clients believe they
 //! are connected. So a listener that stops first takes them all out, one accept at a time.
 
@@ -25,10 +29,10 @@ use std::time::Duration;
 use pointsman_core::Instant;
 use pointsman_core::boundary::{Accepted, Completion, ListenerId};
 
-use crate::Ring;
 use crate::ring::Event;
 use crate::sys::{self, Clock};
 use crate::token::Token;
+use crate::{Ring, RingError};
 
 /// More than a backlog usually holds.
 const LAST_CLIENTS_MAX: u32 = 8_192;
@@ -46,6 +50,8 @@ pub(crate) struct Listeners {
 #[derive(Debug)]
 struct Listener {
     socket: TcpListener,
+    /// Whether other rings accept from the socket too.
+    shared: bool,
     state: State,
     /// Whether it accepts for the last time.
     ending: bool,
@@ -60,7 +66,7 @@ struct Listener {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The kernel has its multishot accept.
+    /// The kernel has its accept.
     Armed,
     /// It tries again at this time.
     Resting { until: Instant },
@@ -75,12 +81,16 @@ impl Listeners {
     }
 
     /// Takes a listening socket in; its accept must be armed.
-    pub(crate) fn add(&mut self, id: ListenerId, socket: OwnedFd) -> io::Result<()> {
+    fn add(&mut self, id: ListenerId, socket: OwnedFd, shared: bool) -> io::Result<()> {
         match self.slots.get_mut(id.index()) {
             Some(slot @ None) => {
                 let socket = TcpListener::from(socket);
+                if shared {
+                    socket.set_nonblocking(true)?;
+                }
                 *slot = Some(Listener {
                     socket,
+                    shared,
                     state: State::Armed,
                     ending: false,
                     last_clients: LAST_CLIENTS_MAX,
@@ -149,12 +159,33 @@ impl Listener {
         self.socket.accept()
     }
 
+    /// Lets the kernel wait for clients again: it does so at once only on a socket that blocks.
+    fn let_wait(&self) -> io::Result<()> {
+        if self.shared { Ok(()) } else { self.socket.set_nonblocking(false) }
+    }
+
     fn descriptor(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
 }
 
 impl Ring {
+    pub(crate) fn add_listener(
+        &mut self,
+        id: ListenerId,
+        socket: OwnedFd,
+        shared: bool,
+    ) -> Result<(), RingError> {
+        let added = if self.datagrams.listens(id) {
+            Err(io::Error::from_raw_os_error(libc::EEXIST))
+        } else {
+            self.listeners.add(id, socket, shared)
+        };
+        added.map_err(RingError::os("add a listener"))?;
+        self.arm_listener(id);
+        Ok(())
+    }
+
     pub(crate) fn on_accept(&mut self, id: ListenerId, event: Event) -> Option<Completion> {
         let stalled = if event.more() { None } else { self.on_accept_end(id, event.result) };
         if event.result < 0 {
@@ -175,8 +206,7 @@ impl Ring {
             listener.state = State::Draining;
             self.listeners.restless = true;
         } else if result >= 0 || matches!(-result, libc::ECONNABORTED | libc::EINTR) {
-            let descriptor = listener.descriptor();
-            self.uring.accept(Token::Accept(id), descriptor);
+            self.arm_listener(id);
         } else {
             return self.rest(id, -result);
         }
@@ -219,7 +249,11 @@ impl Ring {
         let Some(listener) = self.listeners.get(id) else { return };
         listener.state = State::Armed;
         let descriptor = listener.descriptor();
-        self.uring.accept(Token::Accept(id), descriptor);
+        if listener.shared {
+            self.uring.accept_one(Token::Accept(id), descriptor);
+        } else {
+            self.uring.accept(Token::Accept(id), descriptor);
+        }
     }
 
     /// Takes one client, if there are two descriptors: one is for its endpoint. The next one's turn
@@ -232,9 +266,9 @@ impl Ring {
                 listener.state = State::Resting { until: now };
                 Some(accepted(id, stream, client))
             }
-            // Nobody waits any more. The kernel waits only on a socket that blocks.
+            // Nobody waits any more.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                listener.sparing = listener.socket.set_nonblocking(false).is_err();
+                listener.sparing = listener.let_wait().is_err();
                 self.arm_listener(id);
                 None
             }

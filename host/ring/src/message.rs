@@ -87,9 +87,12 @@ impl Told {
         let kind = (word(size_of::<usize>())?, word(size_of::<usize>() + 4)?);
         let data = control.get(CONTROL_HEADER..)?;
         match kind {
-            // An interface, the address to answer from, and the one in the packet's header.
+            // An interface, the address to answer from, and the one in the packet's header. Of a
+            // datagram that came before it was asked for the first two are not known.
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                self.local = Some(Ipv4Addr::from(read::<4>(data, 4)?).into());
+                let [answers, sent_to] = [4, 8].map(|at| read::<4>(data, at).map(Ipv4Addr::from));
+                let answers = answers.filter(|address| !address.is_unspecified());
+                self.local = Some(answers.or(sent_to)?.into());
             }
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                 let address = Ipv6Addr::from(read::<16>(data, 0)?);

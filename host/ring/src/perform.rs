@@ -8,23 +8,24 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use pointsman_core::Instant;
 use pointsman_core::boundary::{
     Accepted, Buffer, Completion, ConnectFailure, DatagramSocket, Goodbye, Link, ListenerId,
-    Memory, Op, Pool, PoolSizes, ReceiveEnd, SendEnd, Train,
+    Memory, Op, Pool, PoolSizes, ReceiveEnd, Train,
 };
+use pointsman_core::proxy::{Header, Identity};
 
 use crate::buffers::{Buffers, DATAGRAM_WINDOW};
 use crate::datagram::Datagrams;
-use crate::forward::Routes;
+use crate::forward::{Preface, Routes};
 use crate::listener::Listeners;
 use crate::reap::Reap;
 use crate::ring::{Run, Uring};
 use crate::socket::{Receive, Socket};
 use crate::token::Token;
-use crate::{RingError, RingFeatures, Waker, announce, sys};
+use crate::{RingError, RingFeatures, Waker, sys};
 
 /// How many events of links the completion queue makes room for.
 const LINK_EVENTS_MAX: u32 = 16_384;
@@ -82,6 +83,7 @@ pub struct Ring {
     pub(crate) listeners: Listeners,
     pub(crate) datagrams: Datagrams,
     pub(crate) routes: Routes,
+    pub(crate) preface: Preface,
     pub(crate) waker: Waker,
 }
 
@@ -106,6 +108,7 @@ impl Ring {
             listeners: Listeners::new(config.listeners_max),
             datagrams: Datagrams::new(config.listeners_max, config.ports_max),
             routes: Routes::default(),
+            preface: Preface::default(),
             waker,
         })
     }
@@ -116,16 +119,16 @@ impl Ring {
     /// # Errors
     /// The listener's number is taken or too high.
     pub fn listen(&mut self, id: ListenerId, socket: OwnedFd) -> Result<(), RingError> {
-        let descriptor = socket.as_raw_fd();
-        let free = !self.datagrams.listens(id);
-        let added = if free {
-            self.listeners.add(id, socket)
-        } else {
-            Err(io::Error::from_raw_os_error(libc::EEXIST))
-        };
-        added.map_err(RingError::os("add a listener"))?;
-        self.uring.accept(Token::Accept(id), descriptor);
-        Ok(())
+        self.add_listener(id, socket, false)
+    }
+
+    /// The same for a socket from which other rings accept too: each gets its share of the clients. It
+    /// becomes one that does not block, for all who have it.
+    ///
+    /// # Errors
+    /// The listener's number is taken or too high.
+    pub fn listen_shared(&mut self, id: ListenerId, socket: OwnedFd) -> Result<(), RingError> {
+        self.add_listener(id, socket, true)
     }
 
     /// What wakes this ring from other threads.
@@ -200,12 +203,11 @@ impl Ring {
             Op::Refuse { socket, goodbye } => {
                 sys::close(sys::take_over(socket.into_number()), goodbye);
             }
-            Op::Connect { link, address } => self.connect(link, &address),
+            Op::Connect { link, address, from } => self.connect(link, &address, from),
             Op::Receive { link, pool, credit } => self.receive(link, pool, credit),
             Op::Pause { link } => self.pause(link),
             Op::Send { link, buffer, more } => self.send(link, &buffer, more),
             Op::Recycle { buffer } => self.uring.put(&buffer),
-            Op::Announce { link, about } => self.announce(link, about),
             Op::Shutdown { link } => self.shutdown(link),
             Op::Close { link, goodbye } => self.close(link, goodbye),
             Op::StopAccepting { listener } if self.datagrams.listens(listener) => {
@@ -214,6 +216,9 @@ impl Ring {
             Op::StopAccepting { listener } => self.stop_accepting(listener),
             Op::OpenPort { port, kind } => self.open_port(port, &kind),
             Op::ClosePort { port } => self.close_gate(DatagramSocket::Port(port)),
+            Op::Announce { route, outbound } => {
+                self.preface.set(&Header::of_datagram(&outbound, route, Identity::default()));
+            }
             Op::Forward { socket, peer, local, train } => self.forward(socket, peer, local, &train),
             Op::Discard { train } => self.discard(&train),
         }
@@ -224,8 +229,8 @@ impl Ring {
         self.slot(link).open(stream);
     }
 
-    fn connect(&mut self, link: Link, address: &SocketAddr) {
-        match sys::connecting_socket(address) {
+    fn connect(&mut self, link: Link, address: &SocketAddr, from: Option<SocketAddr>) {
+        match sys::connecting_socket(address, from) {
             Ok(stream) => self.start_connect(link, stream, address),
             Err(error) => {
                 let cause = connect_failure(error.raw_os_error().unwrap_or(0));
@@ -334,22 +339,6 @@ impl Ring {
         self.uring.send(Token::Send(link), socket.descriptor(), &run);
     }
 
-    /// Sends the header in a buffer of our own. Without one, or without a client to tell of, the
-    /// flow cannot be what its policy decided, and ends.
-    fn announce(&mut self, link: Link, about: Link) {
-        let client = self.sockets[about.index()].stream.as_ref();
-        let addresses =
-            client.and_then(|stream| stream.peer_addr().ok().zip(stream.local_addr().ok()));
-        let header = addresses.map(|(client, local)| announce::header(client, local));
-        match header.and_then(|header| self.uring.write(&header)) {
-            Some(buffer) => self.send(link, &buffer, false),
-            None => {
-                let (bytes, end) = (0, SendEnd::Broken);
-                self.pending.push_back(Completion::Sent { link, bytes, end });
-            }
-        }
-    }
-
     fn shutdown(&mut self, link: Link) {
         let socket = &self.sockets[link.index()];
         let stream = socket.stream.as_ref().expect("a link in use has a socket");
@@ -424,6 +413,14 @@ impl Ring {
 impl Memory for Ring {
     fn bytes(&self, buffer: &Buffer) -> &[u8] {
         self.uring.buffers().bytes(buffer)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Option<Buffer> {
+        self.uring.write(bytes)
+    }
+
+    fn local_address(&self, link: Link) -> Option<SocketAddr> {
+        self.sockets.get(link.index())?.stream.as_ref()?.local_addr().ok()
     }
 
     fn first_datagram(&self, train: &Train) -> &[u8] {

@@ -151,6 +151,14 @@ impl Uring {
         self.start(token, entry);
     }
 
+    /// Starts to accept one connection. Where others accept from the same socket, the kernel tells of
+    /// each connection whoever has waited longest: who accepts one by one goes to the end of that line.
+    pub(crate) fn accept_one(&mut self, token: Token, listener: RawFd) {
+        let nobody = std::ptr::null_mut();
+        let entry = opcode::Accept::new(Fd(listener), nobody, nobody.cast());
+        self.start(token, entry.flags(libc::SOCK_CLOEXEC).build());
+    }
+
     /// Connects a socket.
     pub(crate) fn connect(&mut self, token: Token, socket: RawFd, address: &SocketAddr) {
         if self.scratch.addresses.len() == self.scratch.addresses.capacity() && !self.flush() {

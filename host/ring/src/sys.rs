@@ -8,6 +8,7 @@ use std::io;
 use std::net::{SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pointsman_core::Instant;
 use pointsman_core::boundary::{Goodbye, PortKind};
@@ -17,6 +18,9 @@ use crate::message;
 
 /// The queue of a datagram socket: bursts wait there while the worker is at other things.
 const DATAGRAM_QUEUE_BYTES: i32 = 4 * 1024 * 1024;
+
+/// The first descriptor that is neither standard input, output nor error.
+const INHERITED_START: RawFd = 3;
 
 /// The size and the alignment of a large page.
 const LARGE_PAGE_BYTES: usize = 2 * 1024 * 1024;
@@ -100,15 +104,53 @@ fn datagram_listener(address: &SocketAddr) -> io::Result<UdpSocket> {
     let socket = new_socket(address, libc::SOCK_DGRAM)?;
     set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
     take_both_families(&socket, address)?;
-    if address.ip().is_unspecified() && address.is_ipv4() {
-        set_option(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
-    } else if address.ip().is_unspecified() {
-        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
-    }
-    enlarge(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF);
-    enlarge(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF);
+    prepare_udp(&socket, address)?;
     bind(&socket, address)?;
     Ok(UdpSocket::from(socket))
+}
+
+/// Gives a listening socket that somebody else has made what [`bind_tcp`] gives to its own.
+///
+/// # Errors
+/// It is no TCP socket.
+pub fn prepare_tcp(socket: &OwnedFd) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)
+}
+
+/// Gives a datagram socket of this address what [`bind_udp`] gives to its own, whoever has made it.
+///
+/// # Errors
+/// It is no socket of the address' family.
+pub fn prepare_udp(socket: &OwnedFd, address: &SocketAddr) -> io::Result<()> {
+    if address.ip().is_unspecified() && address.is_ipv4() {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    } else if address.ip().is_unspecified() {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+    }
+    enlarge(socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF);
+    enlarge(socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF);
+    Ok(())
+}
+
+/// Takes over the descriptors that whoever started this process has left open for it: `count` of them,
+/// from 3 on, as `sd_listen_fds(3)` has it. They are not passed on to children. There is something to
+/// take once; to be called before this process opens anything itself.
+///
+/// # Errors
+/// One of them is not open.
+pub fn take_inherited(count: u16) -> io::Result<Vec<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Relaxed) {
+        return Ok(Vec::new());
+    }
+    let numbers = INHERITED_START..INHERITED_START + RawFd::from(count);
+    for number in numbers.clone() {
+        // SAFETY: no memory is passed.
+        check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    }
+    // SAFETY: they are open, and were before this process could open anything, so nothing in it owns
+    // them; the flag sees to it that they are taken once.
+    Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
 /// Makes a socket that sends to `kind.towards` first, from a random local port. A connected one
@@ -219,11 +261,41 @@ fn bind(socket: &OwnedFd, address: &SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a socket that can connect to `address`, with small writes sent at once.
-pub(crate) fn connecting_socket(address: &SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpStream::from(stream_socket(address)?);
+/// Makes a socket that can connect to `address`, with small writes sent at once. It leaves from an
+/// address of ours, or from somebody else's, whose port does not matter: one that is free towards
+/// `address` is found when it connects.
+pub(crate) fn connecting_socket(
+    address: &SocketAddr,
+    from: Option<SocketAddr>,
+) -> io::Result<TcpStream> {
+    let socket = stream_socket(address)?;
+    if let Some(mut from) = from {
+        from.set_port(0);
+        make_transparent(&socket, &from)?;
+        set_option(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+        bind(&socket, &from)?;
+    }
+    let socket = TcpStream::from(socket);
     socket.set_nodelay(true)?;
     Ok(socket)
+}
+
+/// Lets a socket have an address of this family that is not ours.
+fn make_transparent(socket: &OwnedFd, address: &SocketAddr) -> io::Result<()> {
+    let (level, name) = match address {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    };
+    set_option(socket, level, name, 1)
+}
+
+/// Whether this process may connect from addresses that are not ours, which takes `CAP_NET_ADMIN`.
+///
+/// # Errors
+/// It may not, or has no descriptor to find out.
+pub fn may_be_transparent() -> io::Result<()> {
+    let any = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, 0));
+    make_transparent(&stream_socket(&any)?, &any)
 }
 
 fn stream_socket(address: &SocketAddr) -> io::Result<OwnedFd> {

@@ -2,11 +2,13 @@
 
 mod common;
 
+use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use common::{LISTENER, alone, listening, quiet, ring, ring_with, submit, turn};
 use pointsman_core::boundary::{Accepted, Completion, Goodbye, Op};
-use pointsman_ring::Ring;
+use pointsman_ring::{Clock, Ring};
 
 /// Accepts until `count` clients have come or the listener has ended.
 fn accept(ring: &mut Ring, count: usize) -> (Vec<(Accepted, SocketAddr)>, bool) {
@@ -82,6 +84,97 @@ fn an_unknown_or_taken_listener_is_told_so() {
     ring.listen(LISTENER, listening().0).expect("listen");
     ring.listen(LISTENER, listening().0).expect_err("taken");
     ring.listen(pointsman_core::boundary::ListenerId(2), listening().0).expect_err("too high");
+}
+
+/// Two rings that accept from the same socket, and a descriptor of it.
+fn sharing() -> ([Ring; 2], OwnedFd, SocketAddr) {
+    let (listener, address) = listening();
+    let sockets = [0, 1].map(|_| listener.try_clone().expect("a descriptor"));
+    let rings = sockets.map(|socket| {
+        let mut ring = ring();
+        ring.listen_shared(LISTENER, socket).expect("listen");
+        quiet(&mut ring);
+        ring
+    });
+    (rings, listener, address)
+}
+
+/// Whether whoever accepts from this socket is made to wait: a property of the socket, not of the
+/// descriptor.
+fn blocks(socket: &OwnedFd) -> bool {
+    const NONBLOCK: u32 = 0o4000;
+    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", socket.as_raw_fd()));
+    let told = told.expect("what the kernel says of a descriptor");
+    let flags = told.lines().find_map(|line| line.strip_prefix("flags:")).expect("its flags");
+    u32::from_str_radix(flags.trim(), 8).expect("an octal number") & NONBLOCK == 0
+}
+
+/// Lets both rings have turns, one at least, until so many clients have come; tells how many each has
+/// got, and how often one was short of descriptors.
+fn share(rings: &mut [Ring; 2], clients: usize) -> ([usize; 2], usize) {
+    let (mut served, mut stalls) = ([0, 0], 0);
+    loop {
+        for (ring, served) in rings.iter_mut().zip(&mut served) {
+            ring.wait(Some(Clock.now())).expect("wait");
+            let completions: Vec<_> = ring.reap(256).collect();
+            for completion in completions {
+                match completion {
+                    Completion::Accepted { socket, .. } => {
+                        *served += 1;
+                        refuse(ring, socket);
+                    }
+                    Completion::AcceptStalled { .. } => stalls += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        if served[0] + served[1] >= clients {
+            return (served, stalls);
+        }
+    }
+}
+
+#[test]
+fn rings_that_share_a_socket_get_a_share_of_the_clients_each() {
+    let (mut rings, _socket, address) = sharing();
+    let mut served = [0, 0];
+    for _ in 0..40 {
+        let _peer = TcpStream::connect(address).expect("connect");
+        let ([first, second], _) = share(&mut rings, 1);
+        // Whoever has taken it waits again.
+        assert_eq!(share(&mut rings, 0).0, [0, 0]);
+        served = [served[0] + first, served[1] + second];
+    }
+    assert_eq!(served, [20, 20]);
+}
+
+#[test]
+fn a_socket_that_is_shared_stops_no_ring_when_descriptors_run_out() {
+    alone("a_socket_that_is_shared_stops_no_ring_when_descriptors_run_out", || {
+        const CLIENTS: usize = 60;
+        let (mut rings, socket, address) = sharing();
+        let peers: Vec<_> =
+            (0..CLIENTS).map(|_| TcpStream::connect(address).expect("connect")).collect();
+        common::leave_descriptors(3);
+        let last = [0; 3].map(|_| File::open("/dev/null").expect("the last"));
+        let mut stalls = 0;
+        while stalls < rings.len() {
+            stalls += share(&mut rings, 0).1;
+        }
+        drop(last);
+        share(&mut rings, CLIENTS);
+        drop(peers);
+        // They accept as usual again.
+        rings.iter_mut().for_each(quiet);
+        assert!(!blocks(&socket), "one ring could stop another in the middle of a turn");
+        drop(socket);
+        let [stops, goes_on] = &mut rings;
+        submit(stops, [Op::StopAccepting { listener: LISTENER }]);
+        assert!(accept(stops, usize::MAX).1);
+        let _peer = TcpStream::connect(address).expect("the other listens yet");
+        let (clients, _) = accept(goes_on, 1);
+        clients.into_iter().for_each(|(socket, _)| refuse(goes_on, socket));
+    });
 }
 
 #[test]

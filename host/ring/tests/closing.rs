@@ -129,7 +129,7 @@ fn dropping_a_ring_with_everything_in_flight_gives_everything_back() {
         send(&mut ring, link(1), buffers);
         submit(&mut ring, [subscribe(0), subscribe(1)]);
         let (_hole, _only, nowhere) = common::black_hole();
-        submit(&mut ring, [Op::Connect { link: link(2), address: nowhere }]);
+        submit(&mut ring, [Op::Connect { link: link(2), address: nowhere, from: None }]);
         let mut client = std::net::TcpStream::connect(address).expect("connect");
         ring.wait(Some(pointsman_ring::Clock.now())).expect("wait");
         drop(ring);

@@ -5,7 +5,7 @@ mod common;
 use std::io::Write;
 
 use common::{adopt, collect, link, pattern, read, receive, ring, ring_with, send, turn};
-use pointsman_core::boundary::{Buffer, Completion, Op, Pool, SendEnd};
+use pointsman_core::boundary::{Buffer, Completion, Memory, Pool, SendEnd};
 use pointsman_ring::Ring;
 
 /// Fills buffers of a pool with a pattern, by receiving it from a peer of link 0.
@@ -35,29 +35,45 @@ fn a_run_of_many_buffers_arrives_whole_and_in_order() {
 }
 
 #[test]
-fn an_announcement_names_the_client_and_comes_before_the_stream() {
+fn what_is_written_here_is_sent_ahead_of_what_was_received() {
     let mut ring = ring();
-    let client = adopt(&mut ring, link(0));
     let mut peer = adopt(&mut ring, link(1));
-    ring.submit([Op::Announce { link: link(1), about: link(0) }].into_iter());
-    assert_whole(&mut ring, 28);
-    let header = read(&mut peer, 28);
-    assert_eq!(&header[..16], b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c");
-    let port = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-    assert_eq!(&header[16..24], &[127, 0, 0, 1, 127, 0, 0, 1]);
-    assert_eq!(port(24), client.local_addr().expect("an address").port());
-    assert_eq!(port(26), client.peer_addr().expect("an address").port());
+    let received = filled(&mut ring, Pool::Small, 1_000);
+    let header = ring.write(b"PROXY UNKNOWN\r\n").expect("a buffer");
+    assert_eq!(ring.bytes(&header), b"PROXY UNKNOWN\r\n");
+    send(&mut ring, link(1), std::iter::once(header).chain(received).collect());
+    assert_whole(&mut ring, 15 + 1_000);
+    let bytes = read(&mut peer, 15 + 1_000);
+    assert_eq!(&bytes[..15], b"PROXY UNKNOWN\r\n");
+    assert_eq!(&bytes[15..], pattern(1_000));
     assert_eq!(ring.free_buffers(Pool::Small), 1024);
 }
 
 #[test]
-fn without_a_buffer_to_announce_with_the_flow_is_broken() {
+fn a_buffer_without_its_beginning_is_sent_without_it() {
+    let mut ring = ring();
+    let mut peer = adopt(&mut ring, link(1));
+    let whole = ring.write(b"header, then the stream").expect("a buffer");
+    let rest = whole.skip(8).expect("there is more");
+    send(&mut ring, link(1), vec![rest]);
+    assert_whole(&mut ring, 15);
+    assert_eq!(read(&mut peer, 15), b"then the stream");
+    assert_eq!(ring.free_buffers(Pool::Small), 1024);
+}
+
+#[test]
+fn a_link_tells_the_address_that_its_peer_connected_to() {
+    let mut ring = ring();
+    let client = adopt(&mut ring, link(0));
+    assert_eq!(ring.local_address(link(0)), client.peer_addr().ok());
+    assert_eq!(ring.local_address(link(1)), None);
+}
+
+#[test]
+fn nothing_is_written_when_no_buffer_is_free() {
     let mut ring = ring_with(4, 1, 1);
-    let (_client, _peer) = (adopt(&mut ring, link(0)), adopt(&mut ring, link(1)));
     common::quiet(&mut ring);
-    ring.submit([Op::Announce { link: link(1), about: link(0) }].into_iter());
-    let broken = Completion::Sent { link: link(1), bytes: 0, end: SendEnd::Broken };
-    assert_eq!(collect(&mut ring, 1), [broken]);
+    assert_eq!(ring.write(b"anything"), None);
 }
 
 #[test]

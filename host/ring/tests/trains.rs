@@ -10,6 +10,7 @@ use common::{turn, udp_peer};
 use pointsman_core::boundary::{
     Completion, DatagramSocket, LossCause, Memory, Op, Path, PortId, PortKind, Train,
 };
+use pointsman_core::proxy::{Header, Identity, Outbound, Route};
 use pointsman_ring::{Ring, bind_udp};
 
 const PORT: PortId = PortId(0);
@@ -97,6 +98,42 @@ fn a_train_leaves_as_one_message() {
     let (_, _, train) = came(&mut scene.ring);
     to_endpoint(&mut scene, train);
     assert_eq!(receive_datagram(&scene.endpoint).0, sent);
+}
+
+fn announce_to_endpoint(scene: &mut Scene, train: Train) -> Vec<u8> {
+    let client = scene.client.local_addr().expect("address");
+    let route = Route { client, local: scene.client.peer_addr().expect("address") };
+    let outbound = Outbound { crc32c: true, ..Outbound::PLAIN };
+    let forward = Op::Forward { socket: BACK, peer: scene.towards, local: None, train };
+    submit(&mut scene.ring, [Op::Announce { route, outbound }, forward]);
+    Header::of_datagram(&outbound, route, Identity::default()).as_bytes().to_vec()
+}
+
+#[test]
+fn each_datagram_of_a_train_has_the_header_and_the_train_stays_whole() {
+    for whole in [true, false] {
+        let mut scene = scene(true, whole);
+        let sent = pattern(900 * 40 + 13);
+        segments(&scene.client, 900);
+        whole_trains(&scene.endpoint);
+        scene.client.send(&sent).expect("send");
+        let (_, _, train) = came(&mut scene.ring);
+        let header = announce_to_endpoint(&mut scene, train);
+        let expected: Vec<_> =
+            sent.chunks(900).map(|chunk| [&header[..], chunk].concat()).collect();
+        if whole {
+            assert_eq!(receive_datagram(&scene.endpoint).0, expected.concat());
+        } else {
+            for datagram in expected {
+                assert_eq!(receive_datagram(&scene.endpoint).0, datagram);
+            }
+        }
+        scene.client.send(&pattern(3)).expect("send");
+        let (_, _, train) = came(&mut scene.ring);
+        to_endpoint(&mut scene, train);
+        assert_eq!(receive_datagram(&scene.endpoint).0, pattern(3), "the next has none");
+        assert_eq!(scene.ring.free_datagram_buffers(), 64);
+    }
 }
 
 #[test]

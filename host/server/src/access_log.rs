@@ -141,6 +141,8 @@ endpoints = [{ address = "127.0.0.1:1" }]
             listener: ListenerId(0),
             cluster: ClusterId(0),
             client: "192.0.2.7:1234".parse().expect("an address"),
+            peer: Some("10.0.0.1:80".parse().expect("an address")),
+            unique_id: Some(0xabc),
             endpoint: Some((EndpointId(0), "127.0.0.1:1".parse().expect("an address"))),
             policy_generation: 1,
             source: Some(Source::Native),
@@ -175,7 +177,8 @@ endpoints = [{ address = "127.0.0.1:1" }]
         assert_eq!(
             line,
             "web_\"quoted\" tcp 192.0.2.7:1234 -> web 127.0.0.1:1 finished up=10 down=20 \
-             duration_us=5000 connect_us=1000 source=native attempts=1\n"
+             duration_us=5000 connect_us=1000 source=native attempts=1 peer=10.0.0.1:80 \
+             unique_id=00000000000000000000000000000abc\n"
         );
     }
 
@@ -215,6 +218,11 @@ endpoints = [{ address = "127.0.0.1:1" }]
         assert_eq!(line["policy"], "round-robin");
         assert_eq!(line["endpoint"], "127.0.0.1:1");
         assert_eq!(line["source"], "native");
+        assert_eq!(
+            (&line["client"], &line["peer"]),
+            (&"192.0.2.7:1234".into(), &"10.0.0.1:80".into())
+        );
+        assert_eq!(line["unique_id"], "00000000000000000000000000000abc");
         assert_eq!(line["bytes_upstream"], 10);
         assert_eq!(line["bytes_downstream"], 20);
         assert_eq!(line["connect_us"], 1000);

@@ -1,6 +1,5 @@
 //! From a plan to running workers: sizes, secrets, sockets, policies, threads.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -22,6 +21,7 @@ use crate::plugins::Plugins;
 use crate::problem::Problem;
 use crate::random;
 use crate::seat::Seat;
+use crate::sockets::WorkerSocket;
 use crate::steering::Steerer;
 use crate::worker::{self, Ended, Parts};
 use crate::world::{Role, World};
@@ -39,7 +39,7 @@ pub struct Channels {
 /// What workers are given besides their sizes.
 pub struct Outfit {
     /// The listeners' sockets, by worker.
-    pub sockets: Vec<Vec<OwnedFd>>,
+    pub sockets: Vec<Vec<Option<WorkerSocket>>>,
     /// By worker, then by cluster.
     pub policies: Vec<Vec<Box<dyn Policy>>>,
     /// The plugins' engine, if there are plugins.

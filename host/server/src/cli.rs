@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 use crate::check::Checked;
 use crate::config::Admin;
 use crate::failure::Failure;
+use crate::inherited::Inherited;
 use crate::problem::Problem;
 use crate::status::Status;
 use crate::swap::compile;
@@ -201,12 +202,13 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
 }
 
 fn run(file: &Path, folders: &[PathBuf]) -> Result<ExitCode, Failure> {
+    let inherited = Inherited::from_environment().map_err(Failure::input)?;
     let checked = check::read(file, folders).map_err(|failure| in_file(failure, file))?;
     let Checked { plan, document } = checked;
     if let Err(error) = pointsman_ring::probe().ring {
         return Err(Failure::Fault(error.into()));
     }
-    runtime::start(control::run(plan)).map_err(|failure| match failure {
+    runtime::start(control::run(plan, inherited)).map_err(|failure| match failure {
         Failure::Input(problems) => in_file(Failure::Input(document.into_problems(problems)), file),
         fault @ Failure::Fault(_) => fault,
     })

@@ -236,6 +236,9 @@ pub struct Listener {
     /// How many bytes may be waited for until the key is found. TCP with a key only. Default 16384:
     /// the most that one TLS record holds, and so nearly every `ClientHello`.
     pub preread_bytes_max: Option<u32>,
+    /// Who connects for clients and says so in a PROXY protocol header, version 1 or 2. TCP only.
+    /// Default: nobody, and whoever connects is the client.
+    pub proxy_protocol: Option<ProxyInbound>,
     /// Replies to each of the client's datagrams, after which a flow has ended. UDP only. Default 0,
     /// any number: most protocols do not say. 1 for DNS frees a query's place as soon as it is
     /// answered.
@@ -296,6 +299,7 @@ impl Default for Listener {
             key: None,
             preread_timeout_ms: None,
             preread_bytes_max: None,
+            proxy_protocol: None,
             replies_expected: None,
             upstream_sockets: None,
             upstream_ports_max: None,
@@ -346,6 +350,56 @@ pub enum UpstreamSockets {
     Shared,
     /// Each from a connected port of its own: the kernel then reports an endpoint's ICMP errors.
     PerFlow,
+}
+
+/// `proxy_protocol` of a listener: who connects for clients, and says so.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProxyInbound {
+    /// Networks (`10.0.0.0/8`) and addresses from which connections are taken. Required: whoever may
+    /// send a header may be any client, so the others are refused. All of these must send one.
+    pub trusted: Option<Vec<String>>,
+    /// How long a header may take to come whole. Default 1000: it is in the first packet, and that
+    /// may be lost once.
+    pub timeout_ms: Option<u64>,
+}
+
+impl ProxyInbound {
+    /// The default of `timeout_ms`.
+    pub const TIMEOUT_MS: u64 = 1_000;
+}
+
+/// `proxy_protocol` of a cluster: how its endpoints are told of their clients.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProxyOutbound {
+    /// `v1` (TCP) or `v2`. Default `v2`: it is read faster, and has room for more than addresses.
+    pub version: Option<ProxyVersion>,
+    /// `v2`: what is told besides the addresses: `unique-id` and `authority` (TCP), `crc32c`. Default:
+    /// nothing.
+    pub tlvs: Vec<ProxyValue>,
+}
+
+/// Which header of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyVersion {
+    /// A line of text.
+    V1,
+    /// Bytes.
+    V2,
+}
+
+/// What a header of version 2 tells besides the addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProxyValue {
+    /// A random id of the flow, which is in the access log too.
+    UniqueId,
+    /// The server name that a TLS client asked for. Needs a listener with `key = { kind = "sni" }`.
+    Authority,
+    /// A checksum of the header.
+    Crc32c,
 }
 
 /// `key`: where a flow's application key stands.
@@ -441,6 +495,13 @@ pub struct Cluster {
     /// to 100. Default 0, only where there is none: with connects that are retried, half of the
     /// endpoints serve all flows, and most clusters are too small for a share to mean anything.
     pub panic_threshold_percent: u32,
+    /// How endpoints are told of their clients: by a PROXY protocol header before the first byte, or
+    /// before each datagram. Default: only where the policy says so, by the plainest header of version 2.
+    pub proxy_protocol: Option<ProxyOutbound>,
+    /// TCP: whether connections to endpoints leave from their clients' addresses, so that endpoints see
+    /// those without a header. Default false: it takes a privilege, and routes by which endpoints'
+    /// answers come back to this machine.
+    pub transparent: bool,
 }
 
 impl Default for Cluster {
@@ -455,6 +516,8 @@ impl Default for Cluster {
             queue: None,
             fail_open: true,
             panic_threshold_percent: 0,
+            proxy_protocol: None,
+            transparent: false,
         }
     }
 }
@@ -540,6 +603,10 @@ pub struct Health {
     pub expect: Option<String>,
     /// `tls`: the name that is asked for. Default: none.
     pub server_name: Option<String>,
+    /// `tcp`, `http` and `tls`: the PROXY protocol header, `v1` or `v2`, that comes first and says that
+    /// the connection is the balancer's own. Default: none. Endpoints that ask every connection for a
+    /// header ask checks too.
+    pub proxy_protocol: Option<ProxyVersion>,
 }
 
 impl Default for Health {
@@ -560,6 +627,7 @@ impl Default for Health {
             send: None,
             expect: None,
             server_name: None,
+            proxy_protocol: None,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,8 @@ use anyhow::{Context, anyhow};
 use pointsman_core::ejection::EjectionChange;
 use pointsman_core::health::{Observation, Transition};
 use pointsman_core::{Instant, Snapshot};
-use pointsman_ring::{Clock, raise_descriptor_limit};
+use pointsman_ring::{Clock, may_be_transparent, raise_descriptor_limit};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval};
@@ -23,6 +25,7 @@ use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
 use crate::failure::Failure;
+use crate::inherited::Inherited;
 use crate::mailbox::Retired;
 use crate::notify::Notifier;
 use crate::plan::{Plan, protocol_name};
@@ -47,21 +50,23 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// It cannot start, or a worker broke.
-pub async fn run(mut plan: Plan) -> Result<ExitCode, Failure> {
+pub async fn run(mut plan: Plan, inherited: Inherited) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
     let notifier = Notifier::from_environment();
     let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
     let budget = Budget::divide(&mut plan, Supply::read(descriptors));
     let plugins = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
-    let listening = sockets::listen(&plan).map_err(Failure::input)?;
+    let handed = inherited.deal(&plan).map_err(Failure::Input)?;
+    let listening = sockets::listen(&plan, handed.listeners).map_err(Failure::input)?;
     let hash_key = [random::secret()?, random::secret()?];
     let mut world = World::new(&plan, &listening.addresses, hash_key);
     let seated = assembly::seat(&plan, &plugins, &mut world).map_err(Failure::Input)?;
-    let (unix, admin_socket) = AdminSocket::bind(&plan).map_err(Failure::input)?;
-    let http = bind_http(&plan).await?;
+    let (unix, admin_socket) = AdminSocket::open(&plan, handed.admin).map_err(Failure::input)?;
+    let http = open_http(&plan, handed.http).await?;
     let log = Log::open(&plan)?;
     give_up_privileges(&plan)?;
+    ask_for_transparency(&plan)?;
 
     let (retired_sender, retired) = unbounded_channel();
     let (ended_sender, ended) = unbounded_channel();
@@ -126,6 +131,19 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether connections may leave from clients' addresses, where they are to.
+fn ask_for_transparency(plan: &Plan) -> Result<(), Failure> {
+    let wanted = plan.clusters.iter().position(|cluster| cluster.transparent);
+    let (Some(place), Err(error)) = (wanted, may_be_transparent()) else { return Ok(()) };
+    let advice = if plan.run_as.is_some() {
+        "the key `user` gives that up: leave it out, and start as that user with CAP_NET_ADMIN"
+    } else {
+        "start with CAP_NET_ADMIN (AmbientCapabilities= in a unit), or leave it out"
+    };
+    let told = format!("connections may not leave from clients' addresses: {error}; {advice}");
+    Err(Failure::input(Problem::new(format!("clusters[{place}].transparent"), told)))
+}
+
 fn tell_addresses(snapshot: &Snapshot) {
     for listener in &snapshot.listeners {
         let protocol = protocol_name(listener.protocol);
@@ -142,9 +160,14 @@ async fn read_plugins(plan: &Plan) -> Vec<io::Result<Vec<u8>>> {
     files
 }
 
-async fn bind_http(plan: &Plan) -> Result<Option<tokio::net::TcpListener>, Failure> {
+async fn open_http(plan: &Plan, handed: Option<OwnedFd>) -> Result<Option<TcpListener>, Failure> {
     let Some(address) = plan.admin_http else { return Ok(None) };
-    match tokio::net::TcpListener::bind(address).await {
+    if let Some(handed) = handed {
+        let listener = std::net::TcpListener::from(handed);
+        listener.set_nonblocking(true)?;
+        return Ok(Some(TcpListener::from_std(listener)?));
+    }
+    match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) => {
             Err(Failure::input(format!("admin.http: cannot listen on {address}: {error}")))

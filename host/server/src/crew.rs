@@ -11,6 +11,7 @@ use pointsman_core::policy::{LeastFlows, Policy, RoundRobin, TablePolicy};
 use pointsman_plugin::{
     Governor, GuestPolicy, InstanceError, Module, Place, PolicyCounts, PolicyStats, Shape,
 };
+use pointsman_ring::Clock;
 
 use crate::plan::Native;
 use crate::plugins::Kit;
@@ -102,6 +103,7 @@ impl Crew {
                 governor: Arc::clone(governor),
                 fallback: make_native(kit.fallback),
                 state: states.next().flatten(),
+                now: Clock.now(),
             };
             let settings = Arc::clone(&kit.settings);
             policies.push(Box::new(GuestPolicy::new(module, settings, place, berth.candidates)?));

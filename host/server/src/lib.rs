@@ -31,6 +31,7 @@ pub mod endpoints;
 pub mod failure;
 pub mod fleet;
 pub mod flows;
+pub mod inherited;
 pub mod mailbox;
 pub mod metrics;
 pub mod notify;

@@ -17,6 +17,7 @@ use pointsman_core::growth::STEPS;
 use pointsman_core::health::Thresholds;
 use pointsman_core::policy::maglev;
 use pointsman_core::preread::KeyRule;
+use pointsman_core::proxy::{Inbound, Outbound, Version};
 use pointsman_core::{
     AccessList, ClusterId, DatagramSettings, OnEndpointDown, PrefixLengths, Protocol, Timeouts,
 };
@@ -38,6 +39,7 @@ mod listeners;
 mod passive;
 mod plugins;
 mod process;
+mod proxy;
 
 pub use admin::AdminPlan;
 pub use plugins::PluginFolders;
@@ -150,6 +152,8 @@ pub struct ListenerPlan {
     pub key: Option<KeyRule>,
     /// Bytes that may be waited for until the key is found.
     pub preread_bytes_max: u32,
+    /// Who must say for whom it connects, if anybody.
+    pub proxy: Option<Arc<Inbound>>,
     /// What only datagrams need.
     pub datagrams: DatagramSettings,
 }
@@ -183,6 +187,10 @@ pub struct ClusterPlan {
     /// How long an endpoint that has come back takes to have its whole weight; zero if it has it at
     /// once.
     pub slow_start: Duration,
+    /// How endpoints are told of their clients, if they always are.
+    pub proxy: Option<Outbound>,
+    /// Whether connections to endpoints leave from their clients' addresses.
+    pub transparent: bool,
 }
 
 /// Whether and how long flows wait for a place at an endpoint.
@@ -212,6 +220,8 @@ pub struct EndpointPlan {
 pub struct CheckPlan {
     /// What a check does.
     pub check: Check,
+    /// The header that comes first, if one does.
+    pub proxy: Option<Version>,
     /// The port that is asked, if it is not the endpoint's own.
     pub port: Option<u16>,
     /// Between the starts of two checks.
@@ -355,7 +365,9 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let process = process::resolve(config, &mut findings);
     let policies = plugins::resolve(&config.policies, folders, &mut findings);
     let clusters = clusters::resolve(&config.clusters, &policies, &mut findings);
-    let listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
+    let mut listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
+    proxy::tell_endpoints(&mut listeners, &clusters, &mut findings);
+    clusters::refuse_what_listeners_cannot(&clusters, &listeners, &mut findings);
     clusters::check_queues(&config.clusters, &listeners, &mut findings);
     let receives_datagrams = listeners.iter().any(ListenerPlan::is_datagrams);
     let plan = Plan {

@@ -24,7 +24,7 @@ const INSTANCES_PER_POLICY: usize = 3;
 /// Places for instances beyond those: some are being replaced after a fault, or tried.
 const INSTANCES_SPARE: usize = 16;
 /// Compiled modules that are kept although nobody uses them.
-const MODULES_KEPT_MAX: usize = 16;
+const MODULES_KEPT_MAX: usize = 4;
 
 /// All plugins of a plan, and what their instances are made with.
 pub struct Plugins {

@@ -114,7 +114,7 @@ impl Target {
     }
 
     async fn passes(&self, plan: &CheckPlan) -> bool {
-        let checked = plan.check.run(self.address, plan.timeout).await;
+        let checked = plan.check.run((self.address, plan.proxy), plan.timeout).await;
         if let Err(error) = &checked {
             tracing::debug!(address = %self.address, %error, "check failed");
         }
@@ -166,6 +166,7 @@ mod tests {
     fn checks_follow_faster_until_it_is_certain_what_they_mean() {
         let plan = CheckPlan {
             check: check::Check::Tcp,
+            proxy: None,
             port: None,
             interval: Duration::from_secs(2),
             fast_interval: Duration::from_millis(500),

@@ -62,8 +62,8 @@ pub struct Sitter {
     pub counts: Counts,
     /// Since when.
     pub since: Instant,
-    /// Whether it came by a swap that faults may undo.
-    pub is_on_probation: bool,
+    /// Since when its faults are looked at, if it came by a swap that they may undo.
+    pub probation: Option<Instant>,
 }
 
 /// One that is tried.
@@ -142,7 +142,7 @@ impl Seat {
         module: Option<Module>,
         counts: Counts,
     ) -> Self {
-        let live = Sitter { module, counts, since: Instant::now(), is_on_probation: false };
+        let live = Sitter { module, counts, since: Instant::now(), probation: None };
         let sitting = Sitting {
             live,
             previous: None,
@@ -234,6 +234,9 @@ impl Sitting {
 
     /// Remembers a module as bad.
     pub fn quarantine(&mut self, digest: &str) {
+        if self.is_quarantined(digest) {
+            return;
+        }
         if self.quarantined.len() == QUARANTINED_MAX {
             self.quarantined.pop_front();
         }

@@ -1,7 +1,8 @@
 //! The sockets that others reach us by: listeners, and the admin socket.
 //!
 //! All of them are bound before any worker starts, so that a balancer either serves everything it
-//! was told to or says why not and leaves nothing behind.
+//! was told to or says why not and leaves nothing behind. Those that it was handed are taken as they
+//! are.
 
 use std::fs;
 use std::io;
@@ -12,10 +13,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use pointsman_core::Protocol;
-use pointsman_ring::{RingError, bind_tcp, bind_udp};
+use pointsman_ring::{RingError, bind_tcp, bind_udp, prepare_tcp, prepare_udp};
 use tokio::net::UnixListener;
 
-use crate::plan::Plan;
+use crate::plan::{ListenerPlan, Plan};
 
 /// Connections that wait to be accepted, per worker and listener; the kernel lowers it to
 /// `net.core.somaxconn`.
@@ -27,28 +28,106 @@ pub struct Listening {
     /// By listener: the address it really has.
     pub addresses: Vec<SocketAddr>,
     /// By worker, then by listener.
-    pub sockets: Vec<Vec<OwnedFd>>,
+    pub sockets: Vec<Vec<Option<WorkerSocket>>>,
 }
 
-/// Binds every listener once per worker.
+/// What one worker listens with for one listener.
+#[derive(Debug)]
+pub struct WorkerSocket {
+    /// The socket.
+    pub socket: OwnedFd,
+    /// Whether other workers accept from it too.
+    pub shared: bool,
+}
+
+/// The sockets of one listener.
+#[derive(Debug)]
+pub struct Opened {
+    /// The address it really has.
+    pub address: SocketAddr,
+    /// By worker; nothing for those that do not listen for it.
+    pub sockets: Vec<Option<WorkerSocket>>,
+}
+
+/// Opens every listener. `handed` has those sockets that each was handed.
 ///
 /// # Errors
 /// One line that names the listener and says what to do.
-pub fn listen(plan: &Plan) -> Result<Listening, String> {
+pub fn listen(plan: &Plan, handed: Vec<Vec<OwnedFd>>) -> Result<Listening, String> {
     let mut addresses = Vec::with_capacity(plan.listeners.len());
     let mut sockets: Vec<_> = (0..plan.workers).map(|_| Vec::new()).collect();
-    for listener in &plan.listeners {
-        let mut address = listener.address;
-        let said = |error: RingError| format!("listener \"{}\": {error}", listener.name);
-        refuse_if_taken(address, listener.protocol).map_err(said)?;
-        for sockets in &mut sockets {
-            let socket;
-            (address, socket) = bind(address, listener.protocol).map_err(said)?;
+    for (place, (listener, handed)) in plan.listeners.iter().zip(handed).enumerate() {
+        let opened = open(listener, handed, (place, plan.workers))
+            .map_err(|error| format!("listener \"{}\": {error}", listener.name))?;
+        addresses.push(opened.address);
+        for (sockets, socket) in sockets.iter_mut().zip(opened.sockets) {
             sockets.push(socket);
         }
-        addresses.push(address);
     }
     Ok(Listening { addresses, sockets })
+}
+
+/// Gets the sockets of one listener for so many workers: those that were handed over, or new ones. Its
+/// place among the listeners says which workers begin where there are fewer sockets.
+fn open(
+    listener: &ListenerPlan,
+    handed: Vec<OwnedFd>,
+    (place, workers): (usize, usize),
+) -> Result<Opened, RingError> {
+    if handed.is_empty() {
+        return bind_all(listener, workers);
+    }
+    let address = listener.address;
+    let taken = match listener.protocol {
+        Protocol::Tcp => share(&handed, workers),
+        Protocol::Udp => spread(handed, (place, workers)),
+    };
+    taken.map_err(|source| RingError::Bind { address, source })
+}
+
+/// Gives each worker one of these to accept from, to several the same if there are fewer: a connection
+/// belongs to whoever accepts it.
+fn share(handed: &[OwnedFd], workers: usize) -> io::Result<Opened> {
+    let count = handed.len();
+    handed.iter().try_for_each(prepare_tcp)?;
+    let sockets = (0..workers).map(|worker| {
+        let at = worker % count;
+        let socket = handed[at].try_clone()?;
+        Ok(Some(WorkerSocket { socket, shared: at + count < workers }))
+    });
+    let sockets = sockets.collect::<io::Result<_>>()?;
+    let address = TcpListener::from(handed[0].try_clone()?).local_addr()?;
+    Ok(Opened { address, sockets })
+}
+
+/// Gives each of these to one worker and no other: the datagrams of a flow must all come to the worker
+/// that has the flow.
+fn spread(handed: Vec<OwnedFd>, (place, workers): (usize, usize)) -> io::Result<Opened> {
+    let address = UdpSocket::from(handed[0].try_clone()?).local_addr()?;
+    let mut sockets: Vec<_> = (0..workers).map(|_| None).collect();
+    let receive = handed.len();
+    for (number, socket) in handed.into_iter().enumerate() {
+        prepare_udp(&socket, &address)?;
+        sockets[(place + number) % workers] = Some(WorkerSocket { socket, shared: false });
+    }
+    if receive < workers {
+        let advice = "hand over as many sockets as there are workers, with ReusePort=yes";
+        tracing::warn!(%address, receive, workers, advice, "not all workers receive datagrams");
+    }
+    Ok(Opened { address, sockets })
+}
+
+/// Binds a listener once per worker.
+fn bind_all(listener: &ListenerPlan, workers: usize) -> Result<Opened, RingError> {
+    let mut address = listener.address;
+    refuse_if_taken(address, listener.protocol)?;
+    let mut sockets = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let socket;
+        (address, socket) = bind(address, listener.protocol)?;
+        sockets.push(Some(WorkerSocket { socket, shared: false }));
+    }
+    Ok(Opened { address, sockets })
 }
 
 /// Binds one socket, and tells the address that it really has.
@@ -79,19 +158,34 @@ fn refuse_if_taken(address: SocketAddr, protocol: Protocol) -> Result<(), RingEr
     bound.map_err(|source| RingError::Bind { address, source })
 }
 
-/// The Unix socket that the command line talks to; its file goes when this does.
+/// The Unix socket that the command line talks to; its file goes when this does, unless somebody else
+/// has made it.
 #[derive(Debug)]
 pub struct AdminSocket {
-    path: PathBuf,
+    path: Option<PathBuf>,
 }
 
 impl AdminSocket {
+    /// Takes the socket that was handed over, or binds one.
+    ///
+    /// # Errors
+    /// One line that says what to do.
+    pub fn open(plan: &Plan, handed: Option<OwnedFd>) -> Result<(UnixListener, Self), String> {
+        let Some(handed) = handed else { return Self::bind(plan) };
+        let listener = std::os::unix::net::UnixListener::from(handed);
+        let listener =
+            listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        let listener =
+            listener.map_err(|error| format!("cannot take the admin socket: {error}"))?;
+        Ok((listener, Self { path: None }))
+    }
+
     /// Binds the socket, for those whom the plan says. A file left behind by a balancer that is gone
     /// is replaced, one that somebody answers at is not.
     ///
     /// # Errors
     /// One line that says what to do.
-    pub fn bind(plan: &Plan) -> Result<(UnixListener, Self), String> {
+    fn bind(plan: &Plan) -> Result<(UnixListener, Self), String> {
         let path = &*plan.admin_socket;
         let shown = path.display();
         remove_stale(path)?;
@@ -106,7 +200,7 @@ impl AdminSocket {
         }
         let listener = UnixListener::bind(path)
             .map_err(|error| format!("cannot listen on {shown}: {error}; {advice}"))?;
-        let socket = Self { path: path.to_owned() };
+        let socket = Self { path: Some(path.to_owned()) };
         let group = plan.admin.socket_group.or(plan.run_as.as_ref().map(|it| it.group));
         chown(path, owner, group)
             .and_then(|()| {
@@ -119,7 +213,7 @@ impl AdminSocket {
 
 impl Drop for AdminSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = self.path.as_ref().map(fs::remove_file);
     }
 }
 

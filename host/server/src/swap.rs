@@ -114,8 +114,8 @@ pub enum Refusal {
     NoTrial(String),
     /// Nothing is known of the one that is on trial.
     #[error(
-        "the policy on trial in cluster \"{0}\" has not been asked about a single flow, so nothing \
-         is known of it; wait for flows, or let it decide all the same with policy promote --force"
+        "the policy on trial in cluster \"{0}\" has not answered for a single flow, so nothing is \
+         known of it; wait for flows, or let it decide all the same with policy promote --force"
     )]
     Untried(String),
     /// A worker says nothing.
@@ -180,17 +180,17 @@ pub fn roll_back(service: &Service, cluster: ClusterId) -> Result<SwapAnswer, Re
     }
 }
 
-/// Lets the one that is on trial decide; if `force`, even if no flow has tried it.
+/// Lets the one that is on trial decide; if `force`, even if it has answered for no flow.
 ///
 /// # Errors
 /// Nothing has changed.
 pub fn promote(service: &Service, cluster: ClusterId, force: bool) -> Result<SwapAnswer, Refusal> {
     let begun = Instant::now();
     let walk = Walk::begin(service, cluster)?;
-    let shown = |on: &Candidate| (on.module.clone(), on.tally.counts().asked);
+    let shown = |on: &Candidate| (on.module.clone(), on.tally.counts().answered());
     let candidate = walk.seat().sitting().candidate.as_ref().map(shown);
-    let (module, asked) = candidate.ok_or_else(|| Refusal::NoTrial(walk.cluster_name()))?;
-    if asked == 0 && !force {
+    let (module, answered) = candidate.ok_or_else(|| Refusal::NoTrial(walk.cluster_name()))?;
+    if answered == 0 && !force {
         return Err(Refusal::Untried(walk.cluster_name()));
     }
     let ready = walk.prepare(&module).inspect_err(|_| walk.on_refused())?;
@@ -405,11 +405,12 @@ impl<'a> Walk<'a> {
         self.service.steer(place, crew.steerer);
         let pause_max = pauses.iter().max().copied().unwrap_or_default();
         let mut sitting = self.seat().sitting();
+        let since = Instant::now();
         let sitter = Sitter {
             module: Some(module.clone()),
             counts: crew.counts,
-            since: Instant::now(),
-            is_on_probation: outcome == Outcome::Swapped,
+            since,
+            probation: (outcome == Outcome::Swapped).then_some(since),
         };
         sitting.try_out(None);
         sitting.seat(sitter, pause_max);

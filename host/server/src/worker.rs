@@ -11,7 +11,6 @@
 //! world, writing logs) is done by the control thread.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -26,6 +25,7 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use crate::access_log::LogSender;
 use crate::cores::Core;
 use crate::mailbox::{Command, Mailbox, PolicyCommand, Retired, Swapped};
+use crate::sockets::WorkerSocket;
 
 /// Completions per turn: enough to share a system call among many, few enough that a turn stays
 /// well below a millisecond and the mailbox is looked at often.
@@ -47,8 +47,8 @@ pub struct Parts {
     pub snapshot: Arc<Snapshot>,
     /// By cluster.
     pub policies: Vec<Box<dyn Policy>>,
-    /// Listening sockets, by listener.
-    pub sockets: Vec<OwnedFd>,
+    /// Listening sockets, by listener; none where others listen for it.
+    pub sockets: Vec<Option<WorkerSocket>>,
     /// The plugins' engine, if there are plugins.
     pub engine: Option<Engine>,
     /// Where commands come from.
@@ -133,7 +133,9 @@ impl Worker {
         let mut ring = Ring::new(&parts.ring).map_err(|error| error.to_string())?;
         let listeners = (0..).map(ListenerId).zip(&parts.snapshot.listeners);
         for ((id, listener), socket) in listeners.zip(parts.sockets) {
+            let Some(WorkerSocket { socket, shared }) = socket else { continue };
             let listening = match listener.protocol {
+                Protocol::Tcp if shared => ring.listen_shared(id, socket),
                 Protocol::Tcp => ring.listen(id, socket),
                 Protocol::Udp => ring.listen_datagrams(id, socket, listener.datagrams.offload),
             };
@@ -172,7 +174,7 @@ impl Worker {
             self.completions.extend(self.ring.reap(REAP_MAX));
             self.balancer.look_ahead(&self.completions);
             for completion in self.completions.drain(..) {
-                self.balancer.handle(now, completion, &self.ring, &mut self.ops);
+                self.balancer.handle(now, completion, &mut self.ring, &mut self.ops);
             }
             self.balancer.handle_timeout(now, &mut self.ops);
             self.call_others();

@@ -12,6 +12,7 @@ use pointsman_core::ejection::{Ejection, Ejector};
 use pointsman_core::eligibility::{Eligibility, Footing};
 use pointsman_core::growth::Growth;
 use pointsman_core::health::{Health, Observation, Thresholds, Transition};
+use pointsman_core::proxy::Outbound;
 use pointsman_core::{
     AllFlows, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation,
     Instant, Line, Listener, Load, Queue, SharedCount, SharedRate, Snapshot, SourceCounts,
@@ -59,6 +60,8 @@ struct ClusterState {
     eligibility: Eligibility,
     /// How long an endpoint that has come back takes to have its whole weight.
     slow_start: Duration,
+    proxy: Option<Outbound>,
+    transparent: bool,
     /// Who ejects endpoints whose flows fail, if anybody does.
     ejector: Option<Ejector>,
     /// How many checks change a verdict, if there are checks.
@@ -314,6 +317,7 @@ impl ListenerState {
             new_flow_rate: self.new_flow_rate.clone(),
             new_flow_rate_per_client: self.new_flow_rate_per_client.clone(),
             flows_per_client: self.flows_per_client.clone(),
+            proxy: self.plan.proxy.clone(),
             datagrams: self.plan.datagrams,
         }
     }
@@ -332,6 +336,8 @@ impl ClusterState {
             name: plan.name.as_str().into(),
             eligibility: plan.eligibility,
             slow_start: plan.slow_start,
+            proxy: plan.proxy,
+            transparent: plan.transparent,
             ejector: plan.passive.clone().map(Ejector::new),
             live: Sight::new(Outlook::plain(needs), &base, base.generation),
             trial: None,
@@ -373,6 +379,8 @@ impl ClusterState {
             endpoints,
             candidates: Arc::clone(&self.live.candidates),
             footing: self.footing,
+            proxy: self.proxy,
+            transparent: self.transparent,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
             queue: self.queue.clone(),
         }

@@ -12,9 +12,10 @@ use serde_json::Value;
 use support::raw::{Origin, config, connect, refusing, reset, rest};
 use support::{Balancer, Endpoint, GIVE_UP, ask_once, eventually};
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 19] = [
     "started_unix_ms",
     "client",
+    "peer",
     "listener",
     "protocol",
     "queued_us",
@@ -25,6 +26,7 @@ const KEYS: [&str; 17] = [
     "source",
     "attempts",
     "tag",
+    "unique_id",
     "bytes_upstream",
     "bytes_downstream",
     "connect_us",

@@ -120,7 +120,7 @@ fn a_shadow_ends_by_itself_and_can_be_promoted() {
     assert_eq!(ask_once(web).expect("an answer"), scene.endpoint(0));
     assert_eq!(scene.report().asked, report.asked, "it is asked nothing any more");
     let (code, line) = scene.balancer.refusal(&["promote", "web"]);
-    assert!(line.contains("not been asked about a single flow"), "{line}");
+    assert!(line.contains("not answered for a single flow"), "{line}");
     assert_eq!(code, 1);
     let answer: SwapAnswer = scene.balancer.policy_json(&["promote", "web", "--force"]);
     assert_eq!((answer.digest, answer.generation), (report.digest, 2));

@@ -25,8 +25,11 @@ use crate::wire::{HEAD, Kind, LARGEST, SINGLE, TRAIN};
 /// The core of the load and the endpoint.
 const CORE: usize = 1;
 
-/// After this time an exchange is taken for lost.
+/// After this time an exchange is taken for lost, where the speed of balancers is compared.
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// And here, where the machine is kept busy on purpose and only what never comes is lost.
+const LONG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a turn of the load takes at most, if nothing arrives and nothing disturbs it.
 const TURN_MS: u8 = 20;
@@ -66,6 +69,7 @@ pub(crate) struct Scenario {
     pub(crate) across: Across,
     flows: usize,
     kind: Kind,
+    patience: Duration,
 }
 
 impl Scenario {
@@ -80,11 +84,11 @@ impl Scenario {
     ];
 
     /// As many flows as the storm of swaps has.
-    pub(crate) const THOUSAND: Self = Self::round_trips(1_000);
+    pub(crate) const THOUSAND: Self = Self { patience: LONG_PATIENCE, ..Self::round_trips(1_000) };
 
     const fn round_trips(flows: usize) -> Self {
         let (unit, across, kind) = ("round trip", Across::Loopback, Kind::RoundTrip);
-        Self { name: "", unit, across, flows, kind }
+        Self { name: "", unit, across, flows, kind, patience: PATIENCE }
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -114,6 +118,7 @@ impl Scenario {
 /// The flows of a scenario through one balancer.
 pub(crate) struct Clients {
     kind: Kind,
+    patience: Duration,
     answer_bytes: usize,
     units_per_exchange: f64,
     flows: Vec<Flow>,
@@ -182,6 +187,7 @@ impl Clients {
         let (request_bytes, answer_bytes) = scenario.lengths();
         Ok(Self {
             kind: scenario.kind,
+            patience: scenario.patience,
             answer_bytes,
             units_per_exchange: scenario.units_per_exchange(),
             flows,
@@ -279,7 +285,7 @@ impl Clients {
     fn give_up_late_ones(&mut self, flows: Range<usize>, progress: &mut Progress) -> Result<()> {
         for index in flows {
             let flow = &self.flows[index];
-            if flow.is_open && progress.lived - flow.begun > PATIENCE {
+            if flow.is_open && progress.lived - flow.begun > self.patience {
                 progress.lost += 1;
                 self.go_on(index, progress)?;
             }

@@ -7,11 +7,13 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,8 @@ use crate::requests::{CORE, Endpoint, number_before, socket_errors};
 const SWAPS_WARM: usize = 100;
 /// One swap in so many is of a new file.
 const COMPILED_EACH: usize = 20;
+/// Between two rounds of the datagrams, so that they take little of the machine.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Windows after which the storm ends, however few swaps it had.
 const WINDOWS_MAX: usize = 200;
 /// The policy that is swapped, and the files that take turns.
@@ -40,6 +44,14 @@ struct Window {
     p99_ms: f64,
     errors: u64,
     requests: f64,
+    datagrams: Exchanges,
+}
+
+/// Exchanges of datagrams that have ended.
+#[derive(Clone, Copy, Default)]
+struct Exchanges {
+    complete: u64,
+    lost: u64,
 }
 
 /// Runs the storm and prints what came of it.
@@ -59,18 +71,17 @@ pub(crate) fn run(folder: &Path, seconds: u64, swaps: usize) -> Result<()> {
         if storm.swaps.len() >= swaps {
             break;
         }
-        quiet.push(window(&plan, seconds)?);
-        stormy.push(storm.blow(|| window(&plan, seconds))?);
+        quiet.push(flows.beside(|| window(&plan, seconds))?);
+        stormy.push(flows.beside(|| storm.blow(|| window(&plan, seconds)))?);
         if storm.swaps.len() >= SWAPS_WARM && warm_bytes.is_none() {
             warm_bytes = Some(proxy.memory_bytes()?);
         }
     }
-    let (exchanges, lost) = flows.stop()?;
+    flows.stop()?;
     // What was dropped last is given back by threads of the balancer's own.
     thread::sleep(Duration::from_secs(1));
     let memory = [warm_bytes.context("too few swaps to compare memory")?, proxy.memory_bytes()?];
     storm.print([&quiet, &stormy], memory);
-    println!("{:16} datagrams: {exchanges:.0} exchanges in 1,000 flows, {lost} lost", "swaps");
     Ok(())
 }
 
@@ -87,6 +98,7 @@ fn window(plan: &Plan, seconds: u64) -> Result<Window> {
         p99_ms: p99.and_then(millis).with_context(|| format!("wrk names no 99%: {text}"))?,
         errors: socket_errors(&text),
         requests: number_before(&text, " requests in ").context("wrk reports no requests")?,
+        datagrams: Exchanges::default(),
     })
 }
 
@@ -171,6 +183,14 @@ impl Storm {
             p99(quiet),
             p99(stormy) / p99(quiet)
         );
+        for (when, windows) in [("with", stormy), ("without", quiet)] {
+            let complete: u64 = windows.iter().map(|window| window.datagrams.complete).sum();
+            let lost: u64 = windows.iter().map(|window| window.datagrams.lost).sum();
+            println!(
+                "{:16} datagrams {when} swaps: {complete} exchanges in 1,000 flows, {lost} lost",
+                "swaps"
+            );
+        }
         for (name, compiled) in [("compiled", true), ("known", false)] {
             let of = || self.swaps.iter().filter(|swap| swap.compiled == compiled);
             let took = median(&mut of().map(|swap| swap.took_ms).collect::<Vec<_>>());
@@ -217,46 +237,56 @@ fn files() -> Result<Vec<Vec<u8>>> {
 
 /// The load of datagrams, in a thread of its own.
 struct Flows {
+    so_far: Arc<Mutex<Exchanges>>,
     stop: Sender<()>,
-    thread: thread::JoinHandle<Result<(f64, u64)>>,
+    thread: thread::JoinHandle<Result<()>>,
 }
 
 impl Flows {
-    fn start(balancer: std::net::SocketAddr, mut reflector: Reflector) -> Result<Self> {
+    fn start(balancer: SocketAddr, mut reflector: Reflector) -> Result<Self> {
         let (stop, stopped) = channel();
         let (opened, is_open) = channel();
+        let so_far = Arc::<Mutex<Exchanges>>::default();
+        let counts = Arc::clone(&so_far);
         let thread = thread::spawn(move || {
             datagrams::pin_to_core()?;
             let place = Network::loopback().clients;
             let mut clients =
                 Clients::open(&Scenario::THOUSAND, (&place, balancer), &mut reflector)?;
             let _ = opened.send(());
-            exchange(&mut clients, &mut reflector, &stopped)
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
+                let load = clients.trickle(&mut reflector, PAUSE)?;
+                let mut counts = counts.lock().expect("nobody panics with this lock");
+                counts.complete += load.units as u64;
+                counts.lost += load.lost;
+            }
+            Ok(())
         });
         // Where they could not be opened, the thread says why when it is joined.
         let _ = is_open.recv();
-        Ok(Self { stop, thread })
+        Ok(Self { so_far, stop, thread })
     }
 
-    /// Complete exchanges, and lost ones.
-    fn stop(self) -> Result<(f64, u64)> {
+    /// A window, and what became of the datagrams meanwhile.
+    fn beside(&self, window: impl FnOnce() -> Result<Window>) -> Result<Window> {
+        let before = self.so_far();
+        let window = window()?;
+        let after = self.so_far();
+        let datagrams = Exchanges {
+            complete: after.complete - before.complete,
+            lost: after.lost - before.lost,
+        };
+        Ok(Window { datagrams, ..window })
+    }
+
+    fn so_far(&self) -> Exchanges {
+        *self.so_far.lock().expect("nobody panics with this lock")
+    }
+
+    fn stop(self) -> Result<()> {
         let _ = self.stop.send(());
         self.thread.join().map_err(|_| anyhow!("the load of datagrams panicked"))?
     }
-}
-
-fn exchange(
-    clients: &mut Clients,
-    reflector: &mut Reflector,
-    stopped: &Receiver<()>,
-) -> Result<(f64, u64)> {
-    let (mut complete, mut lost) = (0.0, 0);
-    while stopped.try_recv().is_err() {
-        let load = clients.trickle(reflector, Duration::from_millis(100))?;
-        complete += load.units;
-        lost += load.lost;
-    }
-    Ok((complete, lost))
 }
 
 /// How to start Pointsman, where it takes datagrams, and where it is spoken to.
@@ -264,7 +294,7 @@ fn plan(
     folder: &Path,
     endpoint: &Endpoint,
     reflector: &Reflector,
-) -> Result<(Plan, std::net::SocketAddr, PathBuf)> {
+) -> Result<(Plan, SocketAddr, PathBuf)> {
     let (config, socket) = (folder.join("storm.toml"), folder.join("storm.sock"));
     let place = &Network::loopback().balancers;
     let address = free_address(place, Traffic::Connections)?;

@@ -7,8 +7,8 @@ use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
 use crate::boundary::{
-    Buffer, Completion, DatagramSocket, ListenerId, LossCause, Memory, Op, Ops, Path, PoolSizes,
-    PortId, Train,
+    Buffer, Completion, DatagramSocket, Link, ListenerId, LossCause, Memory, Op, Ops, Path,
+    PoolSizes, PortId, Train,
 };
 use crate::eligibility::Footing;
 use crate::listing::{Cursor, EntryKind, FlowState};
@@ -17,10 +17,10 @@ use crate::policy::{Scope, Source, Verdict};
 use crate::preread::KeyRule;
 use crate::queue::Queue;
 use crate::snapshot::{
-    Candidates, Cluster, EndpointState, Generation, Listener, OnEndpointDown, Snapshot,
+    Candidates, Cluster, ClusterId, EndpointState, Generation, Listener, OnEndpointDown, Snapshot,
 };
 use crate::stats::{CloseReason, DropReason, ShedReason};
-use crate::{Balancer, BalancerConfig, Instant, SharedRate, testing};
+use crate::{Balancer, BalancerConfig, CANARY_SLOTS, Instant, SharedRate, Tally, Trial, testing};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 53));
 const LISTENER: ListenerId = ListenerId(0);
@@ -31,6 +31,14 @@ struct Bytes(&'static [u8]);
 impl Memory for Bytes {
     fn bytes(&self, _: &Buffer) -> &[u8] {
         self.0
+    }
+
+    fn write(&mut self, _: &[u8]) -> Option<Buffer> {
+        None
+    }
+
+    fn local_address(&self, _: Link) -> Option<SocketAddr> {
+        None
     }
 
     fn first_datagram(&self, _: &Train) -> &[u8] {
@@ -74,7 +82,7 @@ impl Rig {
 
     fn handle(&mut self, completion: Completion) -> vec::Vec<Op> {
         let mut ops = Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX);
-        self.balancer.handle(self.now, completion, &self.bytes, &mut ops);
+        self.balancer.handle(self.now, completion, &mut self.bytes, &mut ops);
         self.balancer.check_invariants();
         ops.drain().collect()
     }
@@ -133,6 +141,8 @@ impl Rig {
             endpoints: endpoints.collect(),
             candidates,
             footing: Footing::Sound,
+            proxy: None,
+            transparent: false,
             trial: None,
             queue: Queue::none(1),
         };
@@ -278,6 +288,44 @@ fn beyond_the_rate_a_stateless_policy_is_followed_without_a_flow() {
     assert!(rig.request(client(1)).is_some());
     assert_eq!(rig.request(client(2)), None);
     assert_eq!(rig.sheds(ShedReason::NewFlowRate), 1);
+}
+
+#[test]
+fn a_canary_has_its_say_beyond_the_rate_too() {
+    struct Last;
+
+    impl Policy for Last {
+        fn decide(&mut self, _: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
+            let decision = Decision::forward(EndpointIndex(among.len() as u32 - 1));
+            Decided { decision, source: Source::Table }
+        }
+
+        fn is_stateless(&self) -> bool {
+            true
+        }
+    }
+
+    let cases: [(Box<dyn Policy>, u32, bool, bool); 3] = [
+        (Box::new(Last), CANARY_SLOTS, true, true),
+        (Box::new(RoundRobin::new()), CANARY_SLOTS, false, false),
+        (Box::new(RoundRobin::new()), 0, true, false),
+    ];
+    for (candidate, slots, is_followed, is_last) in cases {
+        let mut rig = Rig::new(Box::new(TablePolicy::new()), |listener| {
+            listener.new_flow_rate = Some(Arc::new(SharedRate::new(1)));
+        });
+        let tally = Arc::new(Tally::new(3, slots));
+        let trial = Trial::new(candidate, Arc::clone(&tally));
+        rig.balancer.set_trial(ClusterId(0), Some(trial));
+        assert!(rig.request(client(1)).is_some());
+        let asked = tally.counts().asked;
+        let ways: vec::Vec<_> = (2..6).map(|n| rig.request(client(n))).collect();
+        assert!(ways.iter().all(|way| way.is_some() == is_followed), "{slots}: {ways:?}");
+        let last = SocketAddr::from((Ipv4Addr::new(10, 0, 0, 3), 53));
+        let all_last = ways.iter().flatten().all(|(_, endpoint)| *endpoint == last);
+        assert_eq!(all_last && is_followed, is_last, "{slots}: {ways:?}");
+        assert!(slots != 0 || tally.counts().asked == asked, "a shadow is not asked in a flood");
+    }
 }
 
 #[test]

@@ -30,9 +30,14 @@ impl SmoothOrder {
         }
         self.generation = Some(among.generation);
         let old = core::mem::take(&mut self.standings);
+        // A new list mostly keeps the order of the old one, so the search for each begins after what
+        // was found last: a list of thousands must not hold a worker up.
+        let mut begin = 0;
         let standing_of = |endpoint: &Endpoint| {
-            let known = old.iter().find(|standing| standing.id == endpoint.id);
-            known.copied().unwrap_or(Standing { id: endpoint.id, value: 0 })
+            let mut places = (begin..old.len()).chain(0..begin);
+            let found = places.find(|&place| old[place].id == endpoint.id);
+            begin = found.map_or(begin, |place| place + 1);
+            found.map_or(Standing { id: endpoint.id, value: 0 }, |place| old[place])
         };
         self.standings = among.endpoints.iter().map(standing_of).collect();
     }

@@ -51,7 +51,8 @@ fn first_name(questions: &[u8]) -> Option<&[u8]> {
 mod tests {
     use std::vec::Vec;
 
-    use super::super::tests::{hex, spoil};
+    use super::super::testing::spoil;
+    use super::super::tests::hex;
     use super::*;
 
     const MALFORMED: Result<u64, KeylessReason> = Err(KeylessReason::Malformed);

@@ -71,7 +71,8 @@ fn hash_start(id: &[u8], length: usize) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{hex, spoil};
+    use super::super::testing::spoil;
+    use super::super::tests::hex;
     use super::*;
 
     const MALFORMED: Result<u64, KeylessReason> = Err(KeylessReason::Malformed);

@@ -39,7 +39,7 @@ fn split_first(attributes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 mod tests {
     use std::vec::Vec;
 
-    use super::super::tests::spoil;
+    use super::super::testing::spoil;
     use super::*;
 
     const MALFORMED: Result<u64, KeylessReason> = Err(KeylessReason::Malformed);

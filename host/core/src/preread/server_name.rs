@@ -42,11 +42,28 @@ const U16_MAX: usize = 0xffff;
 const U24_MAX: usize = 0xff_ffff;
 
 pub(super) fn read<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Preread {
-    let mut message = Message { cursor: Cursor::new(chunks), record_left: 0, at: 0 };
-    match message.client_hello() {
-        Ok(Some(key)) => Preread::Key(key),
+    match Message::new(chunks).client_hello() {
+        Ok(Some(name)) => Preread::Key(hash(name.as_bytes())),
         Ok(None) => Preread::Keyless(KeylessReason::Absent),
         Err(stop) => stop,
+    }
+}
+
+/// The name itself, if all of its hello is there.
+pub(crate) fn find<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Option<ServerName> {
+    Message::new(chunks).client_hello().ok().flatten()
+}
+
+/// A name in lower case, without a dot at its end.
+#[derive(Clone, Copy)]
+pub(crate) struct ServerName {
+    bytes: [u8; NAME_BYTES_MAX],
+    len: u8,
+}
+
+impl ServerName {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len.into()]
     }
 }
 
@@ -61,8 +78,12 @@ struct Message<'a, I> {
 }
 
 impl<'a, I: Iterator<Item = &'a [u8]>> Message<'a, I> {
-    /// The hash of the name, if the hello has one.
-    fn client_hello(&mut self) -> Result<Option<u64>, Preread> {
+    fn new(chunks: I) -> Self {
+        Self { cursor: Cursor::new(chunks), record_left: 0, at: 0 }
+    }
+
+    /// The name, if the hello has one.
+    fn client_hello(&mut self) -> Result<Option<ServerName>, Preread> {
         ensure(self.number(1, U24_MAX)? == CLIENT_HELLO)?;
         let hello = self.vector(0..=U24_MAX, usize::MAX)?;
         ensure(self.number(1, hello)? == VERSION_MAJOR)?;
@@ -79,45 +100,45 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Message<'a, I> {
         self.extensions(extensions)
     }
 
-    fn extensions(&mut self, end: usize) -> Result<Option<u64>, Preread> {
-        let mut key = None;
+    fn extensions(&mut self, end: usize) -> Result<Option<ServerName>, Preread> {
+        let mut server_name = None;
         while self.at < end {
             let kind = self.number(2, end)?;
             let data = self.vector(0..=U16_MAX, end)?;
             if kind == SERVER_NAME {
-                ensure(key.is_none())?;
-                key = self.server_names(data)?;
+                ensure(server_name.is_none())?;
+                server_name = self.server_names(data)?;
             }
             self.skip_to(data)?;
         }
-        Ok(key)
+        Ok(server_name)
     }
 
-    fn server_names(&mut self, end: usize) -> Result<Option<u64>, Preread> {
+    fn server_names(&mut self, end: usize) -> Result<Option<ServerName>, Preread> {
         let list = self.vector(1..=U16_MAX, end)?;
         ensure(list == end)?;
-        let mut key = None;
+        let mut host_name = None;
         while self.at < list {
             let kind = self.number(1, list)?;
             let name = self.vector(1..=U16_MAX, list)?;
             if kind == HOST_NAME {
-                ensure(key.is_none())?;
-                key = Some(self.host_name(name)?);
+                ensure(host_name.is_none())?;
+                host_name = Some(self.host_name(name)?);
             }
             self.skip_to(name)?;
         }
-        Ok(key)
+        Ok(host_name)
     }
 
-    fn host_name(&mut self, end: usize) -> Result<u64, Preread> {
-        let mut name = [0; NAME_BYTES_MAX];
-        let name = name.get_mut(..end - self.at).ok_or(MALFORMED)?;
+    fn host_name(&mut self, end: usize) -> Result<ServerName, Preread> {
+        let mut bytes = [0; NAME_BYTES_MAX];
+        let name = bytes.get_mut(..end - self.at).ok_or(MALFORMED)?;
         for byte in name.iter_mut() {
             *byte = self.byte()?.to_ascii_lowercase();
         }
-        let name = name.strip_suffix(b".").unwrap_or(name);
-        ensure(!name.is_empty())?;
-        Ok(hash(name))
+        let len = name.strip_suffix(b".").unwrap_or(name).len() as u8;
+        ensure(len > 0)?;
+        Ok(ServerName { bytes, len })
     }
 
     fn skip_vector(

@@ -74,7 +74,7 @@ fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 mod tests {
     use std::format;
 
-    use super::super::tests::spoil;
+    use super::super::testing::spoil;
     use super::*;
 
     const MALFORMED: Result<u64, KeylessReason> = Err(KeylessReason::Malformed);

@@ -2,6 +2,7 @@
 
 use std::vec::Vec;
 
+use super::testing::Random;
 use super::*;
 
 const RULES: [KeyRule; 7] = [
@@ -14,37 +15,6 @@ const RULES: [KeyRule; 7] = [
     KeyRule::SipCallId,
 ];
 
-/// xorshift64 (Marsaglia, 2003).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % bound as u64) as usize
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.below(256) as u8
-    }
-}
-
-/// Shows what becomes of a sound message when it is cut off and a few of its bytes are replaced.
-pub(super) fn spoil(sample: &[u8], mut look: impl FnMut(&[u8])) {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    for _ in 0..5_000 {
-        let mut bytes = sample.to_vec();
-        for _ in 0..random.below(4) {
-            let place = random.below(bytes.len());
-            bytes[place] = random.byte();
-        }
-        let length = random.below(2 * bytes.len());
-        bytes.truncate(length.max(1));
-        look(&bytes);
-    }
-}
-
 /// Bytes from their hexadecimal digits; spaces and line breaks are skipped.
 pub(super) fn hex(digits: &str) -> Vec<u8> {
     let digits: Vec<u8> =
@@ -54,7 +24,7 @@ pub(super) fn hex(digits: &str) -> Vec<u8> {
 
 #[test]
 fn random_bytes_never_panic() {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for _ in 0..20_000 {
         let bytes: Vec<u8> = (0..random.below(80)).map(|_| random.byte()).collect();
         let cut = random.below(bytes.len() + 1);

@@ -116,7 +116,7 @@ impl Crowd {
         self.clients += 1;
         let client = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), self.clients));
         let worker = &mut self.workers[self.rng.below(WORKERS as u64) as usize];
-        worker.world.arrive(ListenerId(0), client);
+        worker.world.arrive(ListenerId(0), client, (Vec::new(), false));
     }
 
     /// The client that would be the next to be served goes away, perhaps just when its worker is
@@ -155,7 +155,7 @@ impl Crowd {
         for completion in completions {
             let is_new = matches!(completion, Completion::Accepted { .. });
             let worker = &mut self.workers[number];
-            worker.balancer.handle(self.now, completion, &worker.world, &mut self.ops);
+            worker.balancer.handle(self.now, completion, &mut worker.world, &mut self.ops);
             worker.balancer.check_invariants();
             self.perform(number, is_new);
         }
@@ -237,6 +237,7 @@ fn snapshot(rng: &mut Rng) -> Snapshot {
         all_flows: AllFlows::unlimited(),
         access: None,
         key: None,
+        proxy: None,
         new_flow_rate: None,
         new_flow_rate_per_client: None,
         flows_per_client: None,

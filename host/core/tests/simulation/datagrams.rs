@@ -1,6 +1,7 @@
 //! Flows of datagrams: one or two workers of one process, and all that is sent to and fro.
 
 mod admission;
+mod announcement;
 mod decisions;
 mod fared;
 mod kept;
@@ -209,6 +210,11 @@ impl Run {
         let mut seen = self.call(worker, |balancer, net, ops| {
             balancer.handle(scene.now, completion, net, ops);
         });
+        let expected = match &event {
+            Event::Request(request) => announcement::expected(&scene, request),
+            Event::Other(_) => None,
+        };
+        announcement::check(&mut seen.ops, expected);
         self.model.on_event(&scene, event, &mut seen);
         self.check(worker, &seen);
     }
@@ -512,6 +518,7 @@ fn again_op(op: &Op) -> Op {
             Op::Forward { socket: *socket, peer: *peer, local: *local, train: again(train) }
         }
         Op::Discard { train } => Op::Discard { train: again(train) },
+        Op::Announce { route, outbound } => Op::Announce { route: *route, outbound: *outbound },
         Op::StopAccepting { listener } => Op::StopAccepting { listener: *listener },
         other => panic!("no listener speaks streams: {other:?}"),
     }

@@ -2,13 +2,15 @@
 //!
 //! `world` is the kernel and the peers, `workload` decides what they do and when, `oracle` knows
 //! what must come of it. A seed is a schedule: sizes of everything, the order of completions, who
-//! resets whom, when the world changes. `datagrams` has the same three for flows of datagrams, in one
-//! or two workers of one process; `crowds` has two workers whose flows wait for each other. Replay one with `cargo xtask sim --seed N`; see that the
+//! resets whom, when the world changes. `introduction` has the headers by which clients are named.
+//! `datagrams` has the same three for flows of datagrams, in one or two workers of one process;
+//! `crowds` has two workers whose flows wait for each other. Replay one with `cargo xtask sim --seed N`; see that the
 //! oracle can fail with `cargo xtask sim --mutants`.
 
 mod crowds;
 mod datagrams;
 mod fared;
+mod introduction;
 mod mutants;
 mod oracle;
 mod passive;

@@ -162,8 +162,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "queue: a client that goes away while it waits keeps its place in the line",
         file: "balancer.rs",
-        original: "        self.stop_waiting(now, slot);\n        self.sessions[slot].close(",
-        mutated: "        self.sessions[slot].close(",
+        original: "        self.timers.cancel(slot);\n        self.stop_waiting(now, slot);",
+        mutated: "        self.timers.cancel(slot);",
     },
     Mutant {
         breaks: "affinity: a decision is kept for ever",
@@ -204,8 +204,14 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "timeouts: a flow without an answer waits for ever",
         file: "balancer.rs",
-        original: "        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });\n        self.set_timer(slot);",
-        mutated: "        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address });",
+        original: "        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address, from });\n        self.set_timer(slot);",
+        mutated: "        ops.push(Op::Connect { link: Link::new(slot, Side::Upstream), address, from });",
+    },
+    Mutant {
+        breaks: "transparent: connections leave from clients' addresses where nobody wants that",
+        file: "snapshot.rs",
+        original: "(self.transparent && one_family)",
+        mutated: "(self.transparent || one_family)",
     },
     Mutant {
         breaks: "limits: a denied flow stays counted",
@@ -306,7 +312,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: a policy that is no table is asked without a flow",
         file: "allocation.rs",
-        original: "if among.is_empty() || !slot.policy.is_stateless() {",
+        original: "if among.is_empty() || !slot.is_stateless() {",
         mutated: "if among.endpoints.is_empty() {",
     },
     Mutant {
@@ -408,8 +414,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "preread: the bytes that were held are lost",
         file: "relay.rs",
-        original: "        if self.outbound == Outbound::Idle && !self.queue.is_empty() {\n            self.send(step);\n        }\n        self.proceed(step);\n    }\n\n    /// Tells the destination who",
-        mutated: "        self.discard(step);\n        self.proceed(step);\n    }\n\n    /// Tells the destination who",
+        original: "        if self.outbound == Outbound::Idle && !self.queue.is_empty() {\n            self.send(step);\n        }\n        self.proceed(step);\n    }\n\n    /// Puts the header that tells",
+        mutated: "        self.discard(step);\n        self.proceed(step);\n    }\n\n    /// Puts the header that tells",
     },
     Mutant {
         breaks: "preread: the client is waited for as long as it likes",
@@ -428,6 +434,84 @@ const MUTANTS: &[Mutant] = &[
         file: "balancer.rs",
         original: "Preread::More if relay.has_ended() => Err(KeylessReason::Absent),",
         mutated: "Preread::More if relay.has_ended() && now == Instant::ZERO => Err(KeylessReason::Absent),",
+    },
+    Mutant {
+        breaks: "proxy: what follows a header in its segment is lost",
+        file: "balancer/introduction.rs",
+        original: "                session.relay_from(Side::Downstream).on_received(rest, &mut step);",
+        mutated: "                step.ops.push(Op::Recycle { buffer: rest });",
+    },
+    Mutant {
+        breaks: "proxy: the header is taken for a part of the stream",
+        file: "boundary.rs",
+        original: "start: self.start + bytes as u16,",
+        mutated: "start: self.start,",
+    },
+    Mutant {
+        breaks: "proxy: whoever connects is trusted",
+        file: "balancer.rs",
+        original: "Some(rule) if !rule.trusts(peer) =>",
+        mutated: "Some(rule) if !rule.trusts(peer) && rule.timeout.is_zero() =>",
+    },
+    Mutant {
+        breaks: "proxy: announced clients come that may not",
+        file: "balancer/introduction.rs",
+        original: "let admitted = if listener.allows(client) {",
+        mutated: "let admitted = if listener.allows(client) || !client.is_loopback() {",
+    },
+    Mutant {
+        breaks: "proxy: long headers are given up",
+        file: "balancer/introduction.rs",
+        original: "            relay.hold_more(listener.preread_bytes_max, &mut step);",
+        mutated: "            let _ = (relay, listener, &mut step);",
+    },
+    Mutant {
+        breaks: "proxy: a header is waited for as long as it likes",
+        file: "session.rs",
+        original: "map_or(timeouts.preread, |rule| rule.timeout)",
+        mutated: "map_or(timeouts.preread, |rule| rule.timeout + timeouts.idle)",
+    },
+    Mutant {
+        breaks: "proxy: a header that breaks off is waited for",
+        file: "balancer/introduction.rs",
+        original: "        if relay.has_ended() {",
+        mutated: "        if relay.has_ended() && now == Instant::ZERO {",
+    },
+    Mutant {
+        breaks: "proxy: the peer is taken for the client",
+        file: "session.rs",
+        original: "            self.peer = Some(core::mem::replace(&mut self.client, client));",
+        mutated: "            self.peer = Some(client);",
+    },
+    Mutant {
+        breaks: "proxy: the announced client is not counted",
+        file: "balancer/introduction.rs",
+        original: "        session.is_counted = true;",
+        mutated: "",
+    },
+    Mutant {
+        breaks: "proxy: endpoints are not told of their clients",
+        file: "balancer/introduction.rs",
+        original: "cluster.proxy.or(by_policy)",
+        mutated: "by_policy",
+    },
+    Mutant {
+        breaks: "proxy: an announcement counts as bytes of the stream",
+        file: "relay.rs",
+        original: "self.announced = header.len();",
+        mutated: "",
+    },
+    Mutant {
+        breaks: "proxy: the datagrams of flows that are there have no header",
+        file: "datagram.rs",
+        original: "if turn.announces(flow.listener) {",
+        mutated: "if turn.announces(flow.listener) && !flow.is_confirmed() {",
+    },
+    Mutant {
+        breaks: "proxy: datagrams without a flow have no header",
+        file: "datagram.rs",
+        original: "                turn.announce(&key);\n",
+        mutated: "",
     },
     Mutant {
         breaks: "survey: a flow that has ended is taken for the next in its place",

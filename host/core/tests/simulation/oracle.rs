@@ -3,9 +3,10 @@
 //! The oracle sees completions go in and ops come out, and the log of every policy call. It knows
 //! nothing of how the balancer works.
 
+mod told;
 mod waiting;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,19 +14,16 @@ use std::time::Duration;
 use pointsman_core::boundary::{
     Buffer, Completion, ConnectFailure, Goodbye, Link, Op, Pool, ReceiveEnd, Side,
 };
-use pointsman_core::listing::{Entry, EntryKind, FlowState};
 use pointsman_core::policy::{Decision, Method, OnSwap, Scope, Verdict};
 use pointsman_core::preread::KeyRule;
-use pointsman_core::{
-    CloseReason, Endpoint, EndpointId, FlowRecord, Instant, KeylessReason, Listener,
-    OnEndpointDown, Snapshot,
-};
+use pointsman_core::{EndpointId, Instant, KeylessReason, Listener, OnEndpointDown, Snapshot};
 use twox_hash::XxHash64;
 
 use self::waiting::Waiting;
 use crate::fared::Fared;
+use crate::introduction::Head;
 use crate::workload;
-use crate::world::World;
+use crate::world::LOCAL;
 
 /// One call of a policy under observation.
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +90,10 @@ struct Flow {
     /// When the endpoint was connected, and what each side has sent since.
     connected: Instant,
     received: [u64; 2],
+    /// The header that its peer sends first and what is left of it, until that is read.
+    head: Option<Head>,
+    peer: Option<SocketAddr>,
+    local: SocketAddr,
     /// What its first bytes are, and the key they turned out to have.
     first: u8,
     key: Option<u64>,
@@ -124,6 +126,9 @@ impl Flow {
             method,
             connected: arrival.now,
             received: [0; 2],
+            head: None,
+            peer: None,
+            local: LOCAL,
             first: arrival.first,
             key: None,
             prereading: false,
@@ -159,6 +164,30 @@ impl Flow {
         } else {
             full.then_some(Err(KeylessReason::TooLong))
         }
+    }
+
+    /// Bytes come that are the header's or follow it. What of them is the stream's; none if nothing
+    /// is, or if the header is no good.
+    fn introduce(&mut self, now: Instant, bytes: u32) -> Option<u32> {
+        let head = self.head.as_mut()?;
+        let rest = bytes.saturating_sub(head.left);
+        head.left = head.left.saturating_sub(bytes);
+        let route = head.route.filter(|_| head.left == 0)?;
+        if let Some(route) = route {
+            self.peer = Some(std::mem::replace(&mut self.client, route.client));
+            self.local = route.local;
+        }
+        self.head = None;
+        (self.prereading, self.waits, self.started) = (true, true, now);
+        Some(rest).filter(|rest| *rest > 0)
+    }
+
+    /// A buffer is being sent; one that is not of the stream has just come into being.
+    fn send(&mut self, from: usize, buffer: &Buffer, is_streams: bool) {
+        if !is_streams {
+            self.held[from].add(buffer);
+        }
+        self.sending[from].add(buffer);
     }
 
     fn progress(&mut self, now: Instant) {
@@ -209,8 +238,10 @@ pub(crate) struct Oracle {
     kept: BTreeMap<(usize, KeptFor), Kept>,
     calls: CallLog,
     /// Flows whose first bytes have been waited for long enough.
-    deciding: Vec<(u32, Result<u64, KeylessReason>)>,
+    deciding: Vec<(u32, Option<Result<u64, KeylessReason>>)>,
     waiting: Waiting,
+    /// Buffers that came and have neither been sent nor given back.
+    received: BTreeSet<(usize, u32)>,
     pub(crate) binds: u64,
     pub(crate) fared: Fared,
     /// By cluster: flows without a key, and flows that ended before anybody decided on them.
@@ -221,8 +252,21 @@ pub(crate) struct Oracle {
 impl Oracle {
     pub(crate) fn new(calls: CallLog) -> Self {
         let (flows, ended, kept) = Default::default();
-        let (deciding, fared, keyless, undecided, waiting) = Default::default();
-        Self { flows, ended, kept, calls, deciding, waiting, binds: 0, fared, keyless, undecided }
+        let (deciding, waiting, received, fared) = Default::default();
+        let (keyless, undecided) = Default::default();
+        Self {
+            flows,
+            ended,
+            kept,
+            calls,
+            deciding,
+            waiting,
+            received,
+            binds: 0,
+            fared,
+            keyless,
+            undecided,
+        }
     }
 
     /// A completion is about to be handled.
@@ -234,9 +278,12 @@ impl Oracle {
             _ => return,
         };
         let flow = &self.flows[&link.slot()];
-        if flow.prereading && !flow.closing {
-            let outcome = flow.preread(view.listener(flow), ended);
-            self.deciding.extend(outcome.map(|outcome| (link.slot(), outcome)));
+        let listener = view.listener(flow);
+        if flow.prereading && !flow.closing && listener.key.is_some() {
+            let outcome = flow.preread(listener, ended);
+            self.deciding.extend(outcome.map(|outcome| (link.slot(), Some(outcome))));
+        } else if flow.prereading && !flow.closing {
+            self.deciding.push((link.slot(), None));
         }
     }
 
@@ -245,7 +292,7 @@ impl Oracle {
         for (slot, flow) in self.flows.iter().filter(|(_, flow)| flow.prereading && !flow.closing) {
             let end = flow.started + view.listener(flow).timeouts.preread;
             if end.as_nanos().div_ceil(1_000_000) <= now.as_millis() {
-                self.deciding.push((*slot, Err(KeylessReason::Timeout)));
+                self.deciding.push((*slot, Some(Err(KeylessReason::Timeout))));
             }
         }
     }
@@ -255,8 +302,14 @@ impl Oracle {
         match completion {
             Completion::Received { link, buffer } => {
                 let flow = self.flows.get_mut(&link.slot()).expect("bytes belong to a flow");
+                self.received.insert((buffer.pool().index(), buffer.index()));
+                let held_bytes = match flow.head {
+                    Some(_) if !flow.closing => flow.introduce(now, buffer.len()),
+                    _ => Some(buffer.len()),
+                };
                 let held = &mut flow.held[link.side().index()];
-                held.add(buffer);
+                held.bytes += u64::from(held_bytes.unwrap_or(0));
+                held.buffers += u64::from(held_bytes.is_some());
                 let more = if flow.waits { PREREAD_BUFFERS_MAX } else { 0 };
                 let buffers_max = HELD_BUFFERS_MAX + more;
                 let within = held.bytes <= HELD_BYTES_MAX && held.buffers <= buffers_max;
@@ -346,12 +399,17 @@ impl Oracle {
         let cluster = listener.cluster.index();
         let mut flow = Flow::new(arrival, cluster, Method::DEFAULT);
         let full = after.table_full > before.table_full;
-        if listener.key.is_none() && self.must_wait(cluster, view) {
+        let is_decided_on = listener.key.is_none() && listener.proxy.is_none();
+        if is_decided_on && self.must_wait(cluster, view) {
             assert!(calls.is_empty(), "nobody is asked while there is no place");
             self.after_accepted_in_vain(&flow, view, ops);
             return;
         }
-        if listener.key.is_some() {
+        if listener.proxy.is_some() {
+            assert!(matches!(ops, [Op::Adopt { .. }, Op::Receive { .. }]), "{ops:?}");
+            assert!(calls.is_empty(), "the header comes first");
+            flow.head = Some(arrival.head);
+        } else if listener.key.is_some() {
             assert!(matches!(ops, [Op::Adopt { .. }, Op::Receive { .. }]), "{ops:?}");
             assert!(calls.is_empty(), "the first bytes come first");
             (flow.prereading, flow.waits) = (true, true);
@@ -428,7 +486,7 @@ impl Oracle {
     fn after_preread(
         &mut self,
         (now, view): (Instant, &View<'_>),
-        ops: &[Op],
+        (ops, is_shed): (&[Op], bool),
         calls: &mut VecDeque<Call>,
     ) {
         let mut deciding = std::mem::take(&mut self.deciding);
@@ -437,7 +495,7 @@ impl Oracle {
         deciding.sort_by_key(|(slot, _)| shown(*slot).unwrap_or(usize::MAX));
         for (slot, outcome) in deciding {
             let done = ops.iter().find_map(|op| match op {
-                Op::Connect { link, address } if link.slot() == slot => {
+                Op::Connect { link, address, .. } if link.slot() == slot => {
                     Some(Done { target: Some(*address), refused: None })
                 }
                 Op::Close { link, goodbye } if link.slot() == slot => {
@@ -446,9 +504,16 @@ impl Oracle {
                 _ => None,
             });
             let mut flow = self.flows[&slot].clone();
+            if is_shed {
+                let refused = done.expect("a flow that is shed is closed").refused;
+                assert!(refused == Some(Goodbye::Reset) && calls.is_empty(), "nobody is asked");
+                continue;
+            }
+            let may_not = view.listener(&flow).access.is_some() && workload::is_denied(flow.client);
+            assert!(!may_not, "a client was announced that may not come");
             flow.prereading = false;
-            flow.key = outcome.ok();
-            if let Err(reason) = outcome {
+            flow.key = outcome.and_then(Result::ok);
+            if let Some(Err(reason)) = outcome {
                 self.keyless.entry(flow.cluster).or_default()[reason.index()] += 1;
             }
             if self.must_wait(flow.cluster, view) {
@@ -518,9 +583,16 @@ impl Oracle {
     }
 
     /// The balancer has handled something other than a new client.
-    pub(crate) fn after(&mut self, now: Instant, view: &View<'_>, ops: &[Op], full: bool) {
+    pub(crate) fn after(
+        &mut self,
+        now: Instant,
+        view: &View<'_>,
+        ops: &[Op],
+        [before, after]: [Counts; 2],
+    ) {
+        let full = after.table_full > before.table_full;
         let mut calls = self.take_calls().into();
-        self.after_preread((now, view), ops, &mut calls);
+        self.after_preread((now, view), (ops, after.sheds > before.sheds), &mut calls);
         self.after_served((now, view), ops, &mut calls);
         self.after_retry((now, view), ops);
         let calls: Vec<Call> = calls.into();
@@ -528,7 +600,7 @@ impl Oracle {
         assert!(calls.len() <= 1, "one completion, one decision: {calls:?}");
         for op in ops {
             match op {
-                Op::Connect { link, address } => {
+                Op::Connect { link, address, .. } => {
                     let flow = &self.flows[&link.slot()];
                     assert!(!flow.established, "an established flow never changes endpoint");
                     assert!(!flow.prereading, "the first bytes come first");
@@ -543,16 +615,20 @@ impl Oracle {
                 }
                 Op::Send { link, buffer, .. } => {
                     let from = link.side().other().index();
-                    self.with(*link, |flow| flow.sending[from].add(buffer));
+                    let is_streams = self.received.remove(&(buffer.pool().index(), buffer.index()));
+                    self.with(*link, |flow| flow.send(from, buffer, is_streams));
+                }
+                Op::Recycle { buffer } => {
+                    self.received.remove(&(buffer.pool().index(), buffer.index()));
                 }
                 Op::Receive { credit, .. } => {
                     assert!(u64::from(*credit) <= 8 * u64::from(Pool::Bulk.buffer_bytes()));
                 }
                 Op::Close { link, .. } => {
-                    let Flow { established, prereading, closing, cluster, .. } =
+                    let Flow { established, prereading, head, closing, cluster, .. } =
                         self.flows[&link.slot()];
                     *self.undecided.entry(cluster).or_default() +=
-                        u64::from(prereading && !closing);
+                        u64::from((prereading || head.is_some()) && !closing);
                     if link.side() == Side::Downstream || established {
                         self.with(*link, |flow| flow.closing = true);
                     } else {
@@ -573,39 +649,24 @@ impl Oracle {
         }
     }
 
-    /// Every connect goes to an endpoint that may be given flows.
-    pub(crate) fn on_connect(&mut self, link: Link, address: SocketAddr, view: &View<'_>) {
+    /// Every connect goes to an endpoint that may be given flows, from whom the cluster says.
+    pub(crate) fn on_connect(
+        &mut self,
+        link: Link,
+        (address, from): (SocketAddr, Option<SocketAddr>),
+        view: &View<'_>,
+    ) {
         self.binds += 1;
         let flow = self.flows.get_mut(&link.slot()).expect("a connect belongs to a flow");
         flow.attempts += 1;
         flow.target = Some(address);
         flow.placed = Some(address);
-        let candidates = &view.snapshot.clusters[flow.cluster].candidates;
-        let endpoint = candidates.endpoints.iter().find(|endpoint| endpoint.address == address);
+        let cluster = &view.snapshot.clusters[flow.cluster];
+        let mut endpoints = cluster.candidates.endpoints.iter();
+        let endpoint = endpoints.find(|endpoint| endpoint.address == address);
         let most = endpoint.expect("a connect goes to a candidate").flows_max as usize;
+        assert_eq!(from, cluster.transparent.then_some(flow.client), "where it leaves from");
         assert!(self.placed_at(address) <= most, "an endpoint has no more flows than it may");
-    }
-
-    /// What an operator is shown, by slot: every flow there is, and nothing else.
-    pub(crate) fn assert_shown(&self, entries: &[Entry]) {
-        let flows = entries.iter().filter_map(|entry| match &entry.kind {
-            EntryKind::Flow(flow) => Some(flow),
-            EntryKind::Kept(_) => None,
-        });
-        let shown: BTreeMap<SocketAddr, FlowState> =
-            flows.map(|flow| (flow.client, flow.state)).collect();
-        assert_eq!(shown.len(), self.flows.len());
-        for flow in self.flows.values() {
-            let state = match shown[&flow.client] {
-                FlowState::Closing => (false, false, true),
-                FlowState::Prereading => (true, false, false),
-                FlowState::Queued => (false, true, false),
-                _ => (false, false, false),
-            };
-            let is_queued = flow.queued.is_some() && !flow.closing;
-            let prereads = flow.prereading && !flow.closing;
-            assert_eq!(state, (prereads, is_queued, flow.closing), "{flow:?}");
-        }
     }
 
     /// The op is performed: the link has its connection.
@@ -623,6 +684,11 @@ impl Oracle {
         assert!(!drained || !left, "what is left when the drain is over is closed");
         self.assert_nobody_waits_in_vain(now, view);
         self.assert_nobody_stays_in_vain(view);
+        for flow in self.flows.values().filter(|flow| flow.head.is_some() && !flow.closing) {
+            let rule = view.listener(flow).proxy.as_ref().expect("somebody asks for the header");
+            let overdue = flow.started + rule.timeout + Duration::from_millis(2);
+            assert!(now <= overdue, "{} has not been named in time", flow.client);
+        }
         for flow in self.flows.values().filter(|flow| flow.established && !flow.closing) {
             if flow.method.throttle_kib_s.is_some() {
                 continue;
@@ -637,13 +703,9 @@ impl Oracle {
     fn assert_nobody_stays_in_vain(&self, view: &View<'_>) {
         let is_open = |flow: &&Flow| flow.established && !flow.closing;
         for flow in self.flows.values().filter(is_open) {
-            let cluster = &view.snapshot.clusters[flow.cluster];
-            let is_own = |endpoint: &Endpoint| Some(endpoint.address) == flow.target;
-            let mut states = cluster.endpoints.iter();
-            let serves = states.any(|state| state.up && is_own(&state.endpoint))
-                || cluster.candidates.endpoints.iter().any(is_own);
             let resets = view.listener(flow).on_endpoint_down == OnEndpointDown::Reset;
-            assert!(serves || !resets, "{} stays with {:?}", flow.client, flow.target);
+            let stays = self.fared.has_left(flow.target, flow.connected);
+            assert!(!resets || !stays, "{} stays with {:?}", flow.client, flow.target);
         }
     }
 
@@ -667,54 +729,6 @@ impl Oracle {
         if let Some(flow) = self.flows.remove(&slot) {
             self.ended.insert(flow.client, flow);
         }
-    }
-
-    /// The access log's record of a flow agrees with what its peers saw.
-    pub(crate) fn on_record(&mut self, record: &FlowRecord, world: &World, view: &View<'_>) {
-        let Some(flow) = self.ended.remove(&record.client) else {
-            assert!(record.endpoint.is_none() && record.bytes == [0, 0], "{record:?}");
-            return;
-        };
-        assert_eq!(record.attempts, flow.attempts, "{record:?}");
-        if flow.established && !flow.answered {
-            self.fared.on_unanswered(flow.target, record.reason);
-        }
-        if record.reason == CloseReason::EndpointDown {
-            self.fared.assert_was_lost(flow.target, flow.started);
-        }
-        let client = &world.conns[flow.conns[0].expect("a flow has a client")];
-        let endpoint = flow.conns[1].map(|conn| &world.conns[conn]);
-        match (record.reason, endpoint) {
-            (CloseReason::Finished, Some(endpoint)) => {
-                for (from, to) in [(client, endpoint), (endpoint, client)] {
-                    assert!(from.fin_written && from.received == from.written, "{record:?}");
-                    assert!(to.taken == from.received && to.fin_from_us && !to.reset_from_us);
-                }
-                assert_eq!(record.bytes, [client.taken, endpoint.taken]);
-                assert_eq!(endpoint.announced, flow.method.announce, "{record:?}");
-            }
-            (CloseReason::DownstreamReset, Some(endpoint)) => {
-                let told = endpoint.reset_from_us || !flow.established;
-                assert!(client.reset_by_peer && told, "{record:?}");
-            }
-            (CloseReason::UpstreamReset, Some(endpoint)) => {
-                assert!(endpoint.reset_by_peer && client.reset_from_us, "{record:?}");
-            }
-            (CloseReason::QueueTimeout, _) => {
-                let timeout = view.snapshot.clusters[flow.cluster].queue.timeout;
-                assert!(record.queued >= timeout && client.reset_from_us, "{record:?}");
-            }
-            (CloseReason::EndpointsFull, _) => assert!(client.reset_from_us, "{record:?}"),
-            (CloseReason::ConnectFailed | CloseReason::ConnectTimeout, _) => {
-                assert!(client.reset_from_us && !flow.established, "{record:?}");
-            }
-            (CloseReason::IdleTimeout | CloseReason::HalfClosedTimeout, Some(_)) => {
-                let due = flow.progressed + self.timeout_of(&flow, view);
-                assert!(due <= world.now, "too early: {record:?}");
-            }
-            _ => {}
-        }
-        assert!(record.bytes[0] <= client.taken, "{record:?}");
     }
 
     fn take_calls(&self) -> Vec<Call> {
@@ -746,6 +760,7 @@ pub(crate) struct Arrival {
     pub(crate) client: SocketAddr,
     pub(crate) conn: usize,
     pub(crate) first: u8,
+    pub(crate) head: Head,
 }
 
 fn denial(verdict: Verdict) -> Option<Goodbye> {

@@ -21,10 +21,11 @@ use pointsman_core::{
     Timeouts, Trial,
 };
 
+use crate::introduction;
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
 use crate::passive::{self, Passive, all_of};
 use crate::rng::Rng;
-use crate::world::{Faults, World};
+use crate::world::{Conn, Faults, World};
 
 const TURNS: u64 = 250;
 /// Turns without any progress after which chance alone does not explain it.
@@ -140,7 +141,8 @@ impl Run {
         let policies =
             logged.iter().map(|&logged| policy(&mut rng, logged.then_some(&calls))).collect();
         let sessions_max = rng.between(3, 40) as u32;
-        let keyed = snapshot.listeners.iter().any(|listener| listener.key.is_some());
+        let waits = |listener: &Listener| listener.key.is_some() || listener.proxy.is_some();
+        let keyed = snapshot.listeners.iter().any(waits);
         let entries_max = if keyed { 50 } else { rng.pick(&[1, 3, 50]) };
         let board = Arc::new(Board::new(1_000, [rng.next(), rng.next()]));
         let config = BalancerConfig {
@@ -278,7 +280,17 @@ impl Run {
         self.clients += 1;
         let address = Ipv4Addr::new(192, 0, 2, self.rng.below(6) as u8);
         let listener = self.rng.below(self.snapshot.listeners.len() as u64) as u16;
-        self.world.arrive(ListenerId(listener), SocketAddr::from((address, self.clients)));
+        let client = SocketAddr::from((address, self.clients));
+        if self.snapshot.listeners[usize::from(listener)].proxy.is_none() {
+            self.world.arrive(ListenerId(listener), client, (Vec::new(), false));
+            return;
+        }
+        let peer = Ipv4Addr::new(10, 9, 0, self.rng.below(6) as u8);
+        let peer = if self.rng.chance(50) { address } else { peer };
+        let peer = SocketAddr::from((peer, self.clients));
+        let head = introduction::head(&mut self.rng, client);
+        let breaks_off = self.rng.chance(100);
+        self.world.arrive(ListenerId(listener), peer, (head, breaks_off));
     }
 
     fn pass_time(&mut self) {
@@ -336,8 +348,10 @@ impl Run {
             Completion::Accepted { listener, client, .. } => {
                 let conn = self.world.conns.iter().position(|conn| conn.address == *client);
                 let conn = conn.expect("the client has a connection");
-                let first = self.world.conns[conn].first;
-                Some(Arrival { now, listener: listener.index(), client: *client, conn, first })
+                let Conn { first, head, .. } = &self.world.conns[conn];
+                let listener = listener.index();
+                let head = introduction::Head::of(head);
+                Some(Arrival { now, listener, client: *client, conn, first: *first, head })
             }
             _ => None,
         };
@@ -352,7 +366,7 @@ impl Run {
         };
         self.oracle.before(now, &completion, &view);
         let before = (self.counts(), self.balancer.stats().sessions_active);
-        self.balancer.handle(now, completion, &self.world, &mut self.ops);
+        self.balancer.handle(now, completion, &mut self.world, &mut self.ops);
         self.balancer.check_invariants();
         let room = Balancer::OPS_PER_COMPLETION_MAX * 3;
         assert!(self.ops.room() >= room, "one completion led to too many ops");
@@ -376,16 +390,11 @@ impl Run {
             Some(arrival) => {
                 self.oracle.after_accepted(arrival, &view, &ops, [before, counts]);
             }
-            None => self.oracle.after(
-                self.world.now,
-                &view,
-                &ops,
-                counts.table_full > before.table_full,
-            ),
+            None => self.oracle.after(self.world.now, &view, &ops, [before, counts]),
         }
         for op in &ops {
-            if let Op::Connect { link, address } = op {
-                self.oracle.on_connect(*link, *address, &view);
+            if let Op::Connect { link, address, from } = op {
+                self.oracle.on_connect(*link, (*address, *from), &view);
             }
         }
         self.pending.extend(ops);
@@ -610,8 +619,9 @@ fn key_rule(rng: &mut Rng) -> Option<KeyRule> {
 
 /// Every client may have as many flows as ever.
 fn assert_nobody_is_counted(counts: &SourceCounts) {
-    for host in 0..6 {
-        let client = Ipv4Addr::new(192, 0, 2, host).into();
+    let networks = [[192, 0, 2], [10, 9, 0]];
+    for (host, [a, b, c]) in (0..6).flat_map(|host| networks.map(|network| (host, network))) {
+        let client = Ipv4Addr::new(a, b, c, host).into();
         let free = (0..3).take_while(|_| counts.try_add(client)).count();
         (0..free).for_each(|_| counts.remove(client));
         assert_eq!(free, 3, "a client's flows are counted off");
@@ -655,6 +665,7 @@ pub(crate) fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
         new_flow_rate_per_client: rng
             .chance(100)
             .then(|| Arc::new(SourceRates::new(5, 1, ADDRESSES, [1, 2]))),
+        proxy: introduction::inbound(rng),
         flows_per_client: rng
             .chance(200)
             .then(|| Arc::new(SourceCounts::new(3, 1, ADDRESSES, [1, 2]))),
@@ -678,6 +689,8 @@ pub(crate) fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
             candidates: Arc::new(all_of(generation, &endpoints)),
             endpoints,
             footing: Footing::Sound,
+            proxy: introduction::outbound(rng),
+            transparent: rng.chance(250),
             trial: None,
             queue: Queue {
                 flows_max: rng.pick(&[0, 1, 3, 50]),
@@ -703,6 +716,7 @@ pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
         new_flow_rate: old.new_flow_rate.clone(),
         new_flow_rate_per_client: old.new_flow_rate_per_client.clone(),
         flows_per_client: old.flows_per_client.clone(),
+        proxy: old.proxy.clone(),
         ..*old
     });
     let clusters = snapshot.clusters.iter().map(|old| Cluster {
@@ -710,6 +724,8 @@ pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
         endpoints: old.endpoints.clone(),
         candidates: old.candidates.clone(),
         footing: old.footing,
+        proxy: old.proxy,
+        transparent: old.transparent,
         trial: None,
         queue: old.queue.clone(),
     });

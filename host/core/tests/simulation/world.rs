@@ -6,12 +6,12 @@
 //! place in that stream, which is all it takes to see loss, repetition and disorder.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use pointsman_core::Instant;
 use pointsman_core::boundary::{
     Accepted, Buffer, Completion, ConnectFailure, Goodbye, Link, ListenerId, Memory, Op, Pool,
-    PoolSizes, ReceiveEnd, SendEnd, Train,
+    PoolSizes, ReceiveEnd, SendEnd, Side, Train,
 };
 
 use crate::rng::Rng;
@@ -45,7 +45,9 @@ impl Faults {
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) address: SocketAddr,
-    /// What its first bytes are.
+    /// The PROXY header that its stream begins with, or what stands in for one.
+    pub(crate) head: Vec<u8>,
+    /// What its first bytes are after that.
     pub(crate) first: u8,
     /// Bytes the peer will write in its life, and whether it then ends its stream.
     pub(crate) to_write: u64,
@@ -63,8 +65,8 @@ pub(crate) struct Conn {
     pub(crate) fin_from_us: bool,
     pub(crate) reset_from_us: bool,
     pub(crate) gone: bool,
-    /// Whether the peer was told of another.
-    pub(crate) announced: bool,
+    /// The header by which the peer was told of another.
+    pub(crate) announced: Option<Vec<u8>>,
     /// Bytes our kernel holds for the peer at most.
     space: u64,
 }
@@ -110,8 +112,12 @@ struct Chunk {
     bytes: Vec<u8>,
 }
 
-/// Bytes of a stream that have values.
+/// Bytes of a stream that have values, after its head.
 const FIRST: u64 = 5_000;
+/// In place of a connection: the bytes are the balancer's own.
+const WRITTEN: usize = usize::MAX;
+/// Where every client has connected to.
+pub(crate) const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 8, 0, 1)), 443);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listening {
@@ -159,10 +165,21 @@ impl World {
         }
     }
 
-    /// A client connects.
-    pub(crate) fn arrive(&mut self, listener: ListenerId, client: SocketAddr) {
+    /// A client connects, and writes this before all else. If it `breaks_off` it does not get to the
+    /// end of that.
+    pub(crate) fn arrive(
+        &mut self,
+        listener: ListenerId,
+        client: SocketAddr,
+        (head, breaks_off): (Vec<u8>, bool),
+    ) {
         if self.listeners[listener.index()] == Listening::Open {
-            let conn = self.open(client, false);
+            let number = self.open(client, false);
+            let conn = &mut self.conns[number];
+            let length = head.len() as u64;
+            conn.to_write = if breaks_off { length - 1 } else { length + conn.to_write };
+            conn.head = head;
+            let conn = number;
             self.backlog.push_back((listener, conn));
         }
     }
@@ -172,6 +189,7 @@ impl World {
         let most = if bulk { 2_000_000 } else { self.rng.pick(&[0, 1, 100, 5_000, 40_000]) };
         self.conns.push(Conn {
             address,
+            head: Vec::new(),
             first: self.rng.below(4) as u8,
             to_write: self.rng.between(0, most),
             ends: self.is_calm || self.rng.chance(800),
@@ -186,7 +204,7 @@ impl World {
             fin_from_us: false,
             reset_from_us: false,
             gone: false,
-            announced: false,
+            announced: None,
             space: self.rng.pick(&[if self.is_calm { 10_000 } else { 1 }, 2_000, 30_000, 300_000]),
         });
         self.conns.len() - 1
@@ -370,8 +388,11 @@ impl World {
             (false, true) => most as u32,
             (false, false) => self.rng.between(1, most) as u32,
         };
-        let valued = if conn.received < FIRST { len } else { 0 };
-        let bytes = vec![conn.first; valued as usize];
+        let (start, end) = (conn.received, conn.received + u64::from(len));
+        let head = &conn.head;
+        let value = |at: u64| head.get(at as usize).copied().unwrap_or(conn.first);
+        let is_valued = start < head.len() as u64 + FIRST;
+        let bytes = if is_valued { (start..end).map(value).collect() } else { Vec::new() };
         let chunk = Chunk { conn: socket.conn, start: conn.received, bytes };
         self.chunks.insert((pool.index(), index), chunk);
         conn.received += u64::from(len);
@@ -388,6 +409,14 @@ impl World {
         let conn = &mut self.conns[socket.conn];
         let dead = conn.is_dead() || socket.close.is_some();
         while let Some((buffer, left)) = run.front_mut().filter(|_| !dead) {
+            let freed = (buffer.pool().index(), buffer.index());
+            if self.chunks[&freed].conn == WRITTEN {
+                socket.sent += *left;
+                conn.announced = self.chunks.remove(&freed).map(|chunk| chunk.bytes);
+                self.free[freed.0].push(freed.1);
+                run.pop_front();
+                continue;
+            }
             let room = conn.space.saturating_sub(conn.taken - conn.read);
             let taken = u64::from(*left).min(room) as u32;
             if taken == 0 {
@@ -397,13 +426,11 @@ impl World {
             socket.sent += taken;
             *left -= taken;
             if *left == 0 {
-                let freed = (buffer.pool().index(), buffer.index());
                 run.pop_front();
                 self.chunks.remove(&freed);
                 self.free[freed.0].push(freed.1);
             }
         }
-        conn.announced |= run.is_empty() && conn.taken == 0;
         let end = if run.is_empty() { SendEnd::Whole } else { SendEnd::Broken };
         for (buffer, _) in socket.send.take()? {
             self.chunks.remove(&(buffer.pool().index(), buffer.index()));
@@ -442,6 +469,7 @@ impl World {
         match op {
             Op::OpenPort { .. }
             | Op::ClosePort { .. }
+            | Op::Announce { .. }
             | Op::Forward { .. }
             | Op::Discard { .. } => {
                 unreachable!("no listener speaks datagrams")
@@ -461,7 +489,7 @@ impl World {
                 conn.reset_from_us = goodbye == Goodbye::Reset;
                 conn.fin_from_us = goodbye == Goodbye::Fin;
             }
-            Op::Connect { link, address } => self.dial(link, address),
+            Op::Connect { link, address, .. } => self.dial(link, address),
             Op::Receive { link, pool, credit } => {
                 assert!(credit > 0, "credit is at least 1");
                 let socket = self.open_socket(link);
@@ -475,15 +503,6 @@ impl World {
                 }
             }
             Op::Send { link, buffer, more } => self.send(link, buffer, more),
-            Op::Announce { link, about } => {
-                assert_eq!(link.index(), about.index() ^ 1, "one side is told of the other");
-                let conn = self.open_socket(link).conn;
-                assert_eq!(self.conns[conn].taken, 0, "an announcement comes first");
-                let socket = self.open_socket(link);
-                assert!(socket.send.is_none(), "one run at a time: {link:?}");
-                socket.send = Some(VecDeque::new());
-                socket.sent = 28;
-            }
             Op::Recycle { buffer } => {
                 let key = (buffer.pool().index(), buffer.index());
                 assert!(self.chunks.remove(&key).is_some(), "a buffer is given back once");
@@ -534,15 +553,24 @@ impl World {
 
     fn send(&mut self, link: Link, buffer: Buffer, more: bool) {
         let source = self.links.get(&(link.index() ^ 1)).map(|socket| socket.conn);
-        let chunk = &self.chunks[&(buffer.pool().index(), buffer.index())];
-        let start = chunk.start;
-        assert_eq!(Some(chunk.conn), source, "bytes go to the other side of their session");
+        let chunk = self.chunks[&(buffer.pool().index(), buffer.index())].clone();
         let (_, mut run) = self.run.take().unwrap_or((link, VecDeque::new()));
-        let ahead: u64 = run.iter().map(|(_, left)| u64::from(*left)).sum();
+        let is_streams =
+            |buffer: &Buffer| self.chunks[&(buffer.pool().index(), buffer.index())].conn != WRITTEN;
+        let streams = run.iter().filter(|(buffer, _)| is_streams(buffer));
+        let ahead: u64 = streams.map(|(_, left)| u64::from(*left)).sum();
         let socket = self.open_socket(link);
         assert!(socket.send.is_none() && !socket.shutdown, "one run at a time: {link:?}");
-        let taken = self.conns[self.links[&link.index()].conn].taken;
-        assert_eq!(start, taken + ahead, "bytes keep their order");
+        let receiver = &self.conns[self.links[&link.index()].conn];
+        if chunk.conn == WRITTEN {
+            assert!(receiver.taken == 0 && run.is_empty(), "an announcement comes first");
+            assert!(receiver.announced.is_none(), "and once");
+        } else {
+            assert_eq!(Some(chunk.conn), source, "bytes go to the other side of their session");
+            let head = self.conns[chunk.conn].head.len() as u64;
+            let start = (chunk.start + u64::from(buffer.start())).checked_sub(head);
+            assert_eq!(start, Some(receiver.taken + ahead), "bytes keep their order");
+        }
         let len = buffer.len();
         run.push_back((buffer, len));
         if more {
@@ -628,8 +656,20 @@ impl Conn {
 impl Memory for World {
     fn bytes(&self, buffer: &Buffer) -> &[u8] {
         let chunk = &self.chunks[&(buffer.pool().index(), buffer.index())];
-        assert!(chunk.start < FIRST, "bytes are lent to the preread stage alone");
-        &chunk.bytes
+        assert!(!chunk.bytes.is_empty(), "bytes are lent to the preread stage alone");
+        &chunk.bytes[buffer.start() as usize..]
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Option<Buffer> {
+        let index = self.free[Pool::Small.index()].pop()?;
+        let chunk = Chunk { conn: WRITTEN, start: 0, bytes: bytes.to_vec() };
+        self.chunks.insert((Pool::Small.index(), index), chunk);
+        Some(Buffer::new(Pool::Small, index, bytes.len() as u32))
+    }
+
+    fn local_address(&self, link: Link) -> Option<SocketAddr> {
+        assert_eq!(link.side(), Side::Downstream, "clients are announced, and nobody else");
+        self.links.contains_key(&link.index()).then_some(LOCAL)
     }
 
     fn first_datagram(&self, _: &Train) -> &[u8] {

@@ -416,6 +416,7 @@ pub fn place(stats: &Arc<PolicyStats>) -> Place {
         governor: Arc::new(Governor::new(100)),
         fallback: Box::new(Last),
         state: None,
+        now: pointsman_core::Instant::ZERO,
     }
 }
 

@@ -51,6 +51,7 @@ impl Names {
         Line {
             started_unix_ms: wall.unix_ms(record.started),
             client: record.client.to_string(),
+            peer: record.peer.map(|peer| peer.to_string()),
             listener,
             protocol,
             cluster,
@@ -60,6 +61,7 @@ impl Names {
             source: record.source.map(pointsman_core::policy::Source::label),
             attempts: record.attempts,
             tag: record.tag,
+            unique_id: record.unique_id.map(|id| format!("{id:032x}")),
             bytes_upstream: record.bytes[Side::Upstream.index()],
             bytes_downstream: record.bytes[Side::Downstream.index()],
             queued_us: (!record.queued.is_zero())
@@ -76,6 +78,7 @@ impl Names {
 struct Line<'a> {
     started_unix_ms: u64,
     client: String,
+    peer: Option<String>,
     listener: &'a str,
     protocol: &'static str,
     cluster: &'a str,
@@ -85,6 +88,7 @@ struct Line<'a> {
     source: Option<&'static str>,
     attempts: u32,
     tag: u32,
+    unique_id: Option<String>,
     bytes_upstream: u64,
     bytes_downstream: u64,
     queued_us: Option<u64>,
@@ -124,6 +128,12 @@ impl Line<'_> {
         let _ = write!(text, " attempts={}", self.attempts);
         if self.tag != 0 {
             let _ = write!(text, " tag={}", self.tag);
+        }
+        if let Some(peer) = &self.peer {
+            let _ = write!(text, " peer={peer}");
+        }
+        if let Some(id) = &self.unique_id {
+            let _ = write!(text, " unique_id={id}");
         }
         text
     }

@@ -59,7 +59,7 @@ pub(super) struct OfCluster {
 pub(super) struct Promote {
     #[command(flatten)]
     of: OfCluster,
-    /// Even if it has not been asked about any flow yet.
+    /// Even if it has not answered for any flow yet.
     #[arg(long)]
     force: bool,
 }

@@ -19,25 +19,32 @@ pub(super) fn resolve(
         return None;
     }
     let mut seen = HashMap::new();
-    let mut networks = |name: &str, texts: &[String]| {
-        let mut networks = Vec::with_capacity(texts.len());
-        for (place, text) in texts.iter().enumerate() {
-            let key = format!("{key}.{name}[{place}]");
-            match network(text) {
-                Ok(network) => {
-                    if let Some(first) = seen.insert(network, key.clone()) {
-                        findings.add(key, format!("\"{text}\" is already {first}; remove one"));
-                    }
-                    networks.push(network);
-                }
-                Err(advice) => findings.add(key, format!("\"{text}\" {advice}")),
-            }
-        }
-        networks
-    };
-    let allow = networks("allow", &listener.allow);
-    let deny = networks("deny", &listener.deny);
+    let allow = networks(&format!("{key}.allow"), &listener.allow, &mut seen, findings);
+    let deny = networks(&format!("{key}.deny"), &listener.deny, &mut seen, findings);
     Some(Arc::new(AccessList::new(&allow, &deny)))
+}
+
+/// Networks as one writes them, each once, by where it was written first.
+pub(super) fn networks(
+    key: &str,
+    texts: &[String],
+    seen: &mut HashMap<Network, String>,
+    findings: &mut Findings,
+) -> Vec<Network> {
+    let mut networks = Vec::with_capacity(texts.len());
+    for (place, text) in texts.iter().enumerate() {
+        let key = format!("{key}[{place}]");
+        match network(text) {
+            Ok(network) => {
+                if let Some(first) = seen.insert(network, key.clone()) {
+                    findings.add(key, format!("\"{text}\" is already {first}; remove one"));
+                }
+                networks.push(network);
+            }
+            Err(advice) => findings.add(key, format!("\"{text}\" {advice}")),
+        }
+    }
+    networks
 }
 
 /// A network as one writes it; an address alone is a network of one.

@@ -3,10 +3,11 @@
 use hyper::http::uri::Authority;
 use hyper::{Method, Uri};
 use pointsman_core::health::Thresholds;
+use pointsman_core::proxy::Version;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::CheckPlan;
 use super::findings::Findings;
+use super::{CheckPlan, proxy};
 use crate::config::{Health, HealthKind};
 use crate::prober::check::{Check, HttpCheck, StatusRange, TlsCheck, UdpCheck};
 use crate::prober::tls;
@@ -29,6 +30,7 @@ pub(super) fn resolve(key: &str, health: &Health, findings: &mut Findings) -> Ch
             HealthKind::Udp => Check::Udp(udp(key, health, findings)),
             HealthKind::Tls => tls_check(key, health, findings),
         },
+        proxy: header(key, health, findings),
         port: health.port,
         interval,
         fast_interval: fast_interval.min(interval),
@@ -59,6 +61,16 @@ fn refuse_what_is_of_no_use(key: &str, health: &Health, findings: &mut Findings)
             format!("has a meaning only for kind = \"{kind}\"; remove it, or change `kind`");
         findings.add(format!("{key}.{name}"), advice);
     }
+}
+
+/// A datagram has no header that comes first.
+fn header(key: &str, health: &Health, findings: &mut Findings) -> Option<Version> {
+    let version = proxy::version(health.proxy_protocol?);
+    if health.kind == HealthKind::Udp {
+        let advice = "has no meaning for kind = \"udp\"; remove it, or change `kind`";
+        findings.add(format!("{key}.proxy_protocol"), advice);
+    }
+    Some(version)
 }
 
 fn http(key: &str, health: &Health, findings: &mut Findings) -> HttpCheck {

@@ -1,11 +1,13 @@
 //! Looks up listeners.
 
+use std::sync::Arc;
+
 use pointsman_core::{
     ClusterId, DatagramSettings, Listener as CoreListener, PrefixLengths, Timeouts,
 };
 
 use super::findings::{Distinct, Findings};
-use super::{ListenerPlan, access, keys};
+use super::{ListenerPlan, access, keys, proxy};
 use crate::config::{Cluster, Listener, OnEndpointDown, Protocol, UpstreamSockets};
 use crate::problem::suggestion;
 
@@ -88,6 +90,7 @@ impl Resolver<'_> {
             timeouts: self.timeouts(),
             key: self.key_rule(preread_bytes_max),
             preread_bytes_max,
+            proxy: self.proxy(),
             datagrams: self.datagrams(),
         }
     }
@@ -128,6 +131,12 @@ impl Resolver<'_> {
         keys::resolve(&self.at("key"), key, source, self.findings)
     }
 
+    fn proxy(&mut self) -> Option<Arc<pointsman_core::proxy::Inbound>> {
+        let value = self.listener.proxy_protocol.as_ref();
+        let inbound = self.only(Protocol::Tcp, "proxy_protocol", value)?;
+        Some(Arc::new(proxy::inbound(&self.at("proxy_protocol"), inbound, self.findings)))
+    }
+
     fn datagrams(&mut self) -> DatagramSettings {
         let listener = self.listener;
         let replies = self.only(Protocol::Udp, "replies_expected", listener.replies_expected);
@@ -144,6 +153,7 @@ impl Resolver<'_> {
             ports_min: DatagramSettings::DEFAULT.ports_min,
             port_per_flow: sockets == UpstreamSockets::PerFlow,
             offload: offload.unwrap_or(Listener::SEGMENTATION_OFFLOAD),
+            announce: None,
         }
     }
 

@@ -457,6 +457,65 @@ fn every_mistake_in_a_check_is_told() {
 }
 
 #[test]
+fn mistakes_about_the_proxy_protocol_are_told_together() {
+    let listener = "cluster = \"web\"\nproxy_protocol = { trusted = [\"10.0.0.0/33\", \"here\"], \
+                    timeout_ms = 0 }";
+    let cluster = "[[clusters]]\nproxy_protocol = { version = \"v1\", tlvs = [\"authority\"] }\n\
+                   health = { kind = \"udp\", send = \"x\", proxy_protocol = \"v2\" }";
+    let text = GOOD.replace("cluster = \"web\"", listener).replace("[[clusters]]", cluster);
+    assert_eq!(
+        problems(&text),
+        [
+            "listeners[0].proxy_protocol.trusted[0]: \"10.0.0.0/33\" has more than 32 bits; write a \
+             length from 0 to 32",
+            "listeners[0].proxy_protocol.trusted[1]: \"here\" is no network; write one such as \
+             \"10.0.0.0/8\", or an address",
+            "listeners[0].proxy_protocol.timeout_ms: 0 is out of range; write 1 to 604800000",
+            "clusters[0].proxy_protocol.tlvs: version 1 has none; leave them out, or write version = \
+             \"v2\"",
+            "clusters[0].health.proxy_protocol: has no meaning for kind = \"udp\"; remove it, or \
+             change `kind`",
+        ]
+    );
+}
+
+#[test]
+fn a_header_that_can_never_be_sent_is_refused() {
+    let cluster = "[[clusters]]\nproxy_protocol = { tlvs = [\"authority\", \"unique-id\"] }";
+    let udp = "cluster = \"web\"\nprotocol = \"udp\"\nproxy_protocol = {}";
+    let text = GOOD.replace("cluster = \"web\"", udp).replace("[[clusters]]", cluster);
+    assert_eq!(
+        problems(&text),
+        [
+            "listeners[0].proxy_protocol: is for tcp listeners; leave it out, or write protocol = \
+             \"tcp\"",
+            "clusters[0].proxy_protocol: \"unique-id\" is for connections; leave it out of tlvs, or use \
+             another cluster for the udp listeners",
+            "clusters[0].proxy_protocol.tlvs: \"authority\" needs a listener of this cluster with key \
+             = { kind = \"sni\" }; add one, or leave it out",
+        ]
+    );
+}
+
+#[test]
+fn datagrams_have_no_clients_address_to_leave_from() {
+    let text = GOOD.replace("[[clusters]]", "[[clusters]]\ntransparent = true");
+    assert_eq!(problems(&text), [""; 0]);
+    let found =
+        problems(&text.replace("cluster = \"web\"", "cluster = \"web\"\nprotocol = \"udp\""));
+    let advice = "leave it out, or use another cluster for the udp listeners";
+    assert_eq!(found, [format!("clusters[0].transparent: is for connections; {advice}")]);
+}
+
+#[test]
+fn a_listener_that_trusts_nobody_is_told_to_name_somebody() {
+    let listener = "cluster = \"web\"\nproxy_protocol = {}";
+    let found = problems(&GOOD.replace("cluster = \"web\"", listener));
+    let advice = "write who may say for whom it connects, such as [\"10.0.0.0/8\"]";
+    assert_eq!(found, [format!("listeners[0].proxy_protocol.trusted: names nobody; {advice}")]);
+}
+
+#[test]
 fn every_mistake_about_endpoints_that_are_missing_is_told() {
     let with =
         |keys: &str| problems(&GOOD.replace("[[clusters]]", &format!("[[clusters]]\n{keys}")));

@@ -15,6 +15,8 @@ use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HOST, USER_AGENT};
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
+use pointsman_core::proxy::{Header, Version};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -24,6 +26,9 @@ use tokio_rustls::rustls::pki_types::ServerName;
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// The largest datagram there is.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
+
+/// Where an endpoint is checked, and by which header it is told that nobody's client connects.
+pub type Place = (SocketAddr, Option<Version>);
 
 /// What a check does.
 #[derive(Debug, Clone)]
@@ -128,22 +133,32 @@ impl Check {
     ///
     /// # Errors
     /// It did not pass.
-    pub async fn run(&self, address: SocketAddr, limit: Duration) -> Result<(), Failed> {
+    pub async fn run(&self, place: Place, limit: Duration) -> Result<(), Failed> {
         let checked = async {
             match self {
-                Self::Tcp => TcpStream::connect(address).await.map(drop).map_err(Failed::from),
-                Self::Http(check) => check.run(address).await,
-                Self::Udp(check) => check.run(address).await,
-                Self::Tls(check) => check.run(address).await,
+                Self::Tcp => connect(place).await.map(drop).map_err(Failed::from),
+                Self::Http(check) => check.run(place).await,
+                Self::Udp(check) => check.run(place.0).await,
+                Self::Tls(check) => check.run(place).await,
             }
         };
         timeout(limit, checked).await.unwrap_or(Err(Failed::Late))
     }
 }
 
+/// Connects, and says that the connection is nobody's but ours if a header must come first.
+async fn connect((address, proxy): Place) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).await?;
+    if let Some(version) = proxy {
+        stream.write_all(Header::of_our_own(version).as_bytes()).await?;
+    }
+    Ok(stream)
+}
+
 impl HttpCheck {
-    async fn run(&self, address: SocketAddr) -> Result<(), Failed> {
-        let stream = TokioIo::new(TcpStream::connect(address).await?);
+    async fn run(&self, place: Place) -> Result<(), Failed> {
+        let address = place.0;
+        let stream = TokioIo::new(connect(place).await?);
         let (mut sender, connection) = http1::handshake(stream).await?;
         // The connection ends with its sender, or tells the sender that it has ended.
         let asked = async move {
@@ -185,9 +200,9 @@ impl UdpCheck {
 }
 
 impl TlsCheck {
-    async fn run(&self, address: SocketAddr) -> Result<(), Failed> {
-        let stream = TcpStream::connect(address).await?;
-        let name = self.server_name.clone().unwrap_or_else(|| address.ip().into());
+    async fn run(&self, place: Place) -> Result<(), Failed> {
+        let stream = connect(place).await?;
+        let name = self.server_name.clone().unwrap_or_else(|| place.0.ip().into());
         let connector = TlsConnector::from(Arc::clone(&self.config));
         connector.connect(name, stream).await.map(drop).map_err(Failed::from)
     }

@@ -77,13 +77,13 @@ pub(super) fn in_child(profile: Profile, bytes: &[u8]) -> Result<(), Refusal> {
         .stderr(Stdio::piped())
         .spawn()?;
     let stdin = child.stdin.take();
-    // The child reads everything before it does anything; if it has ended, its status says why.
-    let _ = stdin.map(|mut stdin| stdin.write_all(bytes));
-    let Some(status) = wait(&mut child)? else {
-        child.kill()?;
-        child.wait()?;
-        return Err(Refusal::Compile(Excess::Time));
-    };
+    let status = thread::scope(|scope| {
+        // A child that does not read what a pipe cannot hold must not hold its parent up. If it has
+        // ended, its status says why.
+        scope.spawn(|| stdin.map(|mut stdin| stdin.write_all(bytes)));
+        wait(&mut child)
+    })?;
+    let Some(status) = status else { return Err(Refusal::Compile(Excess::Time)) };
     if status.success() {
         return Ok(());
     }
@@ -98,7 +98,7 @@ pub(super) fn in_child(profile: Profile, bytes: &[u8]) -> Result<(), Refusal> {
     Err(judge(status, refusal, &cry))
 }
 
-/// Waits for the end of it; `None` if it takes too long.
+/// Waits for the end of it; where it takes too long it is ended, and that is `None`.
 fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
     let give_up = Instant::now() + PATIENCE;
     while Instant::now() < give_up {
@@ -107,6 +107,8 @@ fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
         }
         thread::sleep(LOOK);
     }
+    child.kill()?;
+    child.wait()?;
     Ok(None)
 }
 

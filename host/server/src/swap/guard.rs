@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pointsman_core::ClusterId;
 
@@ -11,6 +11,9 @@ use super::{Walk, short, trial};
 use crate::plan::PluginPlan;
 use crate::seat::{Outcome, Seat, Stage};
 use crate::service::Service;
+
+/// After a way back that was barred, say because the pool of instances was full.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// What has to be done at a seat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,15 +45,16 @@ pub fn look_after(service: &Arc<Service>) {
 fn remedy_for(seat: &Seat, plan: &PluginPlan) -> Option<Remedy> {
     let now = Instant::now();
     let mut sitting = seat.sitting();
-    if sitting.live.is_on_probation {
+    if let Some(since) = sitting.live.probation {
         let faults = sitting.live.counts.sum().faults_total();
         let can_go_back = sitting.previous.is_some() && sitting.previous_if_quarantined().is_none();
-        if faults > plan.rollback_faults.into() && can_go_back {
+        let is_owed = faults > plan.rollback_faults.into() && can_go_back;
+        if is_owed && since <= now {
             return Some(Remedy::RollBack(faults));
         }
-    }
-    if now.duration_since(sitting.live.since) > plan.rollback_window {
-        sitting.live.is_on_probation = false;
+        if !is_owed && now.duration_since(sitting.live.since) > plan.rollback_window {
+            sitting.live.probation = None;
+        }
     }
     let candidate = sitting.candidate.as_ref()?;
     let faults = candidate.counts.sum().faults_total();
@@ -83,8 +87,9 @@ fn roll_back(walk: &Walk<'_>, faults: u64) {
     tracing::warn!(%cluster, %digest, faults, "the policy that was swapped in fails: goes back");
     walk.seat().sitting().quarantine(live.digest());
     if let Err(error) = walk.roll_back(Outcome::RolledBackByItself) {
-        // The fallback goes on answering; another attempt would fail alike.
-        walk.seat().sitting().live.is_on_probation = false;
-        tracing::error!(%cluster, %error, "cannot go back to the policy before");
+        // The fallback goes on answering meanwhile.
+        walk.seat().sitting().live.probation = Some(Instant::now() + AGAIN_AFTER);
+        let seconds = AGAIN_AFTER.as_secs();
+        tracing::error!(%cluster, %error, seconds, "cannot go back to the policy before: tries again");
     }
 }

@@ -130,7 +130,7 @@ impl Listed {
             age_ms: millis(live.since.elapsed()),
             previous: sitting.previous.as_ref().map(|module| module.digest().to_owned()),
             trial,
-            on_probation: live.is_on_probation,
+            on_probation: live.probation.is_some(),
             faults: counts.faults_total(),
             throttled: counts.throttled,
             swaps: outcomes.map(|(outcome, n)| (outcome.label().to_owned(), n)).collect(),

@@ -32,6 +32,8 @@ pub struct TrialReport {
     pub age_ms: u64,
     /// Flows that it was asked about.
     pub asked: u64,
+    /// Those that its fallback answered for it; nothing below counts them.
+    pub unanswered: u64,
     /// Those on which it said what the live policy said; of a shadow only.
     pub agreed: u64,
     /// The share of those, from 0 to 1.
@@ -108,9 +110,10 @@ impl TrialReport {
             digest: candidate.module.digest().to_owned(),
             age_ms: millis(candidate.since.elapsed()),
             asked: tally.asked,
+            unanswered: tally.unanswered,
             agreed: tally.agreed,
-            agreement: (is_shadow && tally.asked > 0)
-                .then(|| tally.agreed as f64 / tally.asked as f64),
+            agreement: (is_shadow && tally.answered() > 0)
+                .then(|| tally.agreed as f64 / tally.answered() as f64),
             refused: tally.refused,
             live: Side::new(live, imbalance(&endpoints, |endpoint| endpoint.live)),
             candidate: Side::new(
@@ -130,15 +133,17 @@ impl TrialReport {
             (None, None) => "shadow that is over".to_owned(),
         };
         let agreement = self.agreement.map_or_else(String::new, |agreement| {
-            format!(", agrees on {:.2} % of them", agreement * 100.0)
+            format!(", agrees on {:.2} % of what it answers", agreement * 100.0)
         });
         let _ = writeln!(
             text,
-            "{}: {} {} on trial as {way}, asked about {} flow(s){agreement}, refuses {}\n",
+            "{}: {} {} on trial as {way}, asked about {} flow(s), leaves {} to the fallback\
+             {agreement}, refuses {}\n",
             self.cluster,
             self.shape,
             short(&self.digest),
             self.asked,
+            self.unanswered,
             self.refused
         );
         text.push_str(&self.endpoints_table());

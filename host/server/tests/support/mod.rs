@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -114,19 +115,51 @@ impl Balancer {
         balancer
     }
 
-    fn launch_by(command: Command, config: &str) -> Self {
+    /// The same with these sockets as its descriptors from 3 on, up to three of them, as a service manager
+    /// hands them over.
+    pub fn start_with_sockets(config: &str, sockets: Vec<OwnedFd>, names: &str) -> Self {
+        let mut balancer = Self::launch_with_sockets(config, sockets, names);
+        balancer.await_start();
+        balancer
+    }
+
+    /// The same without waiting for anything.
+    pub fn launch_with_sockets(config: &str, sockets: Vec<OwnedFd>, names: &str) -> Self {
+        // They come as the standard streams of a shell, which alone knows its own number.
+        const SHELL: &str = "exec 3<&0 4<&1 5<&2 </dev/null >\"$0\" 2>&1; \
+                             LISTEN_PID=$$; export LISTEN_PID; exec \"$@\"";
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = Self::configure(&folder, config, "");
+        let mut command = Command::new("sh");
+        command.args(["-c", SHELL]).arg(folder.path().join("log"));
+        command.args([POINTSMAN, "run", "--config"]).arg(file);
+        command.env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", names);
+        let mut streams = sockets.into_iter().map(Stdio::from);
+        let mut next = || streams.next().unwrap_or_else(Stdio::null);
+        command.stdin(next()).stdout(next()).stderr(next());
+        Self { process: command.spawn().expect("the balancer starts"), folder }
+    }
+
+    /// Starts one by a command that ends with becoming it, without waiting for anything.
+    pub fn launch_by(command: Command, config: &str) -> Self {
         Self::launch_with(command, config, "")
     }
 
     fn launch_with(command: Command, config: &str, admin: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
+        let file = Self::configure(&folder, config, admin);
+        Self::spawn(command, folder, &file)
+    }
+
+    /// Writes its configuration, with an admin socket in the same folder.
+    fn configure(folder: &TempDir, config: &str, admin: &str) -> PathBuf {
         let socket = folder.path().join("admin.sock");
         // Top-level keys come first in a file, so the section goes to the end.
         let socket = socket.to_str().expect("text");
         let config = format!("{config}\n[admin]\nsocket = {socket:?}\n{admin}");
         let file = folder.path().join("pointsman.toml");
         fs::write(&file, config).expect("the configuration is written");
-        Self::spawn(command, folder, &file)
+        file
     }
 
     fn spawn(mut command: Command, folder: TempDir, file: &Path) -> Self {

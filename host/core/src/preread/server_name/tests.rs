@@ -2,7 +2,8 @@
 
 use std::vec::Vec;
 
-use super::super::tests::{hex, spoil};
+use super::super::testing::spoil;
+use super::super::tests::hex;
 use super::*;
 
 const ABSENT: Preread = Preread::Keyless(KeylessReason::Absent);

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use pointsman_core::Instant;
 use pointsman_core::boundary::{
-    Buffer, Completion, DatagramSocket, ListenerId, LossCause, Memory, Op, Path, PortId, PortKind,
-    Train,
+    Buffer, Completion, DatagramSocket, Link, ListenerId, LossCause, Memory, Op, Path, PortId,
+    PortKind, Train,
 };
 
 use crate::rng::Rng;
@@ -234,6 +234,7 @@ impl Net {
                 }
             }
             Op::Discard { train } => self.give_back(&train),
+            Op::Announce { .. } => {}
             Op::StopAccepting { listener } => {
                 assert_eq!(self.listeners[listener.index()], Listening::Open, "stopped once");
                 self.listeners[listener.index()] = Listening::Stopping;
@@ -337,6 +338,14 @@ impl Net {
 impl Memory for Net {
     fn bytes(&self, buffer: &Buffer) -> &[u8] {
         panic!("there are no connections here: {buffer:?}")
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Option<Buffer> {
+        panic!("there are no connections here: {bytes:?}")
+    }
+
+    fn local_address(&self, link: Link) -> Option<SocketAddr> {
+        panic!("there are no connections here: {link:?}")
     }
 
     fn first_datagram(&self, train: &Train) -> &[u8] {

@@ -167,12 +167,14 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool, all_flows: &AllFlows) -> 
         new_flow_rate: rate,
         new_flow_rate_per_client: own_rate,
         flows_per_client: per_client,
+        proxy: None,
         datagrams: DatagramSettings {
             replies_expected: rng.pick(&[0, 0, 1, 2]),
             ports_max: rng.pick(&[1, 3, 12, 100]),
             ports_min: rng.pick(&[1, 2, 8, 32]),
             port_per_flow: rng.chance(300),
             offload: rng.chance(500),
+            announce: crate::introduction::outbound(rng),
         },
     }
 }
@@ -256,6 +258,8 @@ fn cluster(rng: &mut Rng, number: usize, generation: Generation) -> Cluster {
         candidates: Arc::new(all_of(generation, &endpoints)),
         endpoints,
         footing: Footing::Sound,
+        proxy: None,
+        transparent: false,
         trial: None,
         queue: Queue::none(2),
     }

@@ -159,7 +159,7 @@ impl Oracle {
         self.waiting.call += 1;
         for op in ops {
             let (link, done) = match op {
-                Op::Connect { link, address } => {
+                Op::Connect { link, address, .. } => {
                     (link, Done { target: Some(*address), refused: None })
                 }
                 Op::Close { link, goodbye } if link.side() == Side::Downstream => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pointsman_core::policy::{
     Decided, Decision, EndedFlow, EndpointIndex, Flow, Policy, Source, Verdict,
 };
-use pointsman_core::{Candidates, CloseReason};
+use pointsman_core::{Candidates, CloseReason, Instant};
 use pointsman_plugin::{
     FaultKind, Governor, GuestPolicy, Module, Place, PolicySettings, PolicyStats, Shape,
     TableGuest, WeightsGuest,
@@ -59,6 +59,7 @@ impl Subject {
                     governor: Arc::new(Governor::new(100)),
                     fallback: Box::new(Nobody),
                     state: state.map(<[u8]>::to_vec),
+                    now: Instant::ZERO,
                 };
                 let guest = GuestPolicy::new(module, settings, place, list);
                 guest.map(|guest| Self::Chooser { guest: Box::new(guest), stats })

@@ -11,7 +11,7 @@ use crate::runtime;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn run(check: Check, address: SocketAddr, limit: Duration) -> Result<(), Failed> {
-    runtime::start(async move { check.run(address, limit).await })
+    runtime::start(async move { check.run((address, None), limit).await })
 }
 
 fn page(status: &str) -> HttpCheck {
@@ -27,7 +27,7 @@ fn server(answer: &'static [u8]) -> (SocketAddr, JoinHandle<String>) {
         let (mut stream, _) = listener.accept().expect("a client");
         let mut request = Vec::new();
         let mut bytes = [0; 1024];
-        while !contains(&request, b"\r\n\r\n") {
+        while !request.ends_with(b"\r\n\r\n") {
             match stream.read(&mut bytes) {
                 Ok(0) | Err(_) => break,
                 Ok(count) => request.extend_from_slice(&bytes[..count]),
@@ -56,6 +56,22 @@ fn a_page_is_asked_for_by_its_path_and_host() {
     let request = served.join().expect("a request").to_lowercase();
     assert!(request.starts_with("get /up http/1.1\r\n"), "{request}");
     assert!(request.contains("\r\nhost: www.example\r\n"), "{request}");
+}
+
+#[test]
+fn a_header_that_names_nobody_comes_before_the_request() {
+    for (version, header) in
+        [(Version::V1, &b"PROXY UNKNOWN\r\n"[..]), (Version::V2, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")]
+    {
+        let (address, served) = server(b"HTTP/1.1 204 No Content\r\n\r\n");
+        let check = Check::Http(page("200-299"));
+        let place = (address, Some(version));
+        let checked = runtime::start(async move { check.run(place, PATIENCE).await });
+        assert!(checked.is_ok());
+        let request = served.join().expect("a request");
+        let request = request.as_bytes().strip_prefix(header).expect("the header");
+        assert!(request.starts_with(b"GET /up HTTP/1.1\r\n"));
+    }
 }
 
 #[test]
