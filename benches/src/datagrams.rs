@@ -70,6 +70,7 @@ impl DatagramBench {
     #[must_use]
     pub fn new(flows_max: u32, idle: Duration, stateless: bool) -> Self {
         let config = BalancerConfig {
+            worker: 0,
             sessions_max: 16,
             datagram_flows_max: flows_max,
             flow_table_entries_max: 16,
@@ -173,6 +174,7 @@ fn snapshot(flows_max: u32, idle: Duration) -> Arc<Snapshot> {
         proxy: None,
         transparent: false,
         trial: None,
+        queue: cluster.queue.clone(),
     });
     Arc::new(Snapshot {
         generation: tcp.generation,

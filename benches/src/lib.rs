@@ -18,7 +18,7 @@ use pointsman_core::policy::{
 use pointsman_core::{
     AllFlows, Balancer, BalancerConfig, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint,
     EndpointId, EndpointState, Generation, Instant, Listener, OnEndpointDown, Openness,
-    PrefixLengths, Protocol, Snapshot, Timeouts,
+    PrefixLengths, Protocol, Queue, Snapshot, Timeouts,
 };
 
 pub mod datagrams;
@@ -30,6 +30,7 @@ pub fn candidates(count: u32) -> Arc<Candidates> {
         id: EndpointId(n),
         address: SocketAddr::from((Ipv4Addr::new(10, 0, (n >> 8) as u8, n as u8), 80)),
         weight: 1,
+        flows_max: u32::MAX,
         load: Arc::default(),
     };
     let endpoints = (0..count).map(endpoint).collect();
@@ -98,6 +99,7 @@ impl Bench {
     pub fn new() -> Self {
         let pools = PoolSizes { small: 4_096, bulk: 64 };
         let config = BalancerConfig {
+            worker: 0,
             sessions_max: 1_024,
             datagram_flows_max: 1_024,
             flow_table_entries_max: 65_536,
@@ -233,6 +235,7 @@ pub(crate) fn snapshot_of(candidates: Arc<Candidates>) -> Arc<Snapshot> {
         proxy: None,
         transparent: false,
         trial: None,
+        queue: Queue::none(1),
     };
     Arc::new(Snapshot {
         generation: Generation(1),

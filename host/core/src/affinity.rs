@@ -449,6 +449,7 @@ mod tests {
             id: EndpointId(n),
             address: "10.0.0.1:80".parse().unwrap(),
             weight: 1,
+            flows_max: u32::MAX,
             load: Arc::default(),
         };
         let endpoints = (0..3).map(endpoint).collect();

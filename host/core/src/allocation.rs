@@ -11,6 +11,7 @@ use crate::policy::{
     Decided, Decision, EndedFlow, EndpointIndex, Flow, Method, OnSwap, Policy, Scope, Source, TICK,
     Verdict,
 };
+use crate::queue::Waiting;
 use crate::recent::{FlowFacts, RecentFlows};
 use crate::session::{Allocation, Tried};
 use crate::snapshot::{Candidates, Cluster, ClusterId, Endpoint, EndpointId, Listener, Snapshot};
@@ -27,6 +28,8 @@ pub(crate) struct Request<'a> {
     /// The hash of its application key.
     pub(crate) key: Option<u64>,
     pub(crate) tried: &'a Tried,
+    /// Whether it has waited for a place, and its turn has come.
+    pub(crate) in_turn: bool,
 }
 
 impl<'a> Request<'a> {
@@ -46,6 +49,15 @@ impl<'a> Request<'a> {
             now: self.now,
             random,
         }
+    }
+
+    /// Whether no endpoint has a place for it, or only such that others wait for. A flow that has had
+    /// a place, at an endpoint that failed it, does not queue behind others if there is one.
+    fn finds_no_place(&self, cluster: &Cluster) -> bool {
+        let is_new = self.attempt() == 0 && !self.in_turn;
+        let among = &cluster.candidates;
+        let is_last = is_new && cluster.queue.is_awaited();
+        !among.is_empty() && (is_last || among.endpoints.iter().all(Endpoint::is_full))
     }
 
     /// What a decision of this scope is kept under, if it is kept beyond this flow.
@@ -74,11 +86,15 @@ pub(crate) struct Denied {
     pub(crate) scope: Scope,
 }
 
-/// One worker's policies and the decisions it keeps.
+/// One worker's policies, the decisions it keeps, and its flows that wait for a place.
+///
+/// A flow that it allocates has its place at the endpoint; whoever binds it gives that back by
+/// [`leave`](Self::leave), once.
 pub(crate) struct Allocator {
     /// By [`ClusterId`].
     policies: Vec<Slot>,
     affinity: Affinity,
+    pub(crate) waiting: Waiting,
     random: Random,
     /// When policies are told next that time has passed, if any wants to hear of it.
     tick_at: Option<Instant>,
@@ -130,10 +146,15 @@ impl Slot {
 }
 
 impl Allocator {
-    pub(crate) fn new(policies: Vec<Box<dyn Policy>>, affinity: Affinity, seed: u64) -> Self {
+    pub(crate) fn new(
+        policies: Vec<Box<dyn Policy>>,
+        affinity: Affinity,
+        waiting: Waiting,
+        seed: u64,
+    ) -> Self {
         let policies = policies.into_iter().map(Slot::new).collect();
         let random = Random::new(seed);
-        let mut allocator = Self { policies, affinity, random, tick_at: None };
+        let mut allocator = Self { policies, affinity, waiting, random, tick_at: None };
         allocator.plan_ticks();
         allocator
     }
@@ -226,6 +247,18 @@ impl Allocator {
         self.tick_at = wanted.then(|| self.tick_at.unwrap_or(Instant::ZERO));
     }
 
+    /// A flow gives back its place at an endpoint.
+    pub(crate) fn leave(
+        &mut self,
+        snapshot: &Snapshot,
+        (cluster, endpoint): (ClusterId, &Endpoint),
+    ) {
+        endpoint.load.on_flow_ended();
+        if endpoint.is_limited() {
+            self.waiting.on_place_free(cluster, &snapshot.clusters[cluster.index()].queue);
+        }
+    }
+
     /// A flow has left its endpoint for good.
     pub(crate) fn on_flow_ended(&mut self, cluster: ClusterId, ended: &EndedFlow) {
         let slot = &mut self.policies[cluster.index()];
@@ -235,7 +268,8 @@ impl Allocator {
         }
     }
 
-    /// Allocates a flow, and counts who decided.
+    /// Allocates a flow, which then has its place, and counts who decided. Nobody is asked about a
+    /// flow that no endpoint has a place for, or that others wait before.
     pub(crate) fn allocate(
         &mut self,
         request: &Request<'_>,
@@ -244,13 +278,23 @@ impl Allocator {
     ) -> Result<Allocation, Denied> {
         let listener = snapshot.listener(request.listener);
         let cluster = &snapshot.clusters[listener.cluster.index()];
+        if request.finds_no_place(cluster) {
+            return Err(self.nowhere(listener.cluster, CloseReason::EndpointsFull));
+        }
+        let among = (listener, cluster);
         let allocated = match self.find_kept(request, listener, &cluster.candidates) {
-            KeptFor::Flow(kept) => kept,
-            _ if cluster.candidates.is_empty() => Err(self.no_endpoint(listener.cluster)),
-            KeptFor::Asking(endpoint) => {
-                self.decide(request, (listener, cluster), Some(&endpoint), stats)
+            KeptFor::Flow(Ok(kept)) if !kept.endpoint.try_start() => {
+                stats.cluster(listener.cluster).overflows_total += 1;
+                self.decide(request, among, (None, false), stats)
             }
-            KeptFor::Nobody => self.decide(request, (listener, cluster), None, stats),
+            KeptFor::Flow(kept) => kept,
+            _ if cluster.candidates.is_empty() => {
+                Err(self.nowhere(listener.cluster, CloseReason::NoEndpoint))
+            }
+            KeptFor::Asking(endpoint) => {
+                self.decide(request, among, (Some(&endpoint), true), stats)
+            }
+            KeptFor::Nobody => self.decide(request, among, (None, true), stats),
         };
         let source = match &allocated {
             Ok(allocation) => Some(allocation.source),
@@ -262,9 +306,9 @@ impl Allocator {
         allocated
     }
 
-    fn no_endpoint(&self, cluster: ClusterId) -> Denied {
+    fn nowhere(&self, cluster: ClusterId, reason: CloseReason) -> Denied {
         Denied {
-            reason: CloseReason::NoEndpoint,
+            reason,
             source: None,
             policy_generation: self.policies[cluster.index()].generation,
             tag: 0,
@@ -317,12 +361,13 @@ impl Allocator {
         KeptFor::Flow(Err(Denied { reason, source, policy_generation, tag, ttl, scope }))
     }
 
-    /// Asks the policy. A flow that is to stay `with` an endpoint does, if it is forwarded at all.
+    /// Asks the policy. A flow that is to stay `with` an endpoint does, if it is forwarded at all, and
+    /// if there is a place for it. The answer is kept if it `may_be` and is what is done.
     fn decide(
         &mut self,
         request: &Request<'_>,
         (listener, cluster): (&Listener, &Cluster),
-        with: Option<&Endpoint>,
+        (with, may_be_kept): (Option<&Endpoint>, bool),
         stats: &mut Stats,
     ) -> Result<Allocation, Denied> {
         let flow = request.flow(listener, self.random.next());
@@ -330,16 +375,24 @@ impl Allocator {
         slot.recent.note(&flow);
         let decided = slot.decide(&flow, cluster);
         let (decision, policy_generation) = (decided.decision, slot.generation);
-        let target = match decision.verdict {
+        let wanted = match decision.verdict {
             Verdict::Forward(index) => with.or_else(|| cluster.candidates.get(index)),
             Verdict::Reset | Verdict::Drop => None,
         };
+        let target = wanted.and_then(|wanted| place(&flow, wanted, &cluster.candidates));
+        let is_obeyed = wanted.map(|wanted| wanted.id) == target.map(|target| target.id);
+        if wanted.is_some() && target.is_none() {
+            return Err(self.nowhere(listener.cluster, CloseReason::EndpointsFull));
+        }
+        stats.cluster(listener.cluster).overflows_total += u64::from(!is_obeyed);
         // Whoever sends a datagram names a key at no cost, and native policies keep one for any.
         let is_free = decided.source != Source::Plugin && decision.scope == Scope::Key;
         let keeps_when_answered =
             is_free && listener.is_datagrams() && self.affinity.is_half_full();
         if let Some(key) = request.affinity_key(listener, decision.scope)
             && !keeps_when_answered
+            && may_be_kept
+            && is_obeyed
         {
             let ttl = if decision.ttl.is_zero() { listener.timeouts.idle } else { decision.ttl };
             let endpoint = target.map(|endpoint| endpoint.id);
@@ -357,7 +410,7 @@ impl Allocator {
                 scope: decision.scope,
                 source,
                 policy_generation,
-                keeps_when_answered,
+                keeps_when_answered: keeps_when_answered && may_be_kept && is_obeyed,
             }),
             None => Err(Denied {
                 reason: denial(&decision),
@@ -417,10 +470,26 @@ impl Allocator {
         }
         let flow = request.flow(listener, 0);
         match slot.decide_statelessly(&flow, cluster).decision.verdict {
-            Verdict::Forward(index) => among.get(index).map(|endpoint| endpoint.address),
+            Verdict::Forward(index) => {
+                let endpoint = among.get(index).filter(|endpoint| !endpoint.is_full());
+                endpoint.map(|endpoint| endpoint.address)
+            }
             Verdict::Reset | Verdict::Drop => None,
         }
     }
+}
+
+/// Takes a place at the wanted endpoint, or else at the next that has one: those first that have not
+/// failed the flow.
+fn place<'a>(flow: &Flow<'_>, wanted: &'a Endpoint, among: &'a Candidates) -> Option<&'a Endpoint> {
+    if wanted.try_start() {
+        return Some(wanted);
+    }
+    let from = among.endpoints.partition_point(|endpoint| endpoint.id <= wanted.id);
+    let (before, after) = among.endpoints.split_at(from);
+    let mut others = after.iter().chain(before);
+    let suited = others.clone().find(|endpoint| flow.suits(endpoint) && endpoint.try_start());
+    suited.or_else(|| others.find(|endpoint| endpoint.try_start()))
 }
 
 /// What is kept for a flow.

@@ -7,11 +7,13 @@
 mod introduction;
 mod renewal;
 mod survey;
+mod waiting;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::{Drain, Vec};
 use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
 
 use crate::affinity::Affinity;
 use crate::allocation::{Allocator, Denied};
@@ -21,10 +23,11 @@ use crate::boundary::{
     PoolSizes, ReceiveEnd, SendEnd, Side,
 };
 use crate::chain::Chains;
-use crate::datagram::{Datagrams, Turn, serves};
+use crate::datagram::{Datagrams, Turn};
 use crate::policy::{OnSwap, Policy};
 use crate::preread::Preread;
 use crate::proxy::Reader;
+use crate::queue::Waiting;
 use crate::recent::FlowFacts;
 use crate::relay::Step;
 use crate::session::{Allocation, Due, RecordFacts, Session, State};
@@ -40,6 +43,8 @@ pub use renewal::NewPolicy;
 /// Sizes and secrets, fixed for a worker's life.
 #[derive(Debug, Clone)]
 pub struct BalancerConfig {
+    /// Which of the process's workers it is, from 0.
+    pub worker: usize,
     /// Sessions at a time.
     pub sessions_max: u32,
     /// Flows of datagrams at a time.
@@ -103,10 +108,11 @@ impl Balancer {
         assert_eq!(policies.len(), snapshot.clusters.len(), "one policy per cluster");
         let affinity =
             Affinity::new(config.flow_table_entries_max, config.hash_key, config.board.clone());
+        let waiting = Waiting::new(config.worker, config.sessions_max, &snapshot);
         Self {
             stats: Stats::new(snapshot.listeners.len(), snapshot.clusters.len()),
             listeners_open: snapshot.listeners.iter().filter(|it| it.is_open()).count(),
-            allocator: Allocator::new(policies, affinity, config.seed),
+            allocator: Allocator::new(policies, affinity, waiting, config.seed),
             sessions: Slab::with_capacity(config.sessions_max),
             readers: Slab::with_capacity(config.sessions_max),
             timers: Timers::with_capacity(config.sessions_max),
@@ -193,6 +199,7 @@ impl Balancer {
         self.allocator.tick(now, &self.snapshot);
         let (datagrams, mut turn) = self.datagrams(now, ops);
         datagrams.handle_timeout(&mut turn, Self::STEPS_PER_TURN, Self::OPS_PER_COMPLETION_MAX);
+        self.serve_waiting(now, ops);
         self.count_entries();
     }
 
@@ -234,7 +241,8 @@ impl Balancer {
         let drain_awaited = !self.sweep.drain_ended && self.sessions.len() > 0;
         let drain_end = self.snapshot.drain_until.filter(|_| drain_awaited);
         let (ticks, datagrams) = (self.allocator.next_tick(), self.datagrams.next_timeout());
-        let due = [self.timers.next(), drain_end, ticks, datagrams];
+        let waiting = self.allocator.waiting.next_timeout();
+        let due = [self.timers.next(), drain_end, ticks, datagrams, waiting];
         due.into_iter().flatten().min()
     }
 
@@ -284,6 +292,10 @@ impl Balancer {
             Ok(allocation) => {
                 let slot = self.adopt(session, socket, ops);
                 self.bind(now, slot, allocation, ops);
+            }
+            Err(denied) if self.may_wait(id, &denied) => {
+                let slot = self.adopt(session, socket, ops);
+                self.wait(now, slot, ops);
             }
             Err(denied) => self.refuse(now, Arrival { listener: id, socket, client }, denied, ops),
         }
@@ -346,10 +358,7 @@ impl Balancer {
         let request = session.request(now, &self.snapshot);
         match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
             Ok(allocation) => self.bind(now, slot, allocation, ops),
-            Err(denied) => {
-                session.denied = Some(denied);
-                self.close(now, slot, denied.reason, ops);
-            }
+            Err(denied) => self.turn_away(now, slot, denied, ops),
         }
     }
 
@@ -414,6 +423,7 @@ impl Balancer {
                 tag: denied.tag,
                 started: now,
                 connected: None,
+                queued: Duration::ZERO,
                 ended: now,
                 bytes: [0; 2],
                 reason: denied.reason,
@@ -464,6 +474,9 @@ impl Balancer {
             allocation.endpoint.load.on_connect_failed(now);
             session.tried.push(allocation.endpoint.id);
         }
+        if let Some(place) = session.take_place() {
+            self.allocator.leave(&self.snapshot, place);
+        }
         let attempts = session.tried.as_slice().len() as u32;
         if attempts >= self.snapshot.listener(session.listener).connect_attempts {
             self.close(now, slot, reason, ops);
@@ -473,17 +486,13 @@ impl Balancer {
         let request = session.request(now, &self.snapshot);
         match self.allocator.allocate(&request, &self.snapshot, &mut self.stats) {
             Ok(allocation) => self.bind(now, slot, allocation, ops),
-            Err(denied) => self.close(now, slot, denied.reason, ops),
+            Err(denied) => self.turn_away(now, slot, denied, ops),
         }
     }
 
     /// Connects a session to the endpoint it was allocated, in place of an earlier one.
     fn bind(&mut self, now: Instant, slot: u32, allocation: Allocation, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
-        if let Some(allocation) = &session.allocation {
-            allocation.endpoint.load.on_flow_ended();
-        }
-        allocation.endpoint.load.on_flow_started();
         let address = allocation.endpoint.address;
         let cluster = &self.snapshot.clusters[allocation.cluster.index()];
         let from = cluster.source(session.client, address);
@@ -619,6 +628,7 @@ impl Balancer {
 
     fn close(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
         self.timers.cancel(slot);
+        self.stop_waiting(now, slot);
         if let State::Introducing { reader } = self.sessions[slot].state {
             self.readers.remove(reader);
         }
@@ -627,7 +637,10 @@ impl Balancer {
 
     /// Nothing of the session is in flight any more: its slot is free.
     fn end(&mut self, now: Instant, slot: u32, reason: CloseReason) {
-        let Some(session) = self.sessions.remove(slot) else { return };
+        let Some(mut session) = self.sessions.remove(slot) else { return };
+        if let Some(place) = session.take_place() {
+            self.allocator.leave(&self.snapshot, place);
+        }
         self.stats.sessions_active = self.sessions.len();
         self.timers.cancel(slot);
         let listener = self.snapshot.listener(session.listener);
@@ -652,6 +665,8 @@ impl Balancer {
             }
             if let Some(reason) = self.verdict_of_sweep(now, slot) {
                 self.close(now, slot, reason, ops);
+            } else if self.sessions.get(slot).is_some() && self.is_in_old_line(slot) {
+                self.change_lines(now, slot, ops);
             }
             self.sweep.next = Some(slot + 1).filter(|&next| next < self.sessions.slots_end());
         }
@@ -669,7 +684,7 @@ impl Balancer {
         }
         let allocation = session.allocation.as_ref()?;
         let cluster = &self.snapshot.clusters[allocation.cluster.index()];
-        let serves = serves(cluster, allocation.endpoint.id);
+        let serves = cluster.serves(allocation.endpoint.id);
         let resets = listener.on_endpoint_down == OnEndpointDown::Reset
             && session.state == State::Established;
         (resets && !serves).then_some(CloseReason::EndpointDown)
@@ -717,15 +732,13 @@ impl Balancer {
         assert_eq!(self.readers.len() as usize, introducing, "each reader is somebody's");
         for (slot, session) in self.sessions.iter() {
             session.check_invariants();
-            let waits = matches!(
-                session.state,
-                State::Introducing { .. }
-                    | State::Prereading
-                    | State::Connecting
-                    | State::Established
-            );
-            assert_eq!(self.timers.is_set(slot), waits, "what can last for ever has a deadline");
+            let is_over =
+                matches!(session.state, State::Abandoning | State::Closing { .. } | State::Unbound);
+            assert_eq!(self.timers.is_set(slot), !is_over, "what can last for ever has a deadline");
         }
+        let is_waiting = |session: &Session| matches!(session.state, State::Waiting { .. });
+        let waiting = self.sessions.iter().filter(|(_, session)| is_waiting(session)).count();
+        assert_eq!(waiting as u32, self.allocator.waiting.len(), "all who wait stand in line");
     }
 }
 

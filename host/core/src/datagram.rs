@@ -38,12 +38,11 @@ use crate::boundary::{
 use crate::policy::{EndedFlow, Method, Scope};
 use crate::session::{Allocation, Tried};
 use crate::snapshot::{
-    ClusterId, DatagramSettings, EndpointId, Listener, OnEndpointDown, Snapshot,
+    ClusterId, DatagramSettings, Endpoint, EndpointId, Listener, OnEndpointDown, Snapshot,
 };
 use crate::stats::{CloseReason, DropReason, FlowRecord, ShedReason, Stats};
 use crate::time::Instant;
 
-pub(crate) use bindings::serves;
 use bindings::{Binding, Bindings};
 use flow::{Details, NONE};
 pub use flow::{Flow, FlowKey};
@@ -74,6 +73,10 @@ impl<'a> Turn<'a> {
 
     fn drain_is_over(&self) -> bool {
         self.snapshot.drain_until.is_some_and(|end| end <= self.now)
+    }
+
+    fn leave(&mut self, place: (ClusterId, &Endpoint)) {
+        self.allocator.leave(self.snapshot, place);
     }
 
     fn lose(&mut self, listener: ListenerId, train: Train, reason: DropReason) {
@@ -435,6 +438,7 @@ impl Datagrams {
                 let binding = self.bindings.number_of(key.listener, &allocation);
                 let port = self.take_port(turn, binding);
                 let Some(port) = port.or_else(|| self.take_over_port(turn, binding)) else {
+                    turn.leave((allocation.cluster, &allocation.endpoint));
                     turn.listener(key.listener).give_back(key.client.ip());
                     let arrival = Arrival { key, train };
                     self.overflow(turn, application_key, arrival, ShedReason::Ports);
@@ -448,6 +452,12 @@ impl Datagrams {
             Err(denied) if denied.scope == Scope::None => {
                 turn.listener(key.listener).give_back(key.client.ip());
                 turn.lose(key.listener, train, DropReason::Denied);
+                false
+            }
+            Err(denied) if denied.reason == CloseReason::EndpointsFull => {
+                turn.listener(key.listener).give_back(key.client.ip());
+                let arrival = Arrival { key, train };
+                self.overflow(turn, application_key, arrival, ShedReason::EndpointsFull);
                 false
             }
             Err(denied) if denied.reason == CloseReason::NoEndpoint => {
@@ -536,6 +546,8 @@ impl Datagrams {
         self.table.unbind(number, self.bindings.of_flow(binding).endpoint.address);
         self.ports.on_unbound(port, self.bindings.lane(binding), turn.ops);
         self.bindings.on_unbound(binding);
+        let Binding { cluster, endpoint, .. } = self.bindings.of_flow(binding);
+        turn.leave((*cluster, endpoint));
     }
 
     /// A datagram for which there can be no flow: a stateless policy is followed all the same, for
@@ -636,7 +648,10 @@ impl Datagrams {
         self.unbind(turn, number);
         let moved = allocated.ok().and_then(|allocation| {
             let binding = self.bindings.number_of(key.listener, &allocation);
-            let port = self.take_port(turn, binding)?;
+            let Some(port) = self.take_port(turn, binding) else {
+                turn.leave((allocation.cluster, &allocation.endpoint));
+                return None;
+            };
             Some((allocation, binding, port))
         });
         let Some((allocation, binding, port)) = moved else {
@@ -704,6 +719,7 @@ impl Datagrams {
                 tag,
                 started,
                 connected: None,
+                queued: Duration::ZERO,
                 ended: now,
                 bytes,
                 reason,
@@ -751,6 +767,7 @@ fn request<'a>(turn: &Turn<'_>, key: &FlowKey, application_key: Option<u64>) -> 
         local: SocketAddr::new(key.local, turn.listener(key.listener).address.port()),
         key: application_key,
         tried: &Tried::NONE,
+        in_turn: false,
     }
 }
 

@@ -48,6 +48,8 @@ pub enum Transition {
 pub struct Health {
     thresholds: Thresholds,
     up: bool,
+    /// Whether a verdict has been given, or none was waited for.
+    proven: bool,
     /// Checks in a row that contradict `up`.
     contradictions: u32,
 }
@@ -56,14 +58,21 @@ impl Health {
     /// Starts up: an endpoint serves until something speaks against it.
     #[must_use]
     pub const fn new(thresholds: Thresholds) -> Self {
-        Self { thresholds, up: true, contradictions: 0 }
+        Self { thresholds, up: true, proven: true, contradictions: 0 }
     }
 
     /// Starts down, and the first check brings it up if it passes: who is added while there is
     /// traffic gets none before it is known to serve.
     #[must_use]
     pub const fn unproven(thresholds: Thresholds) -> Self {
-        Self { thresholds, up: false, contradictions: thresholds.rise.saturating_sub(1) }
+        let contradictions = thresholds.rise.saturating_sub(1);
+        Self { thresholds, up: false, proven: false, contradictions }
+    }
+
+    /// Whether it is not known yet if the endpoint serves: its first check is waited for.
+    #[must_use]
+    pub const fn is_unproven(&self) -> bool {
+        !self.proven
     }
 
     /// Judges by these thresholds from here on; what is believed stays.
@@ -79,6 +88,7 @@ impl Health {
 
     /// Takes in one observation; tells if it changed the verdict.
     pub fn observe(&mut self, observation: Observation) -> Option<Transition> {
+        self.proven |= !matches!(observation, Observation::ConnectsFailed { .. });
         match (observation, self.up) {
             (Observation::CheckPassed, true) | (Observation::CheckFailed, false) => {
                 self.contradictions = 0;
@@ -133,10 +143,12 @@ mod tests {
     #[test]
     fn the_first_check_brings_an_unproven_endpoint_up_and_a_later_one_does_not() {
         let mut passes = Health::unproven(THRESHOLDS);
-        assert!(!passes.is_up());
+        assert!(!passes.is_up() && passes.is_unproven());
         assert_eq!(passes.observe(Observation::CheckPassed), Some(Transition::WentUp));
+        assert!(!passes.is_unproven());
         let mut fails = Health::unproven(THRESHOLDS);
         assert_eq!(fails.observe(Observation::CheckFailed), None);
+        assert!(!fails.is_up() && !fails.is_unproven(), "it is down");
         assert_eq!(fails.observe(Observation::CheckPassed), None);
         assert_eq!(fails.observe(Observation::CheckPassed), Some(Transition::WentUp));
     }

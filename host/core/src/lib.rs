@@ -20,6 +20,7 @@ mod chain;
 pub mod datagram;
 pub mod ejection;
 pub mod eligibility;
+pub mod growth;
 pub mod health;
 pub mod kept_table;
 mod limits;
@@ -29,6 +30,7 @@ mod pace;
 pub mod policy;
 pub mod preread;
 pub mod proxy;
+mod queue;
 mod recent;
 mod relay;
 mod session;
@@ -47,6 +49,7 @@ pub use balancer::{Balancer, BalancerConfig, NewPolicy};
 pub use board::Board;
 pub use limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 pub use load::{LatencySample, Load, Outcomes, SLOTS, Sample};
+pub use queue::{Line, Queue};
 pub use recent::FlowFacts;
 pub use snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,

@@ -50,8 +50,7 @@ impl AllFlows {
 #[repr(align(64))]
 pub struct SharedRate {
     on_schedule: AtomicU64,
-    interval_nanos: u64,
-    burst: Duration,
+    steps: Steps,
 }
 
 impl SharedRate {
@@ -59,17 +58,34 @@ impl SharedRate {
     /// 0 is taken for 1.
     #[must_use]
     pub fn new(per_second: u32) -> Self {
-        let interval_nanos = 1_000_000_000 / u64::from(per_second.max(1));
-        Self { on_schedule: AtomicU64::new(0), interval_nanos, burst: Duration::from_secs(1) }
+        Self { on_schedule: AtomicU64::new(0), steps: Steps::new(per_second) }
     }
 
     /// Admits one more if the rate allows it; tells whether it did.
     pub fn try_take(&self, now: Instant) -> bool {
-        let admit = |on_schedule: u64| {
-            let next = on_schedule.max(now.as_nanos()) + self.interval_nanos;
-            (Instant::from_nanos(next) <= now + self.burst).then_some(next)
-        };
+        let admit = |on_schedule| self.steps.next(now, on_schedule);
         self.on_schedule.fetch_update(Relaxed, Relaxed, admit).is_ok()
+    }
+}
+
+/// How far each thing that is admitted puts off the time at which all of them are on schedule, and
+/// how far that may lie ahead.
+#[derive(Debug)]
+struct Steps {
+    interval_nanos: u64,
+    burst: Duration,
+}
+
+impl Steps {
+    fn new(per_second: u32) -> Self {
+        let interval_nanos = 1_000_000_000 / u64::from(per_second.max(1));
+        Self { interval_nanos, burst: Duration::from_secs(1) }
+    }
+
+    /// The time on schedule after one more, if that is admitted.
+    fn next(&self, now: Instant, on_schedule: u64) -> Option<u64> {
+        let next = on_schedule.max(now.as_nanos()) + self.interval_nanos;
+        (Instant::from_nanos(next) <= now + self.burst).then_some(next)
     }
 }
 
@@ -82,8 +98,7 @@ impl SharedRate {
 pub struct SourceRates {
     rows: [Box<[AtomicU64]>; 2],
     places: Places,
-    interval_nanos: u64,
-    burst: Duration,
+    steps: Steps,
 }
 
 impl SourceRates {
@@ -94,8 +109,7 @@ impl SourceRates {
     pub fn new(per_second: u32, clients: u32, prefix: PrefixLengths, hash_key: [u64; 2]) -> Self {
         let places = Places::new(clients, prefix, hash_key);
         let row = || (0..places.width).map(|_| AtomicU64::new(0)).collect();
-        let interval_nanos = 1_000_000_000 / u64::from(per_second.max(1));
-        Self { rows: [row(), row()], places, interval_nanos, burst: Duration::from_secs(1) }
+        Self { rows: [row(), row()], places, steps: Steps::new(per_second) }
     }
 
     /// Admits one more of this client if its rate allows it; tells whether it did.
@@ -103,12 +117,11 @@ impl SourceRates {
         let [first, second] = self.places.of(client);
         let places = [&self.rows[0][first], &self.rows[1][second]];
         let on_schedule = places.iter().map(|place| place.load(Relaxed)).min().unwrap_or(0);
-        let next = on_schedule.max(now.as_nanos()) + self.interval_nanos;
-        let admitted = Instant::from_nanos(next) <= now + self.burst;
-        if admitted {
+        let next = self.steps.next(now, on_schedule);
+        if let Some(next) = next {
             places.iter().for_each(|place| _ = place.fetch_max(next, Relaxed));
         }
-        admitted
+        next.is_some()
     }
 }
 

@@ -118,6 +118,8 @@ pub struct FlowEntry {
 pub enum FlowState {
     /// Its first bytes are waited for.
     Prereading,
+    /// Every endpoint is full, and it waits for a place.
+    Queued,
     /// Its endpoint has not answered, or not yet replied.
     Unconfirmed,
     /// Its endpoint has answered.
@@ -134,6 +136,7 @@ impl FlowState {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Prereading => "prereading",
+            Self::Queued => "queued",
             Self::Unconfirmed => "unconfirmed",
             Self::Established => "established",
             Self::Denied => "denied",

@@ -38,6 +38,21 @@ impl Load {
         self.flows_total.fetch_add(1, Relaxed);
     }
 
+    /// The same, if there are fewer than `flows_max`, which is [`u32::MAX`] where there may be any
+    /// number; tells whether it was. Exact, whoever else does it at the same time.
+    pub fn try_start(&self, flows_max: u32) -> bool {
+        if flows_max == u32::MAX {
+            self.on_flow_started();
+            return true;
+        }
+        let one_more = |flows: u32| (flows < flows_max).then_some(flows + 1);
+        let started = self.flows_active.fetch_update(Relaxed, Relaxed, one_more).is_ok();
+        if started {
+            self.flows_total.fetch_add(1, Relaxed);
+        }
+        started
+    }
+
     /// A flow has left the endpoint, or never reached it.
     pub fn on_flow_ended(&self) {
         self.flows_active.fetch_sub(1, Relaxed);
@@ -327,6 +342,17 @@ mod tests {
         assert_eq!(load.outcomes(), Outcomes { successes: 0, failures: 2, in_a_row: 2 });
         load.on_first_byte(seconds(1), Duration::ZERO);
         assert_eq!(load.outcomes(), Outcomes { successes: 1, failures: 2, in_a_row: 0 });
+    }
+
+    #[test]
+    fn a_full_endpoint_takes_no_flow_until_one_has_left() {
+        let load = Load::default();
+        assert_eq!((0..9).filter(|_| load.try_start(3)).count(), 3);
+        assert_eq!((load.flows_active(), load.flows_total()), (3, 3));
+        load.on_flow_ended();
+        assert!(load.try_start(3) && !load.try_start(3));
+        assert!(!load.try_start(2), "the maximum has come down");
+        assert!(load.try_start(u32::MAX));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use crate::boundary::ListenerId;
-use crate::snapshot::{Candidates, EndpointId, Protocol};
+use crate::snapshot::{Candidates, Endpoint, EndpointId, Protocol};
 use crate::stats::CloseReason;
 use crate::time::Instant;
 
@@ -53,11 +53,48 @@ impl Flow<'_> {
         self.tried.contains(&endpoint)
     }
 
+    /// Whether nothing speaks against this endpoint: it has a place, and has not failed this flow.
+    pub(crate) fn suits(&self, endpoint: &Endpoint) -> bool {
+        !self.has_tried(endpoint.id) && !endpoint.is_full()
+    }
+
     /// What a table is indexed by: the same in every worker and every balancer for related flows,
     /// or for all flows of a client.
     #[must_use]
     pub fn hash(&self) -> u64 {
         self.key.unwrap_or_else(|| table::client_hash(self.client.ip()))
+    }
+}
+
+/// Among whom a native policy chooses for a flow.
+#[derive(Debug, Clone, Copy)]
+enum Choice {
+    /// Those that have a place and have not failed it.
+    Suited,
+    /// All that have a place, because each of them has failed it.
+    Placed,
+    /// All, because they are full.
+    All,
+}
+
+impl Choice {
+    fn of(flow: &Flow<'_>, among: &Candidates) -> Self {
+        let mut endpoints = among.endpoints.iter();
+        if endpoints.clone().any(|endpoint| flow.suits(endpoint)) {
+            Self::Suited
+        } else if endpoints.any(|endpoint| !endpoint.is_full()) {
+            Self::Placed
+        } else {
+            Self::All
+        }
+    }
+
+    fn holds(self, flow: &Flow<'_>, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::Suited => flow.suits(endpoint),
+            Self::Placed => !endpoint.is_full(),
+            Self::All => true,
+        }
     }
 }
 
@@ -258,7 +295,7 @@ impl Source {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
-    use crate::snapshot::{Endpoint, Generation};
+    use crate::snapshot::Generation;
     use alloc::vec::Vec;
     use core::net::Ipv4Addr;
 
@@ -267,6 +304,7 @@ pub(crate) mod testing {
             id: EndpointId(n),
             address: (Ipv4Addr::new(10, 0, 0, n as u8), 80).into(),
             weight,
+            flows_max: u32::MAX,
             load: Arc::default(),
         };
         Arc::new(Candidates {

@@ -105,6 +105,13 @@ impl Relay {
         step.ops.push(Op::Receive { link, pool, credit: bytes_max.max(1) });
     }
 
+    /// Holds first bytes, however many have come, while there is no place at the destination.
+    pub(crate) fn hold(&mut self, step: &mut Step<'_>) {
+        if self.outbound != Outbound::Held {
+            self.preread(Pool::Small.buffer_bytes(), step);
+        }
+    }
+
     /// What has come so far and is held.
     pub(crate) fn held<'a>(
         &self,

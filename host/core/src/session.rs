@@ -9,14 +9,18 @@
 //!   Connecting ───────────▶ Established ─────────── a timeout ───────────▶ Closing ──▶ (gone)
 //!     │  ▲                                                                  ▲   when nothing
 //!     │  └────── another endpoint ──────┐                                   │   is in flight
-//!     ├─────────── failed ─────────▶ Unbound ─────── failed too often ──────┘
-//!     └── overtime ──▶ Abandoning ──────┘
+//!     ├─────────── failed ─────────▶ Unbound ─────── failed too often ──────┤
+//!     └── overtime ──▶ Abandoning ──────┘ ▲                                 │
+//!                                         │ no place, and then one          │
+//!                                         ▼                                 │
+//!                                      Waiting ───── too long ──────────────┘
 //! ```
 //!
 //! A session is freed only in `Closing`, after the last `Closed` of its links: until then the
 //! kernel may still speak of them.
 
 use core::net::SocketAddr;
+use core::time::Duration;
 
 use crate::allocation::{Denied, Request};
 use crate::boundary::{Buffer, Goodbye, Link, ListenerId, Op, Side};
@@ -41,6 +45,8 @@ pub(crate) enum State {
     Abandoning,
     /// The endpoint's link is free. Lasts only until another attempt or the end is decided on.
     Unbound,
+    /// Every endpoint is full, and a place is waited for until then.
+    Waiting { until: Instant },
     /// Bytes flow.
     Established,
     /// This many links have not said `Closed`.
@@ -117,6 +123,10 @@ pub(crate) struct Session {
     /// Why it got no endpoint, if it had to wait for its first bytes to learn that.
     pub(crate) denied: Option<Denied>,
     pub(crate) tried: Tried,
+    /// Whether it has a place at the endpoint it was allocated last.
+    is_placed: bool,
+    /// How long it has waited for a place.
+    queued: Duration,
     /// Endpoints it was bound to, the one it is bound to included.
     attempts: u32,
     /// By the side the bytes come from.
@@ -143,6 +153,8 @@ impl Session {
             allocation: None,
             denied: None,
             tried: Tried::default(),
+            is_placed: false,
+            queued: Duration::ZERO,
             attempts: 0,
             relays: Side::BOTH.map(Relay::new),
             started: now,
@@ -185,10 +197,27 @@ impl Session {
         self.progressed = now;
     }
 
-    /// Starts with an endpoint, or over with another one.
+    /// Waits for a place at an endpoint. Its first bytes are held meanwhile: a client that goes away
+    /// is heard of only by a subscription.
+    pub(crate) fn wait(&mut self, until: Instant, step: &mut Step<'_>) {
+        self.set_state(State::Waiting { until });
+        self.progressed = step.now;
+        self.relays[Side::Downstream.index()].hold(step);
+    }
+
+    /// Waits no longer, whatever comes of it. Tells how long it has waited.
+    pub(crate) fn on_waited(&mut self, now: Instant) -> Duration {
+        let waited = now.since(self.progressed);
+        self.queued += waited;
+        self.set_state(State::Unbound);
+        waited
+    }
+
+    /// Starts with an endpoint, or over with another one. Its place there is the session's.
     pub(crate) fn bind(&mut self, now: Instant, allocation: Allocation) {
         allocation.endpoint.load.on_connecting();
         self.allocation = Some(allocation);
+        self.is_placed = true;
         self.attempts += 1;
         self.set_state(State::Connecting);
         self.progressed = now;
@@ -218,6 +247,12 @@ impl Session {
         }
     }
 
+    /// Gives up its place, if it has one. Tells at which endpoint of which cluster.
+    pub(crate) fn take_place(&mut self) -> Option<(ClusterId, &Endpoint)> {
+        let allocation = self.allocation.as_ref()?;
+        core::mem::take(&mut self.is_placed).then_some((allocation.cluster, &allocation.endpoint))
+    }
+
     /// Asks for an endpoint.
     pub(crate) fn request(&self, now: Instant, snapshot: &Snapshot) -> Request<'_> {
         Request {
@@ -227,6 +262,7 @@ impl Session {
             local: self.local.unwrap_or(snapshot.listener(self.listener).address),
             key: self.key,
             tried: &self.tried,
+            in_turn: false,
         }
     }
 
@@ -262,6 +298,7 @@ impl Session {
             State::Abandoning => links_open += 1,
             State::Introducing { .. }
             | State::Prereading
+            | State::Waiting { .. }
             | State::Unbound
             | State::Closing { .. } => {}
         }
@@ -366,15 +403,15 @@ impl Session {
                 (timeouts.half_closed, CloseReason::HalfClosedTimeout)
             }
             State::Established => (idle, CloseReason::IdleTimeout),
+            State::Waiting { until } => return Some((until, CloseReason::QueueTimeout)),
             State::Abandoning | State::Unbound | State::Closing { .. } => return None,
         };
         Some((self.progressed + timeout, reason))
     }
 
-    /// Leaves its endpoint for good; what its policy hears of that.
+    /// What its policy hears of its end.
     pub(crate) fn ended(&self, now: Instant, reason: CloseReason) -> Option<EndedFlow> {
         let allocation = self.allocation.as_ref()?;
-        allocation.endpoint.load.on_flow_ended();
         Some(EndedFlow {
             endpoint: allocation.endpoint.id,
             reason,
@@ -411,6 +448,7 @@ impl Session {
             tag,
             started: self.started,
             connected: self.connected,
+            queued: self.queued,
             ended: now,
             bytes: self.bytes(),
             reason: facts.reason,
@@ -422,6 +460,7 @@ impl Session {
         let allocation = self.allocation.as_ref();
         let state = match self.state {
             State::Introducing { .. } | State::Prereading => FlowState::Prereading,
+            State::Waiting { .. } => FlowState::Queued,
             State::Connecting | State::Abandoning | State::Unbound => FlowState::Unconfirmed,
             State::Established => FlowState::Established,
             State::Closing { .. } => FlowState::Closing,

@@ -15,11 +15,13 @@ use crate::access::AccessList;
 use crate::boundary::ListenerId;
 use crate::ejection::EjectionReason;
 use crate::eligibility::Footing;
+use crate::growth::Growth;
 use crate::limits::{AllFlows, SharedRate, SourceCounts, SourceRates};
 use crate::load::Load;
 use crate::policy::{EndpointIndex, Table};
 use crate::preread::KeyRule;
 use crate::proxy::{Inbound, Outbound};
+use crate::queue::Queue;
 use crate::stats::ShedReason;
 use crate::time::Instant;
 
@@ -291,14 +293,26 @@ pub struct Cluster {
     /// The same endpoints as a policy on trial sees them, where it has a table or weights of its
     /// own.
     pub trial: Option<Arc<Candidates>>,
+    /// Flows that wait because every candidate is full.
+    pub queue: Queue,
 }
 
 impl Cluster {
+    /// Whether flows of this endpoint may stay with it: it is up, though it may drain, or flows are
+    /// given to it for want of better.
+    pub(crate) fn serves(&self, id: EndpointId) -> bool {
+        self.endpoint(id).is_some_and(|state| self.keeps(state))
+    }
+
+    fn keeps(&self, state: &EndpointState) -> bool {
+        state.up || self.candidates.find(state.endpoint.id).is_some()
+    }
+
     /// Whether the same endpoints serve in both, whatever else differs.
     pub(crate) fn serves_alike(&self, other: &Self) -> bool {
-        let state = |state: &EndpointState| (state.endpoint.id, state.up, state.draining);
-        self.endpoints.iter().map(state).eq(other.endpoints.iter().map(state))
-            && self.candidates.is_empty() == other.candidates.is_empty()
+        let of = |cluster: &Self, state: &EndpointState| (state.endpoint.id, cluster.keeps(state));
+        let own = self.endpoints.iter().map(|state| of(self, state));
+        own.eq(other.endpoints.iter().map(|state| of(other, state)))
     }
 
     /// From where a client's connection to an endpoint leaves, if not from an address of ours. The two
@@ -323,6 +337,8 @@ pub struct EndpointState {
     pub endpoint: Endpoint,
     /// Whether health checks (or the lack of them) say that it serves.
     pub up: bool,
+    /// Whether that is not known yet, because it was added and its first check is under way.
+    pub unproven: bool,
     /// Whether it is to get nothing new.
     pub draining: bool,
     /// Why it is to get nothing new for a time, if its flows have failed.
@@ -331,19 +347,23 @@ pub struct EndpointState {
     pub ejections_total: u64,
     /// Whether it is to be used only where no other is available.
     pub backup: bool,
+    /// How much of its weight counts, if it has come back lately.
+    pub growth: Growth,
 }
 
 impl EndpointState {
     /// An endpoint against which nothing speaks.
     #[must_use]
-    pub const fn sound(endpoint: Endpoint) -> Self {
+    pub fn sound(endpoint: Endpoint) -> Self {
         Self {
             endpoint,
             up: true,
+            unproven: false,
             draining: false,
             ejected: None,
             ejections_total: 0,
             backup: false,
+            growth: Growth::default(),
         }
     }
 
@@ -363,8 +383,28 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Its share of flows relative to the others, at least 1.
     pub weight: u32,
+    /// Flows at a time, over all workers; [`u32::MAX`] if that is not limited.
+    pub flows_max: u32,
     /// What all workers count about it.
     pub load: Arc<Load>,
+}
+
+impl Endpoint {
+    /// Whether its flows are limited.
+    pub(crate) const fn is_limited(&self) -> bool {
+        self.flows_max != u32::MAX
+    }
+
+    /// Whether it has as many flows as it may.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.is_limited() && self.load.flows_active() >= self.flows_max
+    }
+
+    /// Takes a place for a flow, if there is one; tells whether there was.
+    pub(crate) fn try_start(&self) -> bool {
+        self.load.try_start(self.flows_max)
+    }
 }
 
 /// The endpoints that may be given a new flow, as a policy sees them.

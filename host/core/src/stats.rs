@@ -3,6 +3,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
+use core::time::Duration;
 
 use crate::boundary::{ListenerId, Side, Train};
 use crate::policy::Source;
@@ -28,7 +29,7 @@ impl Stats {
     pub(crate) fn new(listeners: usize, clusters: usize) -> Self {
         Self {
             listeners: vec![ListenerStats::default(); listeners],
-            clusters: vec![ClusterStats::NEW; clusters],
+            clusters: vec![ClusterStats::new(); clusters],
             sessions_active: 0,
             flow_table_entries: 0,
             ports_open: 0,
@@ -45,7 +46,7 @@ impl Stats {
 
     /// A cluster has come: into a place that is new, or was another's, whose policies are counted on.
     pub(crate) fn on_cluster_came(&mut self, id: ClusterId, policy_generation: u64) {
-        let stats = ClusterStats { policy_generation, ..ClusterStats::NEW };
+        let stats = ClusterStats { policy_generation, ..ClusterStats::default() };
         match self.clusters.get_mut(id.index()) {
             Some(old) => *old = stats,
             None => self.clusters.push(stats),
@@ -118,16 +119,25 @@ impl ListenerStats {
 }
 
 /// What a worker counts per cluster.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ClusterStats {
-    /// Decisions, by [`Source::index`]. Their sum is the cluster's flows plus its retries.
+    /// Decisions, by [`Source::index`]. Their sum is the cluster's flows plus its retries, without
+    /// those for whom nobody had a place.
     pub decisions_total: [u64; Source::ALL.len()],
     /// 1 for the policy the worker started with, one more for each swap.
     pub policy_generation: u64,
+    /// Flows that went to another endpoint than was decided, because that one was full.
+    pub overflows_total: u64,
+    /// Flows that have waited for a place at an endpoint, whatever came of it.
+    pub queued_total: u64,
+    /// How long they have waited, all together.
+    pub queued_time: Duration,
 }
 
 impl ClusterStats {
-    const NEW: Self = Self { decisions_total: [0; Source::ALL.len()], policy_generation: 1 };
+    fn new() -> Self {
+        Self { policy_generation: 1, ..Self::default() }
+    }
 }
 
 /// Makes an enum of named reasons dense and printable.
@@ -173,6 +183,10 @@ reasons! {
         Descriptors => "descriptors",
         /// The cluster had no endpoint to offer.
         NoEndpoint => "no-endpoint",
+        /// Every endpoint had as many flows as it may, and there was no room to wait for a place.
+        EndpointsFull => "endpoints-full",
+        /// It waited for a place at an endpoint for too long.
+        QueueTimeout => "queue-timeout",
         /// No byte moved for too long.
         IdleTimeout => "idle-timeout",
         /// One direction had ended and no byte moved in the other for too long.
@@ -228,15 +242,21 @@ reasons! {
         FlowTableFull => "flow-table-full",
         /// Every upstream port that may be opened is taken for the endpoint.
         Ports => "ports",
+        /// Every endpoint has as many flows as it may. Connections end for the reason of this name.
+        EndpointsFull => "endpoints-full",
     }
 }
 
 impl ShedReason {
-    /// Whether it is meant to keep a datagram from every endpoint, and not for want of a place.
+    /// Whether it is meant to keep a datagram from every endpoint, and not for want of a place here.
     pub(crate) const fn yields(self) -> bool {
         matches!(
             self,
-            Self::NotAllowed | Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate
+            Self::NotAllowed
+                | Self::Draining
+                | Self::ClientFlowsMax
+                | Self::ClientNewFlowRate
+                | Self::EndpointsFull
         )
     }
 }
@@ -306,6 +326,8 @@ pub struct FlowRecord {
     pub started: Instant,
     /// When the endpoint was connected.
     pub connected: Option<Instant>,
+    /// How long it waited for a place at an endpoint.
+    pub queued: Duration,
     /// When it ended.
     pub ended: Instant,
     /// Bytes delivered towards each [`Side`], by [`Side::index`].

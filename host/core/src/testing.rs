@@ -7,6 +7,7 @@ use core::time::Duration;
 use crate::eligibility::Footing;
 use crate::limits::AllFlows;
 use crate::policy::maglev;
+use crate::queue::Queue;
 use crate::snapshot::{
     Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId, EndpointState,
     Generation, Listener, OnEndpointDown, Openness, PrefixLengths, Protocol, Snapshot, Timeouts,
@@ -18,6 +19,7 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
         id: EndpointId(n),
         address: (Ipv4Addr::new(10, 0, 0, 1 + n as u8), 53).into(),
         weight: 1,
+        flows_max: u32::MAX,
         load: Arc::default(),
     };
     let endpoints: alloc::boxed::Box<[Endpoint]> = (0..3).map(endpoint).collect();
@@ -35,6 +37,7 @@ pub(crate) fn snapshot(ports_max: u32) -> Snapshot {
         proxy: None,
         transparent: false,
         trial: None,
+        queue: Queue::none(1),
     };
     Snapshot {
         generation: Generation(1),

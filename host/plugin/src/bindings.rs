@@ -194,9 +194,11 @@ fn outcome_of(reason: CloseReason) -> feedback::Outcome {
         CloseReason::Finished => feedback::Outcome::Finished,
         CloseReason::DownstreamReset => feedback::Outcome::ClientReset,
         CloseReason::UpstreamReset => feedback::Outcome::EndpointReset,
-        CloseReason::ConnectFailed | CloseReason::ConnectTimeout => {
-            feedback::Outcome::ConnectFailed
-        }
+        // Those who waited in vain have left an endpoint that failed to connect.
+        CloseReason::ConnectFailed
+        | CloseReason::ConnectTimeout
+        | CloseReason::EndpointsFull
+        | CloseReason::QueueTimeout => feedback::Outcome::ConnectFailed,
         CloseReason::IdleTimeout | CloseReason::HalfClosedTimeout => feedback::Outcome::Timeout,
         CloseReason::Descriptors
         | CloseReason::NoEndpoint

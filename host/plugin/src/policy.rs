@@ -10,8 +10,8 @@
 //!
 //! The fallback decides every flow while standing in, and while plugins have used up their share of
 //! the core. While asking, it decides those flows on which the guest gave no answer that holds: it
-//! deferred, it named an endpoint that does not exist, or one that has just failed this very flow
-//! although others have not been tried.
+//! deferred, it named an endpoint that does not exist, one that has as many flows as it may, or one
+//! that has just failed this very flow although others have not been tried.
 
 use core::fmt;
 use std::sync::Arc;
@@ -190,7 +190,8 @@ impl GuestPolicy {
             self.count_nonsense(index, among);
             return None;
         };
-        (!is_vain(endpoint.id, flow, among)).then_some(Verdict::Forward(index))
+        let holds = !endpoint.is_full() && !is_vain(endpoint.id, flow, among);
+        holds.then_some(Verdict::Forward(index))
     }
 
     /// Counts an answer that names no endpoint. The instance itself is as sound as before.

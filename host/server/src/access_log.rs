@@ -133,6 +133,8 @@ mod tests {
     use pointsman_core::policy::Source;
     use pointsman_core::{ClusterId, EndpointId, Instant};
 
+    use std::time::Duration;
+
     use super::*;
     use crate::plan::{PluginFolders, resolve};
 
@@ -160,6 +162,7 @@ endpoints = [{ address = "127.0.0.1:1" }]
             tag: 0,
             started: Instant::from_millis(10),
             connected: Some(Instant::from_millis(11)),
+            queued: Duration::ZERO,
             ended: Instant::from_millis(15),
             bytes: [20, 10],
             reason: CloseReason::Finished,
@@ -189,6 +192,17 @@ endpoints = [{ address = "127.0.0.1:1" }]
              duration_us=5000 connect_us=1000 source=native attempts=1 peer=10.0.0.1:80 \
              unique_id=00000000000000000000000000000abc\n"
         );
+    }
+
+    #[test]
+    fn a_flow_that_waited_for_a_place_says_how_long() {
+        let waited = FlowRecord { queued: Duration::from_millis(2), ..record() };
+        for (format, expected) in [("json", "\"queued_us\":2000,"), ("text", " queued_us=2000 ")] {
+            let (sender, reader, _) = test_channel_of(&format!("format = \"{format}\""));
+            sender.offer(std::iter::once(waited.clone()));
+            let line = String::from_utf8(reader.lines()).expect("text");
+            assert!(line.contains(expected), "{line}");
+        }
     }
 
     #[test]

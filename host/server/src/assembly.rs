@@ -68,7 +68,11 @@ pub async fn start(plan: &Plan, outfit: Outfit<'_>) -> anyhow::Result<Fleet> {
             number,
             core: cores.get(number % cores.len().max(1)).copied(),
             ring: sizes.ring,
-            balancer: BalancerConfig { seed: random::secret()?, ..sizes.balancer.clone() },
+            balancer: BalancerConfig {
+                worker: number,
+                seed: random::secret()?,
+                ..sizes.balancer.clone()
+            },
             snapshot: Arc::clone(&snapshot),
             policies,
             sockets,
@@ -164,6 +168,7 @@ impl Sizes {
                 datagram_buffers: plan.datagram_buffers,
             },
             balancer: BalancerConfig {
+                worker: 0,
                 sessions_max: budget.sessions_max,
                 datagram_flows_max: budget.datagram_flows_max,
                 flow_table_entries_max: plan.flow_table_entries,

@@ -486,6 +486,12 @@ pub struct Cluster {
     pub health: Option<Health>,
     /// Which endpoints are left alone for a time because flows fail on them. Default: none.
     pub passive: Option<Passive>,
+    /// How long an endpoint that comes back, or is added, takes until it has all of its weight: it
+    /// begins with a tenth. At the start of the process all have theirs. Default 0: at once.
+    pub slow_start_ms: u64,
+    /// Whether flows wait while every endpoint has as many as its `max_flows`. Default: they do not,
+    /// and are refused.
+    pub queue: Option<Queue>,
     /// Whether flows are spread over all endpoints when none is available. Default true: when
     /// everything seems down the checks are the likelier fault, and refusing all is the worst outcome.
     pub fail_open: bool,
@@ -511,6 +517,8 @@ impl Default for Cluster {
             discovery: None,
             health: None,
             passive: None,
+            slow_start_ms: 0,
+            queue: None,
             fail_open: true,
             panic_threshold_percent: 0,
             proxy_protocol: None,
@@ -530,11 +538,31 @@ pub struct Endpoint {
     /// Whether it gets flows only where no other endpoint of its cluster is available; all backups
     /// do then. Default false.
     pub backup: bool,
+    /// Flows it may have at a time, over all workers, 0 to 10000000; a flow that it has no place for
+    /// goes to another. Default 0: no limit.
+    pub max_flows: u32,
 }
 
 impl Default for Endpoint {
     fn default() -> Self {
-        Self { address: None, weight: 1, backup: false }
+        Self { address: None, weight: 1, backup: false, max_flows: 0 }
+    }
+}
+
+/// `queue`: flows that wait for a place at an endpoint.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Queue {
+    /// How many may wait at a time, over all workers, 1 to 10000000; they count for the `max_flows` of
+    /// their listener too. Default 1000: a queue longer than that is seldom served in time.
+    pub max_flows: u32,
+    /// How long each may wait. Default 5000: whoever has waited longer has mostly gone.
+    pub timeout_ms: u64,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { max_flows: 1_000, timeout_ms: 5_000 }
     }
 }
 

@@ -319,13 +319,17 @@ impl Control {
 
     fn on_tick(&mut self) -> anyhow::Result<()> {
         let now = Clock.now();
-        if self.service.look(|world| world.tidy(now)) {
+        // One world for all that is due.
+        let (changes, is_due) = self.service.look(|world| {
+            let changes = world.look_at_flows(now);
+            (changes, world.tidy(now) | world.grow(now))
+        });
+        if is_due && changes.is_empty() {
             self.service.change(|_| {});
         }
         // Both at once: a reload replaces both.
         self.service.look(|world| self.prober.follow(&self.service.setup().plan, world));
         self.discovery.follow(&self.service.setup().plan);
-        let changes = self.service.look(|world| world.look_at_flows(now));
         self.publish(&changes);
         guard::look_after(&self.service);
         self.watchdog.tick();

@@ -25,6 +25,9 @@ pub struct Request {
     /// Whether they are to be used only where no other is available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<bool>,
+    /// Flows each may have at a time; 0 if that is not limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_flows: Option<u32>,
     /// Whether they get nothing new.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draining: Option<bool>,
@@ -65,26 +68,26 @@ pub fn change(
 
 impl Request {
     fn change(&self, verb: Verb) -> Result<EndpointChange, &'static str> {
-        let Self { weight, backup, draining, .. } = *self;
-        match (verb, weight, backup, draining) {
-            (Verb::Add, _, _, Some(_)) => {
+        let Self { weight, backup, max_flows, draining, .. } = *self;
+        let is_plain = weight.is_none() && max_flows.is_none() && draining.is_none();
+        match verb {
+            Verb::Add if draining.is_some() => {
                 Err("draining: an endpoint is added first; drain it then")
             }
-            (Verb::Add, weight, backup, None) => Ok(EndpointChange::Add {
+            Verb::Add => Ok(EndpointChange::Add {
                 weight: weight.unwrap_or(1),
                 backup: backup.unwrap_or(false),
+                flows_max: max_flows.unwrap_or(0),
             }),
-            (Verb::Set, _, Some(_), _) => {
+            Verb::Set if backup.is_some() => {
                 Err("backup: it stays what it is; remove the endpoint and add it again")
             }
-            (Verb::Set, None, None, None) => {
-                Err("there is nothing to change; set weight or draining")
+            Verb::Set if is_plain => {
+                Err("there is nothing to change; set weight, max_flows or draining")
             }
-            (Verb::Set, weight, None, draining) => Ok(EndpointChange::Set { weight, draining }),
-            (Verb::Remove, None, None, None) => Ok(EndpointChange::Remove),
-            (Verb::Remove, ..) => {
-                Err("an endpoint that is removed has no keys; leave all but addresses")
-            }
+            Verb::Set => Ok(EndpointChange::Set { weight, flows_max: max_flows, draining }),
+            Verb::Remove if is_plain && backup.is_none() => Ok(EndpointChange::Remove),
+            Verb::Remove => Err("an endpoint that is removed has no keys; leave all but addresses"),
         }
     }
 
@@ -128,15 +131,18 @@ mod tests {
     #[test]
     fn what_means_nothing_for_a_verb_is_refused_with_what_to_do() {
         let of = |verb, more: &str| request(&format!("{{\"addresses\": []{more}}}")).change(verb);
-        let added = EndpointChange::Add { weight: 1, backup: false };
+        let added = EndpointChange::Add { weight: 1, backup: false, flows_max: 0 };
         assert_eq!(of(Verb::Add, ""), Ok(added));
         assert_eq!(of(Verb::Remove, ""), Ok(EndpointChange::Remove));
-        let set = EndpointChange::Set { weight: Some(3), draining: Some(true) };
+        let draining = Some(true);
+        let set = EndpointChange::Set { weight: Some(3), flows_max: None, draining };
         assert_eq!(of(Verb::Set, ", \"weight\": 3, \"draining\": true"), Ok(set));
+        let set = EndpointChange::Set { weight: None, flows_max: Some(5), draining: None };
+        assert_eq!(of(Verb::Set, ", \"max_flows\": 5"), Ok(set));
         for (verb, more, expected) in [
             (Verb::Add, ", \"draining\": true", "drain it then"),
             (Verb::Set, ", \"backup\": true", "remove the endpoint and add it again"),
-            (Verb::Set, "", "set weight or draining"),
+            (Verb::Set, "", "set weight, max_flows or draining"),
             (Verb::Remove, ", \"weight\": 1", "leave all but addresses"),
         ] {
             assert!(of(verb, more).expect_err(more).ends_with(expected), "{more}");

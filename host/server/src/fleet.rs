@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use pointsman_core::listing::EntryId;
 use pointsman_core::{ClusterId, Snapshot, Stats};
+use pointsman_ring::Waker;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -35,8 +36,13 @@ struct Member {
 }
 
 impl Fleet {
-    /// Knows the workers at these addresses.
+    /// Knows the workers at these addresses, and makes them known to each other.
     pub fn new(addresses: Vec<Address>) -> Self {
+        let wakers: Arc<[Waker]> =
+            addresses.iter().map(|address| address.waker().clone()).collect();
+        for address in &addresses {
+            address.post(Command::Meet(Arc::clone(&wakers)));
+        }
         let member = |address| Member { address, last: Mutex::default() };
         Self { members: addresses.into_iter().map(member).collect() }
     }

@@ -25,6 +25,8 @@ pub enum Command {
     Apply(Arc<Snapshot>),
     /// The same after a reload.
     Renew(Box<Renewal>),
+    /// Wake the others by these when it is their turn; by number.
+    Meet(Arc<[Waker]>),
     /// Something about a cluster's policy.
     Policy(ClusterId, PolicyCommand),
     /// Tell what you have counted.
@@ -148,6 +150,11 @@ impl Address {
     /// Joins the way commands take with the bell that announces them.
     pub fn new(commands: Sender<Command>, waker: Waker) -> Self {
         Self { commands, waker }
+    }
+
+    /// The bell alone.
+    pub fn waker(&self) -> &Waker {
+        &self.waker
     }
 
     /// Posts a command and wakes the worker. Tells whether the worker is still there.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use pointsman_core::boundary::Side;
 use pointsman_core::ejection::EjectionReason;
 use pointsman_core::eligibility::Footing;
+use pointsman_core::growth::STEPS;
 use pointsman_core::policy::Source;
 use pointsman_core::{
     CloseReason, ClusterStats, DropReason, EndpointState, KeylessReason, ListenerStats, ShedReason,
@@ -16,9 +17,10 @@ use pointsman_core::{
 use pointsman_plugin::{FaultKind, PolicyCounts};
 
 use crate::discovery::{self, LeftOut};
+use crate::plan::limit_shown;
 use crate::reload;
 use crate::seat::Outcome;
-use crate::view::View;
+use crate::view::{ClusterView, View};
 
 /// The content type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -125,6 +127,36 @@ fn clusters(view: &View, text: &mut Exposition) {
             text.sample(name, &labels, u8::from(cluster.footing == footing));
         }
     }
+    let mut each = |name, kind, help, of: &dyn Fn(&ClusterView) -> f64| {
+        text.family(name, kind, help);
+        for cluster in &view.clusters {
+            text.sample(name, &[("cluster", &cluster.name)], of(cluster));
+        }
+    };
+    each(
+        "pointsman_cluster_overflows_total",
+        "counter",
+        "Flows that went elsewhere than was decided, because that endpoint was full.",
+        &|cluster| cluster.stats.overflows_total as f64,
+    );
+    each(
+        "pointsman_cluster_queue_flows",
+        "gauge",
+        "Flows that wait for a place at an endpoint.",
+        &|cluster| cluster.queue.flows.into(),
+    );
+    each(
+        "pointsman_cluster_queued_total",
+        "counter",
+        "Flows that have waited for a place at an endpoint.",
+        &|cluster| cluster.stats.queued_total as f64,
+    );
+    each(
+        "pointsman_cluster_queued_seconds_total",
+        "counter",
+        "How long flows have waited for a place, all together.",
+        &|cluster| cluster.stats.queued_time.as_secs_f64(),
+    );
     let name = "pointsman_policy_generation";
     text.family(name, "gauge", "1 for a cluster's first policy, one more for each swap.");
     for cluster in &view.clusters {
@@ -165,10 +197,22 @@ fn endpoints(view: &View, text: &mut Exposition) {
         state.endpoint.load.flows_active().into()
     });
     each(
+        "pointsman_endpoint_flows_max",
+        "gauge",
+        "Flows the endpoint may have at a time; 0 if that is not limited.",
+        &|state| limit_shown(state.endpoint.flows_max).into(),
+    );
+    each(
         "pointsman_endpoint_up",
         "gauge",
         "Whether the endpoint is believed to serve.",
         &|state| state.up.into(),
+    );
+    each(
+        "pointsman_endpoint_weight_percent",
+        "gauge",
+        "How much of the endpoint's weight counts: less than 100 while it grows after a return.",
+        &|state| u64::from(state.growth.tenths() * 100 / STEPS),
     );
     each(
         "pointsman_endpoint_draining",
@@ -366,8 +410,10 @@ mod tests {
             "policy_counter_total",
             "endpoint_flows_total",
             "endpoint_flows_active",
+            "endpoint_flows_max",
             "endpoint_up",
             "endpoint_draining",
+            "endpoint_weight_percent",
             "endpoint_ejected",
             "endpoint_ejections_total",
             "cluster_footing",
@@ -375,6 +421,10 @@ mod tests {
             "discovery_left_out_total",
             "discovery_age_seconds",
             "discovery_endpoints",
+            "cluster_overflows_total",
+            "cluster_queue_flows",
+            "cluster_queued_total",
+            "cluster_queued_seconds_total",
             "closes_total",
             "sheds_total",
             "drops_total",
@@ -407,6 +457,10 @@ mod tests {
             "pointsman_endpoint_up{cluster=\"web\",endpoint=\"127.0.0.1:1\"} 1",
             "pointsman_endpoint_ejected{cluster=\"web\",endpoint=\"127.0.0.1:1\",reason=\"success-rate\"} 0",
             "pointsman_cluster_footing{cluster=\"web\",footing=\"sound\"} 1",
+            "pointsman_cluster_overflows_total{cluster=\"web\"} 2",
+            "pointsman_cluster_queued_total{cluster=\"web\"} 4",
+            "pointsman_cluster_queued_seconds_total{cluster=\"web\"} 1.5",
+            "pointsman_endpoint_flows_max{cluster=\"web\",endpoint=\"127.0.0.1:1\"} 0",
             "pointsman_policy_generation{cluster=\"web\"} 1",
             "pointsman_swaps_total{cluster=\"web\",outcome=\"rolled-back\"} 0",
             "pointsman_policy_counter_total{policy=\"p2c\",counter=\"3\"} 7",

@@ -13,6 +13,7 @@ use std::time::Duration;
 use pointsman_core::boundary::PoolSizes;
 use pointsman_core::ejection::EjectionRules;
 use pointsman_core::eligibility::Eligibility;
+use pointsman_core::growth::STEPS;
 use pointsman_core::health::Thresholds;
 use pointsman_core::policy::maglev;
 use pointsman_core::preread::KeyRule;
@@ -47,8 +48,10 @@ pub use plugins::PluginFolders;
 
 use findings::Findings;
 
-/// What an endpoint may weigh.
-pub const WEIGHTS: RangeInclusive<u32> = 1..=65_535;
+/// The most that an endpoint may weigh, as policies see it.
+const WEIGHT_MAX: u32 = 65_535;
+/// What an endpoint's flows may be limited to.
+pub const ENDPOINT_FLOWS: RangeInclusive<u32> = 0..=10_000_000;
 /// The most endpoints of a cluster: a lookup table has more entries than that.
 pub const ENDPOINTS_MAX: usize = maglev::DEFAULT_SIZE as usize - 1;
 
@@ -188,12 +191,26 @@ pub struct ClusterPlan {
     pub passive: Option<EjectionRules>,
     /// What is done when endpoints are missing.
     pub eligibility: Eligibility,
+    /// Whether flows wait while endpoints are full.
+    pub queue: QueuePlan,
+    /// How long an endpoint that has come back takes to have its whole weight; zero if it has it at
+    /// once.
+    pub slow_start: Duration,
     /// How endpoints are told of their clients, if they always are.
     pub proxy: Option<Outbound>,
     /// Whether connections to endpoints leave from their clients' addresses.
     pub transparent: bool,
     /// Whether it is no longer in the file, and only keeps its place.
     pub removed: bool,
+}
+
+/// Whether and how long flows wait for a place at an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueuePlan {
+    /// How many may wait; 0 if none may.
+    pub flows_max: u32,
+    /// How long each may wait.
+    pub timeout: Duration,
 }
 
 /// One address in a cluster.
@@ -205,6 +222,8 @@ pub struct EndpointPlan {
     pub weight: u32,
     /// Whether it is to be used only where no other is available.
     pub backup: bool,
+    /// Flows at a time; [`u32::MAX`] if that is not limited.
+    pub flows_max: u32,
 }
 
 /// How endpoints are checked.
@@ -306,6 +325,21 @@ pub struct PluginPlan {
     pub removed: bool,
 }
 
+/// A limit as users write it, where 0 is none, as workers know it.
+pub const fn limit(max: u32) -> u32 {
+    if max == 0 { u32::MAX } else { max }
+}
+
+/// The same the other way round.
+pub const fn limit_shown(max: u32) -> u32 {
+    if max == u32::MAX { 0 } else { max }
+}
+
+/// What an endpoint may weigh. Where weights grow, policies see a multiple.
+pub const fn weights(slow_start: Duration) -> RangeInclusive<u32> {
+    if slow_start.is_zero() { 1..=WEIGHT_MAX } else { 1..=WEIGHT_MAX / STEPS }
+}
+
 /// The word for a protocol, in configuration, status and logs.
 pub const fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
@@ -349,6 +383,7 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let mut listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
     proxy::tell_endpoints(&mut listeners, &clusters, &mut findings);
     clusters::refuse_what_listeners_cannot(&clusters, &listeners, &mut findings);
+    clusters::check_queues(&config.clusters, &listeners, &mut findings);
     let receives_datagrams = listeners.iter().any(ListenerPlan::is_datagrams);
     let plan = Plan {
         workers: process.workers,

@@ -5,13 +5,14 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pointsman_core::boundary::Side;
+use pointsman_core::growth::STEPS;
 use pointsman_core::policy::Source;
 use pointsman_core::{CloseReason, DropReason, EndpointState, KeylessReason, ShedReason};
 use pointsman_plugin::FaultKind;
 use serde::{Deserialize, Serialize};
 
 use crate::discovery::{self, LeftOut, Standing};
-use crate::plan::{ClusterPlan, ListenerPlan, PolicyPlan, protocol_name};
+use crate::plan::{ClusterPlan, ListenerPlan, PolicyPlan, limit_shown, protocol_name};
 use crate::reload::{Last, Outcome};
 use crate::swap::short;
 use crate::table::Table;
@@ -127,6 +128,12 @@ pub struct Cluster {
     /// How its endpoints are found, if they are not written.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub discovery: Option<Discovery>,
+    /// Who waits because every endpoint is full, if anybody may.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub queue: Option<Queue>,
+    /// Flows that went elsewhere than was decided, because that endpoint was full.
+    #[serde(default)]
+    pub overflows: u64,
     /// In the configuration's order.
     pub endpoints: Vec<Endpoint>,
 }
@@ -149,6 +156,19 @@ pub struct Discovery {
     pub left_out: Counts,
 }
 
+/// Flows that wait for a place at an endpoint.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Queue {
+    /// How many do.
+    pub flows: u32,
+    /// How many may.
+    pub flows_max: u32,
+    /// How many ever have.
+    pub queued: u64,
+    /// How long, all together.
+    pub queued_ms: u64,
+}
+
 /// An endpoint.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Endpoint {
@@ -156,8 +176,14 @@ pub struct Endpoint {
     pub address: String,
     /// Its share.
     pub weight: u32,
+    /// How much of that counts, in percent: less than all while it grows after a return.
+    #[serde(default)]
+    pub weight_percent: u32,
     /// Whether it is believed to serve.
     pub up: bool,
+    /// Whether it was added and its first check is waited for, which is neither up nor down.
+    #[serde(default)]
+    pub checking: bool,
     /// Whether it gets nothing new.
     pub draining: bool,
     /// Whether it was removed and is shown for the flows it still has.
@@ -174,6 +200,9 @@ pub struct Endpoint {
     pub backup: bool,
     /// Flows now.
     pub flows_active: u32,
+    /// Flows it may have; 0 if that is not limited.
+    #[serde(default)]
+    pub flows_max: u32,
     /// Flows ever.
     pub flows_total: u64,
     /// Failed connects ever.
@@ -333,6 +362,7 @@ impl Status {
             "DIGEST",
             "GENERATION",
             "FOOTING",
+            "QUEUE",
             "DECISIONS",
             "P50 NS",
             "P99 NS",
@@ -352,6 +382,10 @@ impl Status {
                 cluster.digest.as_deref().map_or("-", short).to_owned(),
                 cluster.policy_generation.to_string(),
                 cluster.footing.clone(),
+                cluster.queue.as_ref().map_or_else(
+                    || "-".to_owned(),
+                    |queue| format!("{}/{}", queue.flows, queue.flows_max),
+                ),
                 shown(&cluster.decisions),
                 of(&|policy| Some(policy.p50_ns?.to_string())),
                 of(&|policy| Some(policy.p99_ns?.to_string())),
@@ -411,6 +445,13 @@ impl Cluster {
                 .discovery
                 .as_ref()
                 .map(|(plan, standing)| Discovery::new(plan.source.to_string(), standing)),
+            queue: (view.queue.flows_max > 0).then(|| Queue {
+                flows: view.queue.flows,
+                flows_max: view.queue.flows_max,
+                queued: view.stats.queued_total,
+                queued_ms: u64::try_from(view.stats.queued_time.as_millis()).unwrap_or(u64::MAX),
+            }),
+            overflows: view.stats.overflows_total,
             endpoints: endpoints(&view.endpoints, &view.leaving),
         }
     }
@@ -444,13 +485,16 @@ impl Endpoint {
         Self {
             address: state.endpoint.address.to_string(),
             weight: state.endpoint.weight,
+            weight_percent: state.growth.tenths() * 100 / STEPS,
             up: state.up,
+            checking: state.unproven,
             draining: state.draining,
             removed: false,
             ejected: state.ejected.map(|reason| reason.label().to_owned()),
             ejections: state.ejections_total,
             backup: state.backup,
             flows_active: load.flows_active(),
+            flows_max: limit_shown(state.endpoint.flows_max),
             flows_total: load.flows_total(),
             connect_failures: load.connect_failures_total(),
         }
@@ -475,9 +519,15 @@ impl Endpoint {
     fn cells(&self) -> [String; ENDPOINT_HEADS.len()] {
         [
             self.address.clone(),
-            self.weight.to_string(),
+            match self.weight_percent {
+                100 => self.weight.to_string(),
+                percent => format!("{} ({percent} %)", self.weight),
+            },
             self.state(),
-            self.flows_active.to_string(),
+            match self.flows_max {
+                0 => self.flows_active.to_string(),
+                max => format!("{}/{max}", self.flows_active),
+            },
             self.flows_total.to_string(),
             self.connect_failures.to_string(),
         ]
@@ -489,6 +539,7 @@ impl Endpoint {
             return "removed".to_owned();
         }
         let state = match (&self.ejected, self.up, self.draining) {
+            (_, false, _) if self.checking => "checking",
             (_, false, _) => "down",
             (_, true, true) => "draining",
             (Some(reason), true, false) => return format!("ejected ({reason})"),

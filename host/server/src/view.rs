@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use pointsman_core::boundary::ListenerId;
 use pointsman_core::eligibility::Footing;
-use pointsman_core::policy::Source;
 use pointsman_core::{
     ClusterId, ClusterStats, EndpointState, Listener, ListenerStats, Openness, Snapshot, Stats,
 };
@@ -69,10 +68,21 @@ pub struct ClusterView {
     pub leaving: Vec<EndpointState>,
     /// Who of them gets flows.
     pub footing: Footing,
+    /// Who waits for a place at one of them.
+    pub queue: QueueView,
     /// Who decides.
     pub seat: SeatView,
     /// Who knows the endpoints and how asking goes, if they are found.
     pub discovery: Option<(Arc<DiscoveryPlan>, Standing)>,
+}
+
+/// Flows that wait for a place at an endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueView {
+    /// How many do.
+    pub flows: u32,
+    /// How many may; 0 if none may.
+    pub flows_max: u32,
 }
 
 /// Who decides for a cluster, and what came of attempts to change that.
@@ -194,8 +204,7 @@ fn clusters(
     let (mut seats, mut leaving) = (seats.into_iter(), leaving.into_iter());
     let mut standings = standings.into_iter();
     let views = all.map(|(id, cluster)| {
-        let mut stats =
-            ClusterStats { decisions_total: [0; Source::ALL.len()], policy_generation: 0 };
+        let mut stats = ClusterStats::default();
         let counted = workers.iter().filter_map(|worker| worker.clusters.get(id.index()));
         counted.for_each(|counted| add_cluster(&mut stats, counted));
         ClusterView {
@@ -204,6 +213,10 @@ fn clusters(
             stats,
             endpoints: cluster.endpoints.to_vec(),
             footing: cluster.footing,
+            queue: QueueView {
+                flows: cluster.queue.line.len(),
+                flows_max: cluster.queue.flows_max,
+            },
             leaving: leaving.next().unwrap_or_default(),
             seat: seats.next().unwrap_or_default(),
             discovery: standings.next().flatten(),
@@ -232,6 +245,9 @@ fn add_listener(sum: &mut ListenerStats, one: &ListenerStats) {
 
 fn add_cluster(sum: &mut ClusterStats, one: &ClusterStats) {
     add_each(&mut sum.decisions_total, &one.decisions_total);
+    sum.overflows_total += one.overflows_total;
+    sum.queued_total += one.queued_total;
+    sum.queued_time += one.queued_time;
     sum.policy_generation = sum.policy_generation.max(one.policy_generation);
 }
 
@@ -244,6 +260,7 @@ fn add_each(sum: &mut [u64], one: &[u64]) {
 #[cfg(test)]
 pub(crate) mod tests {
     use pointsman_core::boundary::Side;
+    use pointsman_core::policy::Source;
     use pointsman_core::{CloseReason, KeylessReason};
 
     use super::*;
@@ -273,8 +290,9 @@ endpoints = [{ address = "127.0.0.1:1" }]
         listener.stateless_total = 2;
         listener.keyless_total[KeylessReason::Absent.index()] = 1;
         listener.closes_total[CloseReason::IdleTimeout.index()] = 1;
-        let decisions_total = [0; Source::ALL.len()];
-        let mut cluster = ClusterStats { decisions_total, policy_generation: 1 };
+        let mut cluster = ClusterStats { policy_generation: 1, ..ClusterStats::default() };
+        (cluster.overflows_total, cluster.queued_total) = (1, 2);
+        cluster.queued_time = Duration::from_millis(750);
         cluster.decisions_total[Source::Native.index()] = 2 * factor;
         Stats {
             listeners: vec![listener],

@@ -116,6 +116,8 @@ struct Worker {
     ops: Ops,
     clock: Clock,
     mailbox: Mailbox,
+    /// All workers, once all of them have started.
+    others: Arc<[Waker]>,
     log: Option<LogSender>,
     told_to_stop: bool,
 }
@@ -155,6 +157,7 @@ impl Worker {
             ops: Ops::with_capacity(REAP_MAX * Balancer::OPS_PER_COMPLETION_MAX),
             clock: Clock,
             mailbox: parts.mailbox,
+            others: Arc::new([]),
             log: parts.log,
             told_to_stop: false,
         })
@@ -171,6 +174,7 @@ impl Worker {
                 self.balancer.handle(now, completion, &mut self.ring, &mut self.ops);
             }
             self.balancer.handle_timeout(now, &mut self.ops);
+            self.call_others();
             self.take_commands(now);
             self.tell_ended_flows();
         }
@@ -183,6 +187,15 @@ impl Worker {
         self.told_to_stop || self.balancer.is_drained()
     }
 
+    /// Wakes the workers whose flows are the next to have a place.
+    fn call_others(&mut self) {
+        for worker in self.balancer.take_calls() {
+            if let Some(other) = self.others.get(worker) {
+                other.wake();
+            }
+        }
+    }
+
     fn take_commands(&mut self, now: Instant) {
         while let Some(command) = self.mailbox.take() {
             match command {
@@ -191,6 +204,7 @@ impl Worker {
                     self.mailbox.retire(Retired::Snapshot(old));
                 }
                 Command::Renew(renewal) => self.renew(now, *renewal),
+                Command::Meet(others) => self.others = others,
                 Command::Policy(cluster, command) => self.on_policy_command(cluster, command),
                 Command::Report(reply) => {
                     // Nobody listens any more if the answer took too long.
@@ -301,6 +315,7 @@ mod tests {
                 datagram_buffers: 0,
             },
             balancer: BalancerConfig {
+                worker: 7,
                 sessions_max: 1,
                 datagram_flows_max: 0,
                 flow_table_entries_max: 1,

@@ -6,21 +6,24 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pointsman_core::ejection::{Ejection, EjectionRules, Ejector};
 use pointsman_core::eligibility::{Eligibility, Footing};
+use pointsman_core::growth::Growth;
 use pointsman_core::health::{Health, Observation, Thresholds, Transition};
 use pointsman_core::proxy::Outbound;
 use pointsman_core::{
     AllFlows, Candidates, Cluster, ClusterId, Endpoint, EndpointId, EndpointState, Generation,
-    Instant, Listener, Load, Openness, SharedCount, SharedRate, Snapshot, SourceCounts,
-    SourceRates,
+    Instant, Line, Listener, Load, Openness, Queue, SharedCount, SharedRate, Snapshot,
+    SourceCounts, SourceRates,
 };
 
 use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
 
 mod change;
 mod discovered;
+mod growth;
 mod passive;
 mod reload;
 mod sight;
@@ -74,6 +77,8 @@ struct ClusterState {
     /// Whether it is no longer in the file.
     removed: bool,
     eligibility: Eligibility,
+    /// How long an endpoint that has come back takes to have its whole weight.
+    slow_start: Duration,
     proxy: Option<Outbound>,
     transparent: bool,
     /// By what endpoints are ejected whose flows fail, if any are, and who does it.
@@ -97,6 +102,8 @@ struct ClusterState {
     trial: Option<Sight>,
     /// Who the candidates are.
     footing: Footing,
+    /// Flows that wait because every candidate is full.
+    queue: Queue,
 }
 
 /// An endpoint, and what has been seen of it.
@@ -108,6 +115,7 @@ struct Watched {
     draining: bool,
     backup: bool,
     ejection: Ejection,
+    growth: Growth,
     /// Failed connects when they were last looked at.
     failures_seen: u64,
     /// Failed connects in a row that were held against it before it last came up.
@@ -139,10 +147,11 @@ impl World {
     /// which are the plan's but for the port where that is 0. `hash_key` keeps clients from choosing
     /// what they are counted as; it is secret where there is traffic.
     pub fn new(plan: &Plan, addresses: &[SocketAddr], hash_key: [u64; 2]) -> Self {
-        let clusters = plan
-            .clusters
-            .iter()
-            .map(|cluster| ClusterState::new(cluster, plan.uses_table(cluster), EndpointId(0)));
+        let workers = plan.workers;
+        let clusters = plan.clusters.iter().map(|cluster| {
+            let line = Arc::new(Line::new(workers));
+            ClusterState::new(cluster, plan.uses_table(cluster), EndpointId(0), line)
+        });
         let mut world = Self {
             generation: Generation(1),
             listeners: Vec::with_capacity(plan.listeners.len()),
@@ -180,11 +189,14 @@ impl World {
         endpoint: EndpointId,
         observation: Observation,
     ) -> Option<Change> {
-        let endpoints = &mut self.clusters[cluster.index()].endpoints;
+        let ClusterState { endpoints, slow_start, .. } = &mut self.clusters[cluster.index()];
         // It may have been removed while it was checked.
         let place = endpoints.binary_search_by_key(&endpoint, |other| other.endpoint.id).ok()?;
         let watched = &mut endpoints[place];
         let transition = watched.observe(observation)?;
+        if transition == Transition::WentUp {
+            watched.growth.restart(*slow_start);
+        }
         let news = News::Health(transition);
         Some(Change { cluster, address: watched.endpoint.address, news })
     }
@@ -276,10 +288,10 @@ impl World {
     /// Copies the world as it is, for the workers.
     pub fn publish(&mut self) -> Arc<Snapshot> {
         self.generation = self.next_generation();
-        for cluster in &mut self.clusters {
-            cluster.choose_candidates(self.generation);
-        }
-        self.snapshot()
+        let generation = self.generation;
+        let clusters =
+            self.clusters.iter_mut().map(|cluster| cluster.publish(generation)).collect();
+        self.with_clusters(clusters)
     }
 
     fn next_generation(&self) -> Generation {
@@ -288,10 +300,14 @@ impl World {
 
     /// The world as it was last published, or at the start.
     pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.with_clusters(self.clusters.iter().map(ClusterState::snapshot).collect())
+    }
+
+    fn with_clusters(&self, clusters: Box<[Cluster]>) -> Arc<Snapshot> {
         Arc::new(Snapshot {
             generation: self.generation,
             listeners: self.listeners.iter().map(|it| it.snapshot(&self.all_flows)).collect(),
-            clusters: self.clusters.iter().map(ClusterState::snapshot).collect(),
+            clusters,
             drain_until: self.drain_until,
         })
     }
@@ -358,21 +374,20 @@ impl ListenerState {
 }
 
 impl ClusterState {
-    /// A cluster whose endpoints are named from `first` on.
-    fn new(plan: &ClusterPlan, uses_table: bool, first: EndpointId) -> Self {
+    /// A cluster whose endpoints are named from `first` on, and whose flows wait in this line.
+    fn new(plan: &ClusterPlan, uses_table: bool, first: EndpointId, line: Arc<Line>) -> Self {
         let thresholds = plan.check.as_ref().map(|check| check.thresholds);
         let ids = (first.0..).map(EndpointId).zip(&plan.endpoints);
         let endpoints: Vec<_> =
             ids.map(|(id, plan)| Watched::new(id, plan, thresholds.map(Health::new))).collect();
-        let eligibility = plan.eligibility;
-        let (footing, chosen) = choose(eligibility, &endpoints);
-        let base =
-            Arc::new(Candidates { generation: Generation(1), endpoints: chosen, table: None });
+        let nobody = Candidates { generation: Generation(0), endpoints: [].into(), table: None };
+        let base = Arc::new(nobody);
         let needs = if uses_table { Needs::Maglev } else { Needs::Nothing };
-        Self {
+        let mut state = Self {
             name: plan.name.as_str().into(),
             removed: false,
-            eligibility,
+            eligibility: plan.eligibility,
+            slow_start: plan.slow_start,
             passive: plan.passive.clone(),
             proxy: plan.proxy,
             transparent: plan.transparent,
@@ -385,26 +400,48 @@ impl ClusterState {
             next_id: EndpointId(first.0 + endpoints.len() as u32),
             endpoints,
             leaving: Vec::new(),
-            footing,
-        }
+            footing: Footing::default(),
+            queue: Queue { flows_max: plan.queue.flows_max, timeout: plan.queue.timeout, line },
+        };
+        state.choose_candidates(&state.states(), Generation(1));
+        state
+    }
+
+    /// What is known of each endpoint.
+    fn states(&self) -> Box<[EndpointState]> {
+        self.endpoints.iter().map(Watched::state).collect()
+    }
+
+    /// The cluster with the candidates that it has from this world on.
+    fn publish(&mut self, generation: Generation) -> Cluster {
+        let states = self.states();
+        self.choose_candidates(&states, generation);
+        self.with_states(states)
     }
 
     fn snapshot(&self) -> Cluster {
+        self.with_states(self.states())
+    }
+
+    fn with_states(&self, endpoints: Box<[EndpointState]>) -> Cluster {
         Cluster {
             name: self.name.clone(),
-            endpoints: self.endpoints.iter().map(Watched::state).collect(),
+            endpoints,
             candidates: Arc::clone(&self.live.candidates),
             footing: self.footing,
             proxy: self.proxy,
             transparent: self.transparent,
             trial: self.trial.as_ref().map(|sight| Arc::clone(&sight.candidates)),
+            queue: self.queue.clone(),
         }
     }
 
     /// Makes a new list only if it would hold other endpoints or weights than the one there is.
-    fn choose_candidates(&mut self, generation: Generation) {
-        let (footing, endpoints) = choose(self.eligibility, &self.endpoints);
-        let share = |endpoint: &Endpoint| (endpoint.id, endpoint.weight);
+    fn choose_candidates(&mut self, states: &[EndpointState], generation: Generation) {
+        let (footing, places) = self.eligibility.choose(states);
+        let chosen = places.iter().map(|place| self.candidate(&self.endpoints[*place]));
+        let endpoints: Box<[Endpoint]> = chosen.collect();
+        let share = |endpoint: &Endpoint| (endpoint.id, endpoint.weight, endpoint.flows_max);
         if !endpoints.iter().map(share).eq(self.base.endpoints.iter().map(share)) {
             self.base = Arc::new(Candidates { generation, endpoints, table: None });
             for sight in [Some(&mut self.live), self.trial.as_mut()].into_iter().flatten() {
@@ -420,23 +457,17 @@ fn most_flows(plan: &Plan) -> u32 {
     if plan.flows_max == 0 { u32::MAX } else { plan.flows_max }
 }
 
-/// The endpoints that may be given a new flow, and who they are.
-fn choose(eligibility: Eligibility, endpoints: &[Watched]) -> (Footing, Box<[Endpoint]>) {
-    let states: Vec<_> = endpoints.iter().map(Watched::state).collect();
-    let (footing, places) = eligibility.choose(&states);
-    (footing, places.iter().map(|place| endpoints[*place].endpoint.clone()).collect())
-}
-
 impl Watched {
     /// An endpoint of which nothing has been seen.
     fn new(id: EndpointId, plan: &EndpointPlan, health: Option<Health>) -> Self {
-        let (address, weight) = (plan.address, plan.weight);
+        let EndpointPlan { address, weight, flows_max, .. } = *plan;
         Self {
-            endpoint: Endpoint { id, address, weight, load: Arc::new(Load::default()) },
+            endpoint: Endpoint { id, address, weight, flows_max, load: Arc::new(Load::default()) },
             health,
             draining: false,
             backup: plan.backup,
             ejection: Ejection::default(),
+            growth: Growth::default(),
             failures_seen: 0,
             failures_forgiven: 0,
         }
@@ -450,10 +481,12 @@ impl Watched {
         EndpointState {
             endpoint: self.endpoint.clone(),
             up: self.is_up(),
+            unproven: self.health.as_ref().is_some_and(Health::is_unproven),
             draining: self.draining,
             ejected: self.ejection.reason(),
             ejections_total: self.ejection.total(),
             backup: self.backup,
+            growth: self.growth,
         }
     }
 

@@ -12,12 +12,13 @@ use serde_json::Value;
 use support::raw::{Origin, config, connect, refusing, reset, rest};
 use support::{Balancer, Endpoint, GIVE_UP, ask_once, eventually};
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "started_unix_ms",
     "client",
     "peer",
     "listener",
     "protocol",
+    "queued_us",
     "cluster",
     "endpoint",
     "policy",

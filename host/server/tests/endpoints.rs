@@ -214,3 +214,29 @@ fn no_request_fails_while_endpoints_come_and_go() {
     assert_eq!(client.ask("after").expect("an answer"), stays.address);
     eventually("everybody is forgotten", || endpoint(&balancer, &["list", "web"]).len() == 1);
 }
+
+#[test]
+fn one_that_waits_for_its_first_check_is_shown_as_being_checked() {
+    let (old, silent) = (Endpoint::start(), raw::Origin::start());
+    // The check is answered by nobody, and takes longer than the test.
+    let checks = "health = { kind = \"http\", timeout_ms = 600000, interval_ms = 600000 }";
+    let balancer = Balancer::start(&config(&[old.address], "", checks));
+    let name = silent.address().to_string();
+    let listed = endpoint(&balancer, &["add", "web", &name]);
+    assert_eq!((listed[1].up, listed[1].checking), (false, true));
+    let shown = run(&balancer, &["list", "web"]).stdout;
+    assert!(String::from_utf8_lossy(&shown).contains(" checking "));
+    let up = format!("pointsman_endpoint_up{{cluster=\"web\",endpoint=\"{name}\"}}");
+    assert_eq!(balancer.metric(&up), 0.0);
+}
+
+#[test]
+fn those_who_serve_are_not_removed_from_before_their_backups() {
+    let (own, backup) = (Endpoint::start(), Endpoint::start());
+    let balancer = Balancer::start(&config(&[own.address], "", ""));
+    endpoint(&balancer, &["add", "web", &backup.address.to_string(), "--backup"]);
+    let refused = run(&balancer, &["remove", "web", &own.address.to_string()]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("would have backups alone"));
+    assert_eq!(ask_once(balancer.address("web")).expect("an answer"), own.address);
+}

@@ -39,6 +39,7 @@ impl Balancer {
         if resets && !old.clusters.iter().zip(&self.snapshot.clusters).all(is_served_alike) {
             self.sweep.next = Some(0);
         }
+        self.allocator.waiting.apply(&self.snapshot);
         let (datagrams, mut turn) = self.datagrams(now, ops);
         datagrams.apply(&mut turn);
         old
@@ -80,7 +81,9 @@ impl Balancer {
             if was_open && (drain_begins || !listener.is_open()) && !listener.is_datagrams() {
                 ops.push(Op::StopAccepting { listener: id });
             }
-            if listener.is_closed() && !before.is_some_and(Listener::is_closed) {
+            // Flows that wait change lines.
+            let is_moved = before.is_some_and(|before| before.cluster != listener.cluster);
+            if is_moved || listener.is_closed() && !before.is_some_and(Listener::is_closed) {
                 self.sweep.next = Some(0);
             }
         }
@@ -145,6 +148,7 @@ mod tests {
         /// A listener of datagrams named `dns`, and a cluster.
         fn new() -> Self {
             let config = BalancerConfig {
+                worker: 0,
                 sessions_max: 1,
                 datagram_flows_max: 16,
                 flow_table_entries_max: 16,
@@ -172,6 +176,7 @@ mod tests {
                 proxy: old.proxy,
                 transparent: old.transparent,
                 trial: None,
+                queue: old.queue.clone(),
             };
             let Snapshot { listeners, clusters, .. } = &*self.balancer.snapshot;
             (listeners.to_vec(), clusters.iter().map(cluster).collect())

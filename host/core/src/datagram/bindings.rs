@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use super::lane::Lane;
 use crate::boundary::ListenerId;
 use crate::session::Allocation;
-use crate::snapshot::{Cluster, ClusterId, Endpoint, EndpointId, Snapshot};
+use crate::snapshot::{ClusterId, Endpoint, EndpointId, Snapshot};
 
 /// An endpoint, as one listener's flows know it.
 #[derive(Debug)]
@@ -93,12 +93,11 @@ impl Bindings {
         &mut binding.expect("a binding outlives its flows").lane
     }
 
-    /// A flow was bound.
+    /// A flow was bound that has its place at the endpoint.
     pub(super) fn on_bound(&mut self, number: u32) {
         if let Some(Some(binding)) = self.slots.get_mut(number as usize) {
             binding.flows += 1;
             binding.flows_peak = binding.flows_peak.max(binding.flows);
-            binding.endpoint.load.on_flow_started();
         }
     }
 
@@ -106,7 +105,6 @@ impl Bindings {
     pub(super) fn on_unbound(&mut self, number: u32) {
         if let Some(Some(binding)) = self.slots.get_mut(number as usize) {
             binding.flows -= 1;
-            binding.endpoint.load.on_flow_ended();
         }
     }
 
@@ -124,7 +122,7 @@ impl Bindings {
             let Some(binding) = slot else { continue };
             let listener = snapshot.listener(binding.listener);
             let cluster = &snapshot.clusters[binding.cluster.index()];
-            binding.serves = serves(cluster, binding.endpoint.id);
+            binding.serves = cluster.serves(binding.endpoint.id);
             let is_wanted = listener.cluster == binding.cluster && !listener.is_closed();
             if binding.flows == 0 && !(is_wanted && cluster.endpoint(binding.endpoint.id).is_some())
             {
@@ -135,10 +133,4 @@ impl Bindings {
         self.numbers.retain(|&(_, number)| slots[number as usize].is_some());
         self.iter().any(|(_, binding)| !binding.serves && binding.flows > 0)
     }
-}
-
-/// Whether flows of this endpoint may stay with it: one that drains keeps them.
-pub(crate) fn serves(cluster: &Cluster, endpoint: EndpointId) -> bool {
-    cluster.endpoint(endpoint).is_some_and(|state| state.up)
-        || cluster.candidates.find(endpoint).is_some()
 }

@@ -15,6 +15,7 @@ use crate::listing::{Cursor, EntryKind, FlowState};
 use crate::policy::{Decided, Decision, EndpointIndex, Flow, Policy, RoundRobin, TablePolicy};
 use crate::policy::{Scope, Source, Verdict};
 use crate::preread::KeyRule;
+use crate::queue::Queue;
 use crate::snapshot::{
     Candidates, Cluster, ClusterId, EndpointState, Generation, Listener, OnEndpointDown, Snapshot,
 };
@@ -61,6 +62,7 @@ impl Rig {
         let mut snapshot = testing::snapshot(16);
         change(&mut snapshot.listeners[0]);
         let config = BalancerConfig {
+            worker: 0,
             sessions_max: 1,
             datagram_flows_max: snapshot.listeners[0].flows_max,
             flow_table_entries_max: 16,
@@ -142,6 +144,7 @@ impl Rig {
             proxy: None,
             transparent: false,
             trial: None,
+            queue: Queue::none(1),
         };
         let snapshot = Snapshot {
             generation: Generation(2),

@@ -4,7 +4,7 @@
 use alloc::sync::Arc;
 
 use super::round_robin::SmoothOrder;
-use super::{Decided, Decision, EndpointIndex, Flow, Policy, Source};
+use super::{Choice, Decided, Decision, EndpointIndex, Flow, Policy, Source};
 use crate::snapshot::{Candidates, Endpoint};
 
 /// The endpoint with the fewest flows for its weight.
@@ -24,9 +24,8 @@ impl LeastFlows {
 impl Policy for LeastFlows {
     fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
         self.order.follow(among);
-        let untried = |endpoint: &Endpoint| !flow.has_tried(endpoint.id);
-        let any_untried = among.endpoints.iter().any(untried);
-        let may = |endpoint: &Endpoint| !any_untried || untried(endpoint);
+        let choice = Choice::of(flow, among);
+        let may = |endpoint: &Endpoint| choice.holds(flow, endpoint);
         let least = among
             .endpoints
             .iter()
@@ -81,6 +80,15 @@ mod tests {
     fn idle_endpoints_take_turns() {
         let among = candidates(1, &[1, 1, 1]);
         assert_eq!(choices(&mut LeastFlows::new(), &among, 6), [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn a_full_endpoint_is_avoided_although_it_has_the_fewest_flows() {
+        let mut among = candidates(1, &[1, 1]);
+        Arc::get_mut(&mut among).unwrap().endpoints[0].flows_max = 1;
+        among.endpoints[0].load.on_flow_started();
+        (0..5).for_each(|_| among.endpoints[1].load.on_flow_started());
+        assert_eq!(choices(&mut LeastFlows::new(), &among, 1), [1]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::{Decided, Decision, EndpointIndex, Flow, Policy, Source};
+use super::{Choice, Decided, Decision, EndpointIndex, Flow, Policy, Source};
 use crate::snapshot::{Candidates, Endpoint, EndpointId, Generation};
 
 /// Standing of one endpoint.
@@ -83,8 +83,8 @@ impl RoundRobin {
 impl Policy for RoundRobin {
     fn decide(&mut self, flow: &Flow<'_>, among: &Arc<Candidates>) -> Decided {
         self.order.follow(among);
-        let untried = self.order.next(among, |endpoint| !flow.has_tried(endpoint.id));
-        let next = untried.or_else(|| self.order.next(among, |_| true));
+        let choice = Choice::of(flow, among);
+        let next = self.order.next(among, |endpoint| choice.holds(flow, endpoint));
         let decision = Decision::forward_related(flow, next.unwrap_or(EndpointIndex(0)));
         Decided { decision, source: Source::Native }
     }
@@ -119,6 +119,22 @@ mod tests {
             let decided = policy.decide(&flow(1, &tried), &among);
             assert_eq!(decided.decision.verdict, Verdict::Forward(EndpointIndex(1)));
         }
+    }
+
+    #[test]
+    fn a_full_endpoint_has_no_turn_and_the_others_share_it() {
+        let mut among = candidates(1, &[1, 1, 1]);
+        Arc::get_mut(&mut among).unwrap().endpoints[1].flows_max = 1;
+        among.endpoints[1].load.on_flow_started();
+        assert_eq!(choices(&mut RoundRobin::new(), &among, 4), [0, 2, 0, 2]);
+    }
+
+    #[test]
+    fn an_endpoint_that_failed_is_tried_again_before_one_that_is_full() {
+        let mut among = candidates(1, &[1, 1]);
+        Arc::get_mut(&mut among).unwrap().endpoints[1].flows_max = 0;
+        let decided = RoundRobin::new().decide(&flow(1, &[EndpointId(0)]), &among);
+        assert_eq!(decided.decision.verdict, Verdict::Forward(EndpointIndex(0)));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use core::net::IpAddr;
 
 use twox_hash::XxHash64;
 
-use super::{Decided, Decision, EndpointIndex, Flow, Policy, Source};
-use crate::snapshot::Candidates;
+use super::{Choice, Decided, Decision, EndpointIndex, Flow, Policy, Source};
+use crate::snapshot::{Candidates, Endpoint};
 
 /// For each hash value modulo its size, the endpoint that gets it.
 #[derive(Debug)]
@@ -84,8 +84,8 @@ impl Policy for TablePolicy {
         let hash = flow.hash();
         let source = among.table.as_ref().map_or(Source::Table, |table| table.source);
         let mut index = at(among, hash);
-        if flow.attempt > 0 {
-            index = untried(flow, among, hash).unwrap_or(index);
+        if flow.attempt > 0 || among.get(index).is_some_and(Endpoint::is_full) {
+            index = next_best(flow, among, hash).unwrap_or(index);
         }
         Decided { decision: Decision::forward(index), source }
     }
@@ -103,12 +103,14 @@ fn at(among: &Candidates, hash: u64) -> EndpointIndex {
     }
 }
 
-/// The first endpoint from the hash on that this flow has not tried.
-fn untried(flow: &Flow<'_>, among: &Candidates, hash: u64) -> Option<EndpointIndex> {
+/// The first endpoint from the hash on that has a place for this flow, and has not failed it unless
+/// all have.
+fn next_best(flow: &Flow<'_>, among: &Candidates, hash: u64) -> Option<EndpointIndex> {
+    let choice = Choice::of(flow, among);
     let slots = among.table.as_ref().map_or(0, |table| table.slots.len());
     let probes = slots.max(among.endpoints.len()) as u64;
     let mut probed = (0..probes).map(|probe| at(among, hash.wrapping_add(probe)));
-    probed.find(|index| among.get(*index).is_some_and(|it| !flow.has_tried(it.id)))
+    probed.find(|index| among.get(*index).is_some_and(|it| choice.holds(flow, it)))
 }
 
 /// The hash of a client's address, the same in every worker and every balancer.
@@ -135,6 +137,22 @@ mod tests {
         let second = TablePolicy.decide(&flow(1, &tried), &among);
         assert_ne!(second.decision.verdict, first);
         assert_eq!(second.source, Source::Table);
+    }
+
+    #[test]
+    fn a_client_whose_endpoint_is_full_is_served_by_the_next() {
+        let mut among = candidates(1, &[1, 1, 1]);
+        let place = |among: &Arc<Candidates>| {
+            let decided = TablePolicy.decide(&flow(0, &[]), among).decision;
+            let Verdict::Forward(EndpointIndex(place)) = decided.verdict else { panic!() };
+            place as usize
+        };
+        let own = place(&among);
+        Arc::get_mut(&mut among).unwrap().endpoints[own].flows_max = 1;
+        among.endpoints[own].load.on_flow_started();
+        assert_ne!(place(&among), own);
+        among.endpoints[own].load.on_flow_ended();
+        assert_eq!(place(&among), own);
     }
 
     #[test]

@@ -89,8 +89,9 @@ impl Run {
         let ports_max = ports_max.sum();
         let faults = faults(&mut rng);
         let passive = Passive::new(&mut rng, listeners);
-        let worker = |rng: &mut Rng| {
+        let worker = |number: usize, rng: &mut Rng| {
             let config = BalancerConfig {
+                worker: number,
                 sessions_max: 1,
                 datagram_flows_max: capacity,
                 flow_table_entries_max: entries_max,
@@ -104,7 +105,7 @@ impl Run {
             let net = Net::new(Rng::new(rng.next()), faults.clone(), listeners, ports_max);
             (Balancer::new(&config, snapshot.clone(), policies), net)
         };
-        let workers: Vec<_> = (0..workers).map(|_| worker(&mut rng)).collect();
+        let workers: Vec<_> = (0..workers).map(|number| worker(number, &mut rng)).collect();
         Self {
             model: model(&snapshot, workers.len(), (kinds, capacity, board.is_some())),
             clients: rng.pick(&[3, 16, 16]),
@@ -346,7 +347,8 @@ impl Run {
                 }
                 if rng.chance(300) {
                     let gone = endpoints.remove(rng.below(endpoints.len() as u64) as usize);
-                    let mut back = setup::endpoint(&mut rng, place, fresh, 0);
+                    let limited = gone.endpoint.flows_max != u32::MAX;
+                    let mut back = setup::endpoint(&mut rng, place, (fresh, 0), limited);
                     back.endpoint.address = gone.endpoint.address;
                     let comes_back = rng.chance(700) || endpoints.is_empty();
                     endpoints.extend(comes_back.then_some(back));

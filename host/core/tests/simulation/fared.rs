@@ -12,6 +12,8 @@ pub(crate) struct Fared {
     counts: BTreeMap<SocketAddr, [u64; 2]>,
     /// When an endpoint could last not serve even the flows it had.
     lost: BTreeMap<SocketAddr, Instant>,
+    /// When an endpoint could last no longer serve, of those that cannot.
+    went: BTreeMap<SocketAddr, Instant>,
     known: Vec<SocketAddr>,
 }
 
@@ -42,7 +44,15 @@ impl Fared {
         let all = snapshot.clusters.iter().flat_map(|cluster| &cluster.endpoints);
         self.known.extend(all.map(|state| state.endpoint.address));
         let gone = self.known.iter().filter(|address| !serving.contains(address));
-        self.lost.extend(gone.map(|address| (*address, now)));
+        self.lost.extend(gone.clone().map(|address| (*address, now)));
+        gone.for_each(|address| _ = self.went.entry(*address).or_insert(now));
+        self.went.retain(|address, _| !serving.contains(address));
+    }
+
+    /// Whether an endpoint can no longer serve a flow that was connected at this time.
+    pub(crate) fn has_left(&self, endpoint: Option<SocketAddr>, connected: Instant) -> bool {
+        let went = endpoint.and_then(|endpoint| self.went.get(&endpoint));
+        went.is_some_and(|at| *at > connected)
     }
 
     /// Only an endpoint that went down or away takes its flows with it: one that is ejected, or

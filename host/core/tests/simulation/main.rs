@@ -3,10 +3,11 @@
 //! `world` is the kernel and the peers, `workload` decides what they do and when, `oracle` knows
 //! what must come of it. A seed is a schedule: sizes of everything, the order of completions, who
 //! resets whom, when the world changes. `introduction` has the headers by which clients are named.
-//! `datagrams` has the same three for flows of datagrams, in one
-//! or two workers of one process. Replay one with `cargo xtask sim --seed N`; see that the
+//! `datagrams` has the same three for flows of datagrams, in one or two workers of one process;
+//! `crowds` has two workers whose flows wait for each other. Replay one with `cargo xtask sim --seed N`; see that the
 //! oracle can fail with `cargo xtask sim --mutants`.
 
+mod crowds;
 mod datagrams;
 mod fared;
 mod introduction;
@@ -57,9 +58,11 @@ fn run_some(next: &AtomicU64, end: u64) -> BTreeSet<&'static str> {
         if seed >= end {
             return reached;
         }
-        let run = || (workload::run(seed), datagrams::run(seed));
+        let run = || (workload::run(seed), datagrams::run(seed), crowds::run(seed));
         match catch_unwind(run) {
-            Ok((streams, datagrams)) => reached.extend(streams.into_iter().chain(datagrams)),
+            Ok((streams, datagrams, crowds)) => {
+                reached.extend(streams.into_iter().chain(datagrams).chain(crowds));
+            }
             Err(panic) => {
                 eprintln!("seed {seed} fails; replay it with: cargo xtask sim --seed {seed}");
                 next.store(end, Relaxed);

@@ -84,8 +84,86 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "load: a failed endpoint keeps the flow it lost",
         file: "balancer.rs",
-        original: "            allocation.endpoint.load.on_flow_ended();\n        }\n        allocation",
-        mutated: "            let _ = allocation;\n        }\n        allocation",
+        original: "            session.tried.push(allocation.endpoint.id);\n        }\n        if let Some((listener, endpoint)) = session.take_place() {\n            self.allocator.leave(&self.snapshot, listener, endpoint);\n        }",
+        mutated: "            session.tried.push(allocation.endpoint.id);\n        }\n        let _ = session.take_place();",
+    },
+    Mutant {
+        breaks: "places: an endpoint has one flow more than it may",
+        file: "load.rs",
+        original: "(flows < flows_max).then_some(flows + 1)",
+        mutated: "(flows <= flows_max).then_some(flows + 1)",
+    },
+    Mutant {
+        breaks: "places: a decision that was not obeyed is kept",
+        file: "allocation.rs",
+        original: "            && is_obeyed\n",
+        mutated: "",
+    },
+    Mutant {
+        breaks: "places: a table sends datagrams without a flow to a full endpoint",
+        file: "allocation.rs",
+        original: "among.get(index).filter(|endpoint| !endpoint.is_full());",
+        mutated: "among.get(index);",
+    },
+    Mutant {
+        breaks: "places: datagrams that found no port keep their flow's place",
+        file: "datagram.rs",
+        original: "                    turn.leave(key.listener, &allocation.endpoint);\n                    turn.listener",
+        mutated: "                    turn.listener",
+    },
+    Mutant {
+        breaks: "places: a moved flow that found no port keeps its place",
+        file: "datagram.rs",
+        original: "                turn.leave(key.listener, &allocation.endpoint);\n                return None;",
+        mutated: "                return None;",
+    },
+    Mutant {
+        breaks: "queue: the last to come is served first",
+        file: "queue.rs",
+        original: "match (line.first(), self.rows[cluster.index()].first) {",
+        mutated: "match (line.first(), self.rows[cluster.index()].last) {",
+    },
+    Mutant {
+        breaks: "queue: a newcomer overtakes those who wait",
+        file: "allocation.rs",
+        original: "let is_new = self.attempt() == 0 && !self.in_turn;",
+        mutated: "let is_new = self.attempt() == 9;",
+    },
+    Mutant {
+        breaks: "queue: a place that becomes free is not noticed",
+        file: "queue.rs",
+        original: "        if queue.is_awaited() {\n            self.look_at(cluster);\n        }",
+        mutated: "        let _ = (queue, cluster);",
+    },
+    Mutant {
+        breaks: "queue: a flow of another worker is not called",
+        file: "queue.rs",
+        original: "                    self.calls.push(worker);",
+        mutated: "                    let _ = worker;",
+    },
+    Mutant {
+        breaks: "queue: one that is called and leaves does not pass it on",
+        file: "queue.rs",
+        original: "        // It may have been called, and then the next must be.\n        self.look_at(cluster);",
+        mutated: "",
+    },
+    Mutant {
+        breaks: "queue: the lowest ticket of another worker is overtaken",
+        file: "queue.rs",
+        original: "(Some(worker), Some(slot)) if worker == self.worker => Next::Own(slot),",
+        mutated: "(Some(_), Some(slot)) => Next::Own(slot),",
+    },
+    Mutant {
+        breaks: "queue: who has waited keeps its room in the queue",
+        file: "queue.rs",
+        original: "        queue.line.waiting.decrement();",
+        mutated: "",
+    },
+    Mutant {
+        breaks: "queue: a client that goes away while it waits keeps its place in the line",
+        file: "balancer.rs",
+        original: "        self.timers.cancel(slot);\n        self.stop_waiting(now, slot);",
+        mutated: "        self.timers.cancel(slot);",
     },
     Mutant {
         breaks: "affinity: a decision is kept for ever",
@@ -258,14 +336,14 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: a client at its limit is served without a flow",
         file: "stats.rs",
-        original: "Self::NotAllowed | Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate",
-        mutated: "Self::NotAllowed | Self::Draining | Self::ClientNewFlowRate",
+        original: "                | Self::ClientFlowsMax\n",
+        mutated: "",
     },
     Mutant {
         breaks: "datagrams: a client that may not come is served without a flow",
         file: "stats.rs",
-        original: "Self::NotAllowed | Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate",
-        mutated: "Self::Draining | Self::ClientFlowsMax | Self::ClientNewFlowRate",
+        original: "            Self::NotAllowed\n                | Self::Draining",
+        mutated: "            Self::Draining",
     },
     Mutant {
         breaks: "access: the smallest address of a denied network may come",
@@ -323,9 +401,9 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         breaks: "datagrams: a moved flow leaves its load behind",
-        file: "datagram/bindings.rs",
-        original: "            binding.flows -= 1;\n            binding.endpoint.load.on_flow_ended();",
-        mutated: "            binding.flows -= 1;",
+        file: "datagram.rs",
+        original: "        turn.leave(*listener, endpoint);",
+        mutated: "        let _ = (listener, endpoint);",
     },
     Mutant {
         breaks: "datagrams: ports that nobody uses are never closed",
@@ -497,9 +575,15 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         breaks: "passive: an endpoint that is ejected loses the flows it has",
-        file: "datagram/bindings.rs",
-        original: "is_some_and(|state| state.up)",
-        mutated: "is_some_and(|state| state.is_available())",
+        file: "snapshot.rs",
+        original: "        state.up || self.candidates",
+        mutated: "        state.is_available() || self.candidates",
+    },
+    Mutant {
+        breaks: "passive: flows stay with an endpoint that is down once the others suffice again",
+        file: "snapshot.rs",
+        original: "(state.endpoint.id, cluster.keeps(state));",
+        mutated: "(state.endpoint.id, state.up || cluster.candidates.is_empty());",
     },
     Mutant {
         breaks: "passive: one endpoint more is ejected than may be",
@@ -518,6 +602,18 @@ const MUTANTS: &[Mutant] = &[
         file: "eligibility.rs",
         original: "if !backups.is_empty() {",
         mutated: "if !backups.is_empty() && !self.fails_open {",
+    },
+    Mutant {
+        breaks: "growth: an endpoint that has come back has all of its weight at once",
+        file: "growth.rs",
+        original: "*self = Self { tenths: 1, since: None };",
+        mutated: "*self = Self { tenths: STEPS, since: None };",
+    },
+    Mutant {
+        breaks: "growth: a weight grows from when its endpoint was first there",
+        file: "growth.rs",
+        original: "*self = Self { tenths: 1, since: None };",
+        mutated: "*self = Self { tenths: 1, since: self.since };",
     },
     Mutant {
         breaks: "signals: a connection that came about is still being made",

@@ -3,6 +3,9 @@
 //! The oracle sees completions go in and ops come out, and the log of every policy call. It knows
 //! nothing of how the balancer works.
 
+mod told;
+mod waiting;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -11,19 +14,18 @@ use std::time::Duration;
 use pointsman_core::boundary::{
     Buffer, Completion, ConnectFailure, Goodbye, Link, Op, Pool, ReceiveEnd, Side,
 };
-use pointsman_core::listing::{Entry, EntryKind, FlowState};
 use pointsman_core::policy::{Decision, Method, OnSwap, Scope, Verdict};
 use pointsman_core::preread::KeyRule;
-use pointsman_core::proxy::Route;
 use pointsman_core::{
-    CloseReason, EndpointId, FlowRecord, Instant, KeylessReason, Listener, Openness, Snapshot,
+    EndpointId, Instant, KeylessReason, Listener, OnEndpointDown, Openness, Snapshot,
 };
 use twox_hash::XxHash64;
 
+use self::waiting::Waiting;
 use crate::fared::Fared;
-use crate::introduction::{self, Head};
+use crate::introduction::Head;
 use crate::workload;
-use crate::world::{LOCAL, World};
+use crate::world::LOCAL;
 
 /// One call of a policy under observation.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +103,10 @@ struct Flow {
     prereading: bool,
     waits: bool,
     started: Instant,
+    /// The endpoint at which it has a place.
+    placed: Option<SocketAddr>,
+    /// Since when it waits for one.
+    queued: Option<Instant>,
 }
 
 impl Flow {
@@ -130,6 +136,8 @@ impl Flow {
             prereading: false,
             waits: false,
             started: arrival.now,
+            placed: None,
+            queued: None,
         }
     }
 
@@ -233,6 +241,7 @@ pub(crate) struct Oracle {
     calls: CallLog,
     /// Flows whose first bytes have been waited for long enough.
     deciding: Vec<(u32, Option<Result<u64, KeylessReason>>)>,
+    waiting: Waiting,
     /// Buffers that came and have neither been sent nor given back.
     received: BTreeSet<(usize, u32)>,
     pub(crate) binds: u64,
@@ -245,8 +254,21 @@ pub(crate) struct Oracle {
 impl Oracle {
     pub(crate) fn new(calls: CallLog) -> Self {
         let (flows, ended, kept) = Default::default();
-        let (deciding, received, fared, keyless, undecided) = Default::default();
-        Self { flows, ended, kept, calls, deciding, received, binds: 0, fared, keyless, undecided }
+        let (deciding, waiting, received, fared) = Default::default();
+        let (keyless, undecided) = Default::default();
+        Self {
+            flows,
+            ended,
+            kept,
+            calls,
+            deciding,
+            waiting,
+            received,
+            binds: 0,
+            fared,
+            keyless,
+            undecided,
+        }
     }
 
     /// A completion is about to be handled.
@@ -278,6 +300,7 @@ impl Oracle {
     }
 
     fn follow(&mut self, now: Instant, completion: &Completion) {
+        self.follow_places(completion);
         match completion {
             Completion::Received { link, buffer } => {
                 let flow = self.flows.get_mut(&link.slot()).expect("bytes belong to a flow");
@@ -378,6 +401,12 @@ impl Oracle {
         let cluster = listener.cluster.index();
         let mut flow = Flow::new(arrival, cluster, Method::DEFAULT);
         let full = after.table_full > before.table_full;
+        let is_decided_on = listener.key.is_none() && listener.proxy.is_none();
+        if is_decided_on && self.must_wait(cluster, view) {
+            assert!(calls.is_empty(), "nobody is asked while there is no place");
+            self.after_accepted_in_vain(&flow, view, ops);
+            return;
+        }
         if listener.proxy.is_some() {
             assert!(matches!(ops, [Op::Adopt { .. }, Op::Receive { .. }]), "{ops:?}");
             assert!(calls.is_empty(), "the header comes first");
@@ -427,14 +456,19 @@ impl Oracle {
         let stale = stale.and_then(|key| self.kept.remove(&(cluster, key)));
         let with = stale.and_then(|kept| kept.endpoint);
         let live = found.and_then(|key| self.kept.get_mut(&(cluster, key)));
+        let mut overflows = false;
         if let Some(kept) = live {
             if let Some(ttl) = kept.slides {
                 kept.expires = now + ttl;
             }
             let address = kept.endpoint.and_then(|id| Some(candidates.find(id)?.address));
-            assert_eq!(done.target, address, "a live entry beats a fresh decision");
-            assert_eq!(done.refused, denial(kept.verdict));
-            return kept.method;
+            let (verdict, method) = (kept.verdict, kept.method);
+            overflows = self.is_full(address, view);
+            if !overflows {
+                assert_eq!(done.target, address, "a live entry beats a fresh decision");
+                assert_eq!(done.refused, denial(verdict));
+                return method;
+            }
         }
         let unasked = !view.logged[cluster] || candidates.endpoints.is_empty();
         if unasked {
@@ -443,8 +477,8 @@ impl Oracle {
         let call = calls.pop_front().expect("a flow that no entry covers is decided on");
         assert_eq!(call.key, flow.key, "{call:?}");
         let asked = Asked { client: flow.client, attempt: 0, cluster, with };
-        self.check_call(&call, &asked, view, done);
-        if !full {
+        let is_obeyed = self.check_call(&call, &asked, view, done);
+        if !full && is_obeyed && !overflows {
             self.keep((now, view), flow, &call, with);
         }
         call.decision.method
@@ -458,9 +492,9 @@ impl Oracle {
         calls: &mut VecDeque<Call>,
     ) {
         let mut deciding = std::mem::take(&mut self.deciding);
-        let place = |client: SocketAddr| calls.iter().position(|call| call.client == client);
-        // Those for whom nobody was asked may owe that to a decision that was just kept.
-        deciding.sort_by_key(|(slot, _)| place(self.flows[slot].client).unwrap_or(usize::MAX));
+        let shown = |slot: u32| ops.iter().position(|op| waiting::is_end_of_waiting(op, slot));
+        // Those of whom nothing is seen wait for a place, because the others were faster.
+        deciding.sort_by_key(|(slot, _)| shown(*slot).unwrap_or(usize::MAX));
         for (slot, outcome) in deciding {
             let done = ops.iter().find_map(|op| match op {
                 Op::Connect { link, address, .. } if link.slot() == slot => {
@@ -484,23 +518,35 @@ impl Oracle {
             if let Some(Err(reason)) = outcome {
                 self.keyless.entry(flow.cluster).or_default()[reason.index()] += 1;
             }
+            if self.must_wait(flow.cluster, view) {
+                self.flows.insert(slot, flow);
+                self.decide_in_vain(now, slot, done, view);
+                continue;
+            }
             let done = done.expect("what has said enough is decided on");
             flow.method = self.decided((now, view), &flow, (done, false), calls);
+            flow.placed = done.target;
             self.flows.insert(slot, flow);
         }
     }
 
-    /// What was done is what the call answered.
-    fn check_call(&self, call: &Call, asked: &Asked, view: &View<'_>, done: Done) {
+    /// What was done is what the call answered, unless there was no place at the endpoint. Tells which.
+    fn check_call(&self, call: &Call, asked: &Asked, view: &View<'_>, done: Done) -> bool {
         assert_eq!((call.client, call.attempt), (asked.client, asked.attempt));
         let candidates = &view.snapshot.clusters[asked.cluster].candidates;
         match call.decision.verdict {
             Verdict::Forward(index) => {
                 let with = asked.with.and_then(|id| candidates.find(id));
-                let endpoint = with.or_else(|| candidates.get(index));
-                assert_eq!(done.target, endpoint.map(|endpoint| endpoint.address));
+                let wanted = with.or_else(|| candidates.get(index));
+                let wanted = wanted.map(|endpoint| endpoint.address);
+                let is_obeyed = done.target == wanted;
+                assert_ne!(is_obeyed, self.is_full(wanted, view), "{done:?} instead of {wanted:?}");
+                is_obeyed
             }
-            verdict => assert!(done.target.is_none() && done.refused == denial(verdict)),
+            verdict => {
+                assert!(done.target.is_none() && done.refused == denial(verdict));
+                true
+            }
         }
     }
 
@@ -549,7 +595,10 @@ impl Oracle {
         let full = after.table_full > before.table_full;
         let mut calls = self.take_calls().into();
         self.after_preread((now, view), (ops, after.sheds > before.sheds), &mut calls);
+        self.after_served((now, view), ops, &mut calls);
+        self.after_retry((now, view), ops);
         let calls: Vec<Call> = calls.into();
+        let mut is_obeyed = true;
         assert!(calls.len() <= 1, "one completion, one decision: {calls:?}");
         for op in ops {
             match op {
@@ -557,11 +606,13 @@ impl Oracle {
                     let flow = &self.flows[&link.slot()];
                     assert!(!flow.established, "an established flow never changes endpoint");
                     assert!(!flow.prereading, "the first bytes come first");
-                    if let [call] = &calls[..] {
+                    if let [call] = &calls[..]
+                        && call.client == flow.client
+                    {
                         let (client, cluster) = (flow.client, flow.cluster);
                         let asked = Asked { client, attempt: flow.attempts, cluster, with: None };
                         let done = Done { target: Some(*address), refused: None };
-                        self.check_call(call, &asked, view, done);
+                        is_obeyed = self.check_call(call, &asked, view, done);
                     }
                 }
                 Op::Send { link, buffer, .. } => {
@@ -594,7 +645,7 @@ impl Oracle {
             let flow = flow.expect("a retry belongs to a flow");
             flow.method = call.decision.method;
             let flow = flow.clone();
-            if !full {
+            if !full && is_obeyed {
                 self.keep((now, view), &flow, call, None);
             }
         }
@@ -611,30 +662,13 @@ impl Oracle {
         let flow = self.flows.get_mut(&link.slot()).expect("a connect belongs to a flow");
         flow.attempts += 1;
         flow.target = Some(address);
+        flow.placed = Some(address);
         let cluster = &view.snapshot.clusters[flow.cluster];
         let mut endpoints = cluster.candidates.endpoints.iter();
-        assert!(endpoints.any(|endpoint| endpoint.address == address));
+        let endpoint = endpoints.find(|endpoint| endpoint.address == address);
+        let most = endpoint.expect("a connect goes to a candidate").flows_max as usize;
         assert_eq!(from, cluster.transparent.then_some(flow.client), "where it leaves from");
-    }
-
-    /// What an operator is shown, by slot: every flow there is, and nothing else.
-    pub(crate) fn assert_shown(&self, entries: &[Entry]) {
-        let flows = entries.iter().filter_map(|entry| match &entry.kind {
-            EntryKind::Flow(flow) => Some(flow),
-            EntryKind::Kept(_) => None,
-        });
-        let shown: BTreeMap<SocketAddr, FlowState> =
-            flows.map(|flow| (flow.client, flow.state)).collect();
-        assert_eq!(shown.len(), self.flows.len());
-        for flow in self.flows.values() {
-            let state = match shown[&flow.client] {
-                FlowState::Closing => (false, true),
-                FlowState::Prereading => (true, false),
-                _ => (false, false),
-            };
-            let waits = flow.prereading || flow.head.is_some();
-            assert_eq!(state, (waits && !flow.closing, flow.closing), "{flow:?}");
-        }
+        assert!(self.placed_at(address) <= most, "an endpoint has no more flows than it may");
     }
 
     /// The op is performed: the link has its connection.
@@ -651,6 +685,8 @@ impl Oracle {
         let mut left = self.flows.values().filter(|flow| !flow.closing);
         let is_over = |flow: &Flow| drained || view.listener(flow).openness == Openness::Closed;
         assert!(!left.any(is_over), "what is left when the drain is over is closed");
+        self.assert_nobody_waits_in_vain(now, view);
+        self.assert_nobody_stays_in_vain(view);
         for flow in self.flows.values().filter(|flow| flow.head.is_some() && !flow.closing) {
             let rule = view.listener(flow).proxy.as_ref().expect("somebody asks for the header");
             let overdue = flow.started + rule.timeout + Duration::from_millis(2);
@@ -663,6 +699,16 @@ impl Oracle {
             let timeout = self.timeout_of(flow, view);
             let overdue = flow.progressed + timeout + Duration::from_millis(2);
             assert!(now <= overdue, "{} is overdue", flow.client);
+        }
+    }
+
+    /// No flow stays with an endpoint that serves no more, where such flows are reset.
+    fn assert_nobody_stays_in_vain(&self, view: &View<'_>) {
+        let is_open = |flow: &&Flow| flow.established && !flow.closing;
+        for flow in self.flows.values().filter(is_open) {
+            let resets = view.listener(flow).on_endpoint_down == OnEndpointDown::Reset;
+            let stays = self.fared.has_left(flow.target, flow.connected);
+            assert!(!resets || !stays, "{} stays with {:?}", flow.client, flow.target);
         }
     }
 
@@ -688,68 +734,6 @@ impl Oracle {
         }
     }
 
-    /// The access log's record of a flow agrees with what its peers saw.
-    pub(crate) fn on_record(&mut self, record: &FlowRecord, world: &World, view: &View<'_>) {
-        let Some(flow) = self.ended.remove(&record.client) else {
-            assert!(record.endpoint.is_none() && record.bytes == [0, 0], "{record:?}");
-            return;
-        };
-        assert_eq!(record.attempts, flow.attempts, "{record:?}");
-        assert_eq!(record.peer, flow.peer, "{record:?}");
-        if flow.established && !flow.answered {
-            self.fared.on_unanswered(flow.target, record.reason);
-        }
-        if record.reason == CloseReason::EndpointDown {
-            self.fared.assert_was_lost(flow.target, flow.started);
-        }
-        let client = &world.conns[flow.conns[0].expect("a flow has a client")];
-        let endpoint = flow.conns[1].map(|conn| &world.conns[conn]);
-        match (record.reason, endpoint) {
-            (CloseReason::Finished, Some(endpoint)) => {
-                for (from, to) in [(client, endpoint), (endpoint, client)] {
-                    assert!(from.fin_written && from.received == from.written, "{record:?}");
-                    let stream = from.received - from.head.len() as u64;
-                    assert!(to.taken == stream && to.fin_from_us && !to.reset_from_us);
-                }
-                assert_eq!(record.bytes, [client.taken, endpoint.taken]);
-                let outbound = view.snapshot.clusters[flow.cluster].proxy;
-                let is_told = outbound.is_some() || flow.method.announce;
-                let told = endpoint.announced.as_ref().map(|header| introduction::read(header));
-                let route = Route { client: flow.client, local: flow.local };
-                assert_eq!(told, is_told.then_some(route), "{record:?}");
-                let has_id = outbound.is_some_and(|outbound| outbound.unique_id);
-                assert_eq!(record.unique_id.is_some(), has_id, "{record:?}");
-            }
-            (CloseReason::DownstreamReset, Some(endpoint)) => {
-                let told = endpoint.reset_from_us || !flow.established;
-                assert!(client.reset_by_peer && told, "{record:?}");
-            }
-            (CloseReason::UpstreamReset, Some(endpoint)) => {
-                assert!(endpoint.reset_by_peer && client.reset_from_us, "{record:?}");
-            }
-            (CloseReason::ConnectFailed | CloseReason::ConnectTimeout, _) => {
-                assert!(client.reset_from_us && !flow.established, "{record:?}");
-            }
-            (CloseReason::IdleTimeout | CloseReason::HalfClosedTimeout, Some(_)) => {
-                let due = flow.progressed + self.timeout_of(&flow, view);
-                assert!(due <= world.now, "too early: {record:?}");
-            }
-            (CloseReason::ProxyTimeout, _) => {
-                let rule = view.listener(&flow).proxy.as_ref().expect("somebody asks for it");
-                assert!(flow.head.is_some() && flow.started + rule.timeout <= world.now);
-                assert!(client.reset_from_us, "{record:?}");
-            }
-            (CloseReason::ProxyInvalid, _) => {
-                let head = flow.head.expect("the header is not whole");
-                let is_wrong = head.left == 0 && head.route.is_none();
-                assert!(is_wrong || client.fin_written, "{record:?}");
-                assert!(client.reset_from_us && flow.attempts == 0, "{record:?}");
-            }
-            _ => {}
-        }
-        assert!(record.bytes[0] <= client.taken, "{record:?}");
-    }
-
     fn take_calls(&self) -> Vec<Call> {
         std::mem::take(&mut self.calls.lock().expect("nobody panicked"))
     }
@@ -765,7 +749,7 @@ struct Asked {
 }
 
 /// What became of the flow.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Done {
     target: Option<SocketAddr>,
     refused: Option<Goodbye>,

@@ -11,6 +11,7 @@ use pointsman_core::ejection::{
     Ejection, EjectionChange, EjectionReason, EjectionRules, Ejector, Subject, SuccessRateRule,
 };
 use pointsman_core::eligibility::{Eligibility, Footing};
+use pointsman_core::growth::Growth;
 use pointsman_core::policy::maglev;
 use pointsman_core::{
     Candidates, Cluster, Endpoint, EndpointId, EndpointState, Generation, Instant, Snapshot,
@@ -30,6 +31,19 @@ struct Watch {
     ejector: Ejector,
     ejections: BTreeMap<EndpointId, Ejection>,
     eligibility: Eligibility,
+    slow_start: Duration,
+    returns: BTreeMap<EndpointId, Return>,
+    /// When somebody last looked at the clock.
+    judged: Instant,
+}
+
+/// How an endpoint that was away is doing.
+#[derive(Debug, Default)]
+struct Return {
+    is_away: bool,
+    growth: Growth,
+    /// When the clock was first looked at since it has come back, if it ever has.
+    seen: Option<Option<Instant>>,
 }
 
 impl Passive {
@@ -41,7 +55,8 @@ impl Passive {
     pub(crate) fn judge(&mut self, now: Instant, snapshot: &Snapshot) -> bool {
         let both = self.clusters.iter_mut().zip(&snapshot.clusters);
         both.fold(false, |changed, (watch, cluster)| {
-            watch.judge(now, &cluster.endpoints) || changed
+            let grown = watch.grow(now);
+            watch.judge(now, &cluster.endpoints) || grown || changed
         })
     }
 
@@ -51,19 +66,20 @@ impl Passive {
     }
 
     /// Says in a snapshot who is ejected, and who may be given new flows.
-    pub(crate) fn choose(&self, snapshot: &mut Snapshot) {
+    pub(crate) fn choose(&mut self, snapshot: &mut Snapshot) {
         let generation = snapshot.generation;
-        for (watch, cluster) in self.clusters.iter().zip(&mut snapshot.clusters) {
+        for (watch, cluster) in self.clusters.iter_mut().zip(&mut snapshot.clusters) {
             for state in &mut cluster.endpoints {
                 let ejection = watch.ejections.get(&state.endpoint.id);
                 state.ejected = ejection.and_then(Ejection::reason);
             }
+            watch.follow_returns(&cluster.endpoints);
             let (footing, places) = watch.eligibility.choose(&cluster.endpoints);
-            let chosen = places.iter().map(|place| cluster.endpoints[*place].endpoint.clone());
+            let chosen = places.iter().map(|place| &cluster.endpoints[*place].endpoint);
             cluster.footing = footing;
-            let chosen: Box<[Endpoint]> = chosen.collect();
-            let ids = chosen.iter().map(|endpoint| endpoint.id);
-            if !ids.eq(cluster.candidates.endpoints.iter().map(|endpoint| endpoint.id)) {
+            let chosen: Box<[Endpoint]> = chosen.map(|endpoint| watch.weighed(endpoint)).collect();
+            let of = |endpoint: &Endpoint| (endpoint.id, endpoint.flows_max, endpoint.weight);
+            if !chosen.iter().map(of).eq(cluster.candidates.endpoints.iter().map(of)) {
                 cluster.candidates = Arc::new(candidates(generation, chosen));
             }
             watch.assert_rightly_chosen(cluster);
@@ -83,7 +99,47 @@ impl Watch {
             success_rate: rng.chance(500).then_some(rate),
         };
         let ejector = Ejector::new(rules.clone());
-        Self { rules, ejector, ejections: BTreeMap::new(), eligibility: eligibility(rng) }
+        let slow_start = Duration::from_millis(rng.pick(&[0, 0, 500, 5_000]));
+        let (ejections, returns) = Default::default();
+        let (eligibility, judged) = (eligibility(rng), Instant::ZERO);
+        Self { rules, ejector, ejections, eligibility, slow_start, returns, judged }
+    }
+
+    /// Takes note of endpoints that have come back.
+    fn follow_returns(&mut self, states: &[EndpointState]) {
+        for state in states {
+            let known = self.returns.entry(state.endpoint.id).or_default();
+            let is_away = !state.up || state.ejected.is_some();
+            if std::mem::replace(&mut known.is_away, is_away) && !is_away {
+                known.growth.restart(self.slow_start);
+                known.seen = Some(None);
+            }
+        }
+    }
+
+    fn grow(&mut self, now: Instant) -> bool {
+        self.judged = now;
+        let mut grown = false;
+        for known in self.returns.values_mut() {
+            grown |= known.growth.advance(now, self.slow_start);
+            known.seen = known.seen.map(|seen| seen.or(Some(now)));
+        }
+        grown
+    }
+
+    /// An endpoint as a policy sees it.
+    fn weighed(&self, endpoint: &Endpoint) -> Endpoint {
+        if self.slow_start.is_zero() {
+            return endpoint.clone();
+        }
+        let known = &self.returns[&endpoint.id];
+        let tenths = known.growth.tenths();
+        let expected = known.seen.map_or(10, |seen| {
+            let passed = self.judged.since(seen.unwrap_or(self.judged)).as_nanos() * 10;
+            (passed / self.slow_start.as_nanos()).clamp(1, 10)
+        });
+        assert_eq!(u128::from(tenths), expected, "a share grows with time, and from a tenth");
+        Endpoint { weight: endpoint.weight * tenths, ..endpoint.clone() }
     }
 
     fn judge(&mut self, now: Instant, states: &[EndpointState]) -> bool {
@@ -162,6 +218,13 @@ fn eligibility(rng: &mut Rng) -> Eligibility {
     Eligibility {
         fails_open: rng.chance(700),
         panic_threshold_percent: rng.pick(&[0, 0, 50, 80, 100]),
+    }
+}
+
+/// An endpoint that may have so many flows may have others now and then.
+pub(crate) fn change_places(rng: &mut Rng, state: &mut EndpointState) {
+    if state.endpoint.flows_max != u32::MAX && rng.chance(200) {
+        state.endpoint.flows_max = rng.pick(&[1, 2, 4]);
     }
 }
 

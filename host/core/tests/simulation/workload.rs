@@ -16,14 +16,14 @@ use pointsman_core::preread::KeyRule;
 use pointsman_core::{
     AccessList, AllFlows, Balancer, BalancerConfig, Board, CANARY_SLOTS, Candidates, CloseReason,
     Cluster, ClusterId, DatagramSettings, DropReason, Endpoint, EndpointId, EndpointState,
-    Generation, Instant, KeylessReason, Listener, Network, OnEndpointDown, Openness, PrefixLengths,
-    Protocol, SharedRate, ShedReason, Snapshot, SourceCounts, SourceRates, Stats, Tally, Timeouts,
-    Trial,
+    Generation, Instant, KeylessReason, Line, Listener, Network, OnEndpointDown, Openness,
+    PrefixLengths, Protocol, Queue, SharedRate, ShedReason, Snapshot, SourceCounts, SourceRates,
+    Stats, Tally, Timeouts, Trial,
 };
 
 use crate::introduction;
 use crate::oracle::{Arrival, CallLog, Counts, Oracle, View};
-use crate::passive::{Passive, all_of};
+use crate::passive::{self, Passive, all_of};
 use crate::rng::Rng;
 use crate::world::{Conn, Faults, World};
 
@@ -146,6 +146,7 @@ impl Run {
         let entries_max = if keyed { 50 } else { rng.pick(&[1, 3, 50]) };
         let board = Arc::new(Board::new(1_000, [rng.next(), rng.next()]));
         let config = BalancerConfig {
+            worker: 0,
             sessions_max,
             datagram_flows_max: 100,
             flow_table_entries_max: entries_max,
@@ -240,8 +241,9 @@ impl Run {
                 continue;
             }
             let waiting = self.balancer.stats().sessions_active as usize;
-            let throttled = self.oracle.throttled_flows();
-            let explained = self.world.silent_dials()..=self.world.silent_dials() + throttled;
+            let (silent, throttled) = (self.world.silent_dials(), self.oracle.throttled_flows());
+            let queued = if silent + throttled > 0 { self.oracle.queued_flows() } else { 0 };
+            let explained = silent..=silent + throttled + queued;
             // First bytes that are held may be in all the buffers there are.
             let starved = self.world.is_starved();
             assert!(explained.contains(&waiting) || starved, "a flow is stuck");
@@ -438,6 +440,7 @@ impl Run {
                     state.up = rng.chance(700);
                     state.draining = rng.chance(100);
                     state.backup = rng.chance(100);
+                    passive::change_places(&mut rng, state);
                 }
                 if rng.chance(100) && cluster.endpoints.len() > 1 {
                     let mut endpoints = cluster.endpoints.to_vec();
@@ -511,6 +514,7 @@ impl Run {
         }
         let chosen = self.rng.pick(&flows);
         let EntryKind::Flow(flow) = &chosen.kind else { return };
+        self.oracle.on_forgotten(flow.client);
         let forgotten = self.balancer.forget(self.world.now, chosen.id, &mut self.ops);
         assert_eq!(forgotten, flow.state != FlowState::Closing, "{flow:?}");
         self.take_ops(None, self.counts());
@@ -563,7 +567,9 @@ impl Run {
             let decided: u64 = cluster.decisions_total.iter().sum();
             let listener = &self.balancer.stats().listeners[id];
             let preread = self.oracle.undecided.get(&id).copied().unwrap_or(0);
-            let undecided = listener.closes_total[CloseReason::NoEndpoint.index()] + preread;
+            let nowhere = [CloseReason::NoEndpoint, CloseReason::EndpointsFull];
+            let nowhere = nowhere.map(|reason| listener.closes_total[reason.index()]);
+            let undecided = nowhere.into_iter().sum::<u64>() + preread;
             let keyless = self.oracle.keyless.get(&id).copied().unwrap_or_default();
             assert_eq!(listener.keyless_total, keyless);
             let asked = listener.flows_total + listener.connect_retries_total;
@@ -654,7 +660,7 @@ pub(crate) fn is_denied(client: SocketAddr) -> bool {
     [4, 5].map(|host| IpAddr::from([192, 0, 2, host])).contains(&client.ip())
 }
 
-fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
+pub(crate) fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
     let generation = Generation(1);
     let all_flows = AllFlows { max: rng.pick(&[u32::MAX, 6]), active: Arc::default() };
     let listener = |number: usize, rng: &mut Rng| Listener {
@@ -690,12 +696,14 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
         datagrams: DatagramSettings::DEFAULT,
     };
     let cluster = |number: usize, rng: &mut Rng| {
+        let limited = rng.chance(300);
         let endpoints: Box<[EndpointState]> = (0..rng.between(1, 5) as u32)
             .map(|id| {
                 EndpointState::sound(Endpoint {
                     id: EndpointId(id),
                     address: (Ipv4Addr::new(10, 0, number as u8, id as u8), 80).into(),
                     weight: rng.between(1, 4) as u32,
+                    flows_max: if limited { rng.pick(&[1, 2, 4]) } else { u32::MAX },
                     load: Arc::default(),
                 })
             })
@@ -708,6 +716,11 @@ fn first_snapshot(rng: &mut Rng, clusters: usize) -> Snapshot {
             proxy: introduction::outbound(rng),
             transparent: rng.chance(250),
             trial: None,
+            queue: Queue {
+                flows_max: rng.pick(&[0, 1, 3, 50]),
+                timeout: Duration::from_millis(rng.pick(&[50, 3_000])),
+                line: Arc::new(Line::new(1)),
+            },
         }
     };
     Snapshot {
@@ -739,6 +752,7 @@ pub(crate) fn copy(snapshot: &Snapshot) -> Snapshot {
         proxy: old.proxy,
         transparent: old.transparent,
         trial: None,
+        queue: old.queue.clone(),
     });
     Snapshot {
         generation: snapshot.generation,

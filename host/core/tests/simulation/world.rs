@@ -28,6 +28,19 @@ pub(crate) struct Faults {
     pub(crate) tiny_reads: u64,
 }
 
+impl Faults {
+    /// Nothing goes wrong.
+    pub(crate) const NONE: Self = Self {
+        refused: 0,
+        silent: 0,
+        descriptors: 0,
+        reset: 0,
+        stall: 0,
+        single_bytes: 0,
+        tiny_reads: 0,
+    };
+}
+
 /// One TCP connection between the balancer and a peer.
 #[derive(Debug)]
 pub(crate) struct Conn {
@@ -239,15 +252,7 @@ impl World {
             conn.space = conn.space.max(10_000);
         }
         self.is_calm = true;
-        self.faults = Faults {
-            refused: 0,
-            silent: 0,
-            descriptors: 0,
-            reset: 0,
-            stall: 0,
-            single_bytes: 0,
-            tiny_reads: 0,
-        };
+        self.faults = Faults::NONE;
         for number in 0..self.conns.len() {
             self.act(number);
         }

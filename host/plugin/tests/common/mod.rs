@@ -323,6 +323,7 @@ pub fn candidates(generation: u64, count: u32) -> Arc<Candidates> {
         id: EndpointId(99 + number),
         address: format!("10.0.0.{number}:80").parse().unwrap(),
         weight: number,
+        flows_max: u32::MAX,
         load: Arc::new(Load::default()),
     };
     Arc::new(Candidates {

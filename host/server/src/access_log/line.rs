@@ -64,6 +64,8 @@ impl Names {
             unique_id: record.unique_id.map(|id| format!("{id:032x}")),
             bytes_upstream: record.bytes[Side::Upstream.index()],
             bytes_downstream: record.bytes[Side::Downstream.index()],
+            queued_us: (!record.queued.is_zero())
+                .then(|| u64::try_from(record.queued.as_micros()).unwrap_or(u64::MAX)),
             connect_us: record.connected.map(|connected| micros(connected, record.started)),
             duration_us: micros(record.ended, record.started),
             reason: record.reason.label(),
@@ -89,6 +91,7 @@ struct Line<'a> {
     unique_id: Option<String>,
     bytes_upstream: u64,
     bytes_downstream: u64,
+    queued_us: Option<u64>,
     connect_us: Option<u64>,
     duration_us: u64,
     reason: &'static str,
@@ -113,6 +116,9 @@ impl Line<'_> {
             " up={} down={} duration_us={}",
             self.bytes_upstream, self.bytes_downstream, self.duration_us
         );
+        if let Some(queued) = self.queued_us {
+            let _ = write!(text, " queued_us={queued}");
+        }
         if let Some(connect) = self.connect_us {
             let _ = write!(text, " connect_us={connect}");
         }

@@ -32,6 +32,9 @@ pub(super) enum Endpoint {
         /// Use them only where no other is available.
         #[arg(long)]
         backup: bool,
+        /// Flows each may have at a time; 0 is no limit.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        max_flows: u32,
     },
     /// Give endpoints nothing new and forget them; their flows do what `on_endpoint_down` says.
     Remove {
@@ -44,6 +47,13 @@ pub(super) enum Endpoint {
         which: Which,
         /// Their share relative to the others, 1 to 65535.
         weight: u32,
+    },
+    /// Give endpoints another limit of flows; those they have go on.
+    MaxFlows {
+        #[command(flatten)]
+        which: Which,
+        /// Flows each may have at a time, 0 to 10000000; 0 is no limit.
+        max_flows: u32,
     },
     /// Give endpoints nothing new; their flows go on.
     Drain {
@@ -74,13 +84,17 @@ impl Endpoint {
         let none = Request::default();
         match self {
             Self::List { cluster, asking } => tell(&asking, "GET", &cluster, &[]),
-            Self::Add { which, weight, backup } => {
-                let keys = Request { weight: Some(weight), backup: Some(backup), ..none };
+            Self::Add { which, weight, backup, max_flows } => {
+                let (weight, backup) = (Some(weight), Some(backup));
+                let keys = Request { weight, backup, max_flows: Some(max_flows), ..none };
                 which.change("POST", &keys)
             }
             Self::Remove { which } => which.change("DELETE", &none),
             Self::Weight { which, weight } => {
                 which.change("PATCH", &Request { weight: Some(weight), ..none })
+            }
+            Self::MaxFlows { which, max_flows } => {
+                which.change("PATCH", &Request { max_flows: Some(max_flows), ..none })
             }
             Self::Drain { which } => {
                 which.change("PATCH", &Request { draining: Some(true), ..none })

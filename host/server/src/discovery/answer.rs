@@ -129,6 +129,7 @@ pub(super) fn settle(
         address: it.address,
         weight: it.weight.max(1),
         backup: it.priority > first,
+        flows_max: u32::MAX,
     });
     Ok(Answer { endpoints: endpoints.collect(), left_out })
 }

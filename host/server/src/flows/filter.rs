@@ -98,6 +98,7 @@ impl Filter {
         let protocols = [Protocol::Tcp, Protocol::Udp];
         let states = [
             FlowState::Prereading,
+            FlowState::Queued,
             FlowState::Unconfirmed,
             FlowState::Established,
             FlowState::Denied,

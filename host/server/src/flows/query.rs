@@ -26,7 +26,7 @@ pub struct Query {
     /// Only flows (flow), or only kept decisions (kept).
     #[arg(long, value_name = "KIND")]
     pub kind: Option<String>,
-    /// Only flows in this state: prereading, unconfirmed, established, denied or closing.
+    /// Only flows in this state: prereading, queued, unconfirmed, established, denied or closing.
     #[arg(long, value_name = "STATE")]
     pub state: Option<String>,
     /// How many at most [default: 100].

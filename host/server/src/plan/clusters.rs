@@ -1,6 +1,8 @@
 //! Looks up clusters and their endpoints.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pointsman_core::ClusterId;
 use pointsman_core::eligibility::Eligibility;
@@ -8,8 +10,8 @@ use pointsman_core::eligibility::Eligibility;
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
 use super::{
-    ClusterPlan, ENDPOINTS_MAX, EndpointPlan, ListenerPlan, PluginFolders, WEIGHTS, checks,
-    discovery, passive, proxy,
+    ClusterPlan, ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, ListenerPlan, PluginFolders,
+    QueuePlan, checks, discovery, limit, passive, proxy, weights,
 };
 use crate::config::{Cluster, Endpoint};
 
@@ -63,12 +65,53 @@ fn resolve_one(
             .as_ref()
             .map(|passive| passive::resolve(&format!("{key}.passive"), passive, findings)),
         eligibility: eligibility(key, cluster, findings),
+        queue: queue(key, cluster, findings),
+        slow_start: slow_start(key, cluster, findings),
         proxy: cluster
             .proxy_protocol
             .as_ref()
             .map(|outbound| proxy::outbound(&format!("{key}.proxy_protocol"), outbound, findings)),
         transparent: cluster.transparent,
         removed: false,
+    }
+}
+
+fn slow_start(key: &str, cluster: &Cluster, findings: &mut Findings) -> Duration {
+    match cluster.slow_start_ms {
+        0 => Duration::ZERO,
+        millis => findings.millis(&format!("{key}.slow_start_ms"), millis),
+    }
+}
+
+fn queue(key: &str, cluster: &Cluster, findings: &mut Findings) -> QueuePlan {
+    let Some(queue) = &cluster.queue else {
+        return QueuePlan { flows_max: 0, timeout: Duration::ZERO };
+    };
+    let key = format!("{key}.queue");
+    if cluster.endpoints.iter().any(|endpoint| endpoint.max_flows == 0) {
+        let advice = "nobody ever waits, because an endpoint without max_flows is never full; give \
+                      every endpoint max_flows, or remove `queue`";
+        findings.add(&*key, advice);
+    }
+    let max_key = format!("{key}.max_flows");
+    QueuePlan {
+        flows_max: findings.within(&max_key, queue.max_flows, 1..=*ENDPOINT_FLOWS.end()),
+        timeout: findings.millis(&format!("{key}.timeout_ms"), queue.timeout_ms),
+    }
+}
+
+/// Datagrams do not wait: a queue that only they come to is a mistake.
+pub(super) fn check_queues(
+    clusters: &[Cluster],
+    listeners: &[ListenerPlan],
+    findings: &mut Findings,
+) {
+    for (place, _) in clusters.iter().enumerate().filter(|(_, cluster)| cluster.queue.is_some()) {
+        let mut own = listeners.iter().filter(|listener| listener.cluster.index() == place);
+        if own.clone().next().is_some() && own.all(ListenerPlan::is_datagrams) {
+            let advice = "no flow of UDP ever waits, and the cluster has no other; remove `queue`";
+            findings.add(format!("clusters[{place}].queue"), advice);
+        }
     }
 }
 
@@ -103,7 +146,8 @@ fn eligibility(key: &str, cluster: &Cluster, findings: &mut Findings) -> Eligibi
 /// A cluster's endpoints are written or found, not both: nobody could tell whose word counts.
 fn written_endpoints(key: &str, cluster: &Cluster, findings: &mut Findings) -> Vec<EndpointPlan> {
     if cluster.discovery.is_none() {
-        return endpoints(key, &cluster.endpoints, findings);
+        let weights = weights(Duration::from_millis(cluster.slow_start_ms));
+        return endpoints(key, &cluster.endpoints, weights, findings);
     }
     if !cluster.endpoints.is_empty() {
         findings.add(key, "they are found by discovery already; remove one of the two");
@@ -114,6 +158,7 @@ fn written_endpoints(key: &str, cluster: &Cluster, findings: &mut Findings) -> V
 pub(super) fn endpoints(
     key: &str,
     endpoints: &[Endpoint],
+    weights: RangeInclusive<u32>,
     findings: &mut Findings,
 ) -> Vec<EndpointPlan> {
     if endpoints.is_empty() {
@@ -136,8 +181,11 @@ pub(super) fn endpoints(
             }
             addresses.note(findings, &key_address, &address.to_string());
         }
-        let weight = findings.within(&format!("{key}[{place}].weight"), endpoint.weight, WEIGHTS);
-        plans.push(EndpointPlan { address, weight, backup: endpoint.backup });
+        let weight =
+            findings.within(&format!("{key}[{place}].weight"), endpoint.weight, weights.clone());
+        let key_max = format!("{key}[{place}].max_flows");
+        let flows_max = limit(findings.within(&key_max, endpoint.max_flows, ENDPOINT_FLOWS));
+        plans.push(EndpointPlan { address, weight, backup: endpoint.backup, flows_max });
     }
     if !plans.is_empty() && plans.iter().all(|plan| plan.backup) {
         findings.add(key, "all of them are backups, of nobody; remove `backup` from at least one");

@@ -9,7 +9,7 @@ use hickory_resolver::proto::rr::Name;
 
 use super::clusters::endpoints;
 use super::findings::{Distinct, Findings};
-use super::{ENDPOINTS_MAX, EndpointPlan, PluginFolders};
+use super::{ENDPOINTS_MAX, EndpointPlan, PluginFolders, weights};
 use crate::config::{self, Discovery, DiscoveryKind, EndpointsFile, Family};
 use crate::problem::Problem;
 
@@ -236,7 +236,8 @@ fn resolvers(at: &str, discovery: &Discovery, findings: &mut Findings) -> Vec<So
 pub fn read_endpoints(text: &str) -> Result<Vec<EndpointPlan>, Vec<Problem>> {
     let document = config::read_as::<EndpointsFile>(text);
     let mut findings = Findings::default();
-    let plans = endpoints("endpoints", &document.config.endpoints, &mut findings);
+    let plans =
+        endpoints("endpoints", &document.config.endpoints, weights(Duration::ZERO), &mut findings);
     let problems = document.into_problems(findings.into_problems());
     if problems.is_empty() { Ok(plans) } else { Err(problems) }
 }

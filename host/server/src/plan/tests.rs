@@ -561,3 +561,43 @@ fn every_mistake_about_endpoints_that_are_missing_is_told() {
     let expected = "clusters[0].endpoints: all of them are backups, of nobody";
     assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
 }
+
+#[test]
+fn every_mistake_about_places_queues_and_shares_is_told() {
+    let limited = GOOD.replace("9001\"", "9001\", max_flows = 5");
+    let queued = |text: &str, keys: &str| {
+        problems(&text.replace("[[clusters]]", &format!("[[clusters]]\nqueue = {{ {keys} }}")))
+    };
+    for (found, expected) in [
+        (
+            problems(&GOOD.replace("9001\"", "9001\", max_flows = 10000001")),
+            "clusters[0].endpoints[0].max_flows: 10000001 is out of range; write 0 to 10000000",
+        ),
+        (
+            problems(&GOOD.replace("endpoints", "slow_start_ms = 604800001\nendpoints")),
+            "clusters[0].slow_start_ms: 604800001 is out of range; write 1 to 604800000",
+        ),
+        (
+            problems(
+                &GOOD
+                    .replace("endpoints", "slow_start_ms = 1\nendpoints")
+                    .replace("9001\"", "9001\", weight = 6554"),
+            ),
+            "clusters[0].endpoints[0].weight: 6554 is out of range; write 1 to 6553",
+        ),
+        (queued(GOOD, ""), "clusters[0].queue: nobody ever waits, because an endpoint without"),
+        (
+            queued(&limited, "max_flows = 0"),
+            "clusters[0].queue.max_flows: 0 is out of range; write 1 to 10000000",
+        ),
+        (queued(&limited, "timeout_ms = 0"), "clusters[0].queue.timeout_ms: 0 is out of range"),
+        (queued(&limited, "size = 3"), "clusters[0].queue.size: there is no such key; known are"),
+        (
+            queued(&limited.replacen("cluster", "protocol = \"udp\"\ncluster", 1), ""),
+            "clusters[0].queue: no flow of UDP ever waits",
+        ),
+    ] {
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{expected}: {found:?}");
+    }
+    assert_eq!(queued(&limited, ""), Vec::<String>::new());
+}

@@ -17,7 +17,7 @@ use pointsman_core::health::Health;
 use pointsman_core::{ClusterId, EndpointId, EndpointState};
 
 use super::{ClusterState, Watched, World};
-use crate::plan::{ENDPOINTS_MAX, EndpointPlan, WEIGHTS};
+use crate::plan::{ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, limit, weights};
 use crate::problem::suggestion;
 
 /// Among how many endpoints the one is looked for that may have been meant.
@@ -32,6 +32,8 @@ pub enum EndpointChange {
         weight: u32,
         /// Whether they are to be used only where no other is available.
         backup: bool,
+        /// Flows each may have at a time; 0 if that is not limited.
+        flows_max: u32,
     },
     /// They get nothing new and are forgotten when their flows have ended.
     Remove,
@@ -39,6 +41,8 @@ pub enum EndpointChange {
     Set {
         /// Their share, if it changes.
         weight: Option<u32>,
+        /// Flows each may have at a time, if that changes; 0 if it is not limited.
+        flows_max: Option<u32>,
         /// Whether they get nothing new, if that changes.
         draining: Option<bool>,
     },
@@ -49,6 +53,14 @@ impl EndpointChange {
         match self {
             Self::Add { weight, .. } => Some(weight),
             Self::Set { weight, .. } => weight,
+            Self::Remove => None,
+        }
+    }
+
+    fn flows_max(self) -> Option<u32> {
+        match self {
+            Self::Add { flows_max, .. } => Some(flows_max),
+            Self::Set { flows_max, .. } => flows_max,
             Self::Remove => None,
         }
     }
@@ -129,10 +141,17 @@ impl ClusterState {
             return vec![problem];
         }
         let mut problems = Vec::new();
-        if let Some(weight) = change.weight().filter(|weight| !WEIGHTS.contains(weight)) {
-            let (least, most) = WEIGHTS.into_inner();
+        let weights = weights(self.slow_start);
+        if let Some(weight) = change.weight().filter(|weight| !weights.contains(weight)) {
+            let (least, most) = weights.into_inner();
             problems.push(format!(
                 "weight {weight} is out of range; write {least} to {most}, or drain the endpoint"
+            ));
+        }
+        if let Some(flows) = change.flows_max().filter(|flows| !ENDPOINT_FLOWS.contains(flows)) {
+            let (least, most) = ENDPOINT_FLOWS.into_inner();
+            problems.push(format!(
+                "max_flows {flows} is out of range; write {least} to {most}, where 0 is no limit"
             ));
         }
         let known: BTreeSet<_> = self.addresses().collect();
@@ -144,14 +163,14 @@ impl ClusterState {
                 problems.push(problem);
             }
         }
-        problems.extend(self.problem_of_size(addresses.len(), change));
+        problems.extend(self.problem_of_size(addresses, change));
         problems
     }
 
     /// What is found counts: what somebody changed by hand would be undone by the next answer.
     fn problem_of_discovery(&self, change: EndpointChange) -> Option<String> {
         let discovered = self.discovered.as_ref()?;
-        let is_found = !matches!(change, EndpointChange::Set { weight: None, .. });
+        let is_found = !matches!(change, EndpointChange::Set { weight: None, flows_max: None, .. });
         let (name, source) = (&self.name, &discovered.plan.source);
         is_found.then(|| {
             format!(
@@ -186,9 +205,12 @@ impl ClusterState {
         }
     }
 
-    /// A cluster is never left empty by mistake: whoever wants no flows at all drains it.
-    fn problem_of_size(&self, count: usize, change: EndpointChange) -> Option<String> {
-        let (there, name) = (self.endpoints.len(), &self.name);
+    /// A cluster is never left empty by mistake, or with backups of nobody: whoever wants no flows at
+    /// all drains it.
+    fn problem_of_size(&self, addresses: &[SocketAddr], change: EndpointChange) -> Option<String> {
+        let (there, count, name) = (self.endpoints.len(), addresses.len(), &self.name);
+        let stays = |one: &&Watched| !addresses.contains(&one.endpoint.address);
+        let mut staying = self.endpoints.iter().filter(stays);
         match change {
             EndpointChange::Add { .. } if there + count > ENDPOINTS_MAX => Some(format!(
                 "cluster \"{name}\" has {there} endpoint(s), and {ENDPOINTS_MAX} is the most; \
@@ -196,6 +218,10 @@ impl ClusterState {
             )),
             EndpointChange::Remove if count >= there => Some(format!(
                 "cluster \"{name}\" would have no endpoint left; add another first, or drain it"
+            )),
+            EndpointChange::Remove if staying.all(|one| one.backup) => Some(format!(
+                "cluster \"{name}\" would have backups alone, of nobody; add another endpoint first, \
+                 or drain instead"
             )),
             _ => None,
         }
@@ -212,9 +238,9 @@ impl ClusterState {
     fn change(&mut self, address: SocketAddr, change: EndpointChange) {
         let cluster = &*self.name;
         match (change, self.place_of(address)) {
-            (EndpointChange::Add { weight, backup }, None) => {
+            (EndpointChange::Add { weight, backup, flows_max }, None) => {
                 tracing::info!(cluster, endpoint = %address, weight, backup, "endpoint is added");
-                self.add(&EndpointPlan { address, weight, backup });
+                self.add(&EndpointPlan { address, weight, backup, flows_max: limit(flows_max) });
             }
             (EndpointChange::Remove, Some(place)) => {
                 let watched = self.endpoints.remove(place);
@@ -222,9 +248,11 @@ impl ClusterState {
                 tracing::info!(cluster, endpoint = %address, flows, "endpoint is removed");
                 self.leaving.push(watched);
             }
-            (EndpointChange::Set { weight, draining }, Some(place)) => {
+            (EndpointChange::Set { weight, flows_max, draining }, Some(place)) => {
                 let watched = &mut self.endpoints[place];
-                watched.endpoint.weight = weight.unwrap_or(watched.endpoint.weight);
+                let endpoint = &mut watched.endpoint;
+                endpoint.weight = weight.unwrap_or(endpoint.weight);
+                endpoint.flows_max = flows_max.map_or(endpoint.flows_max, limit);
                 watched.draining = draining.unwrap_or(watched.draining);
                 let (weight, draining) = (watched.endpoint.weight, watched.draining);
                 tracing::info!(cluster, endpoint = %address, weight, draining, "endpoint is set");
@@ -233,13 +261,15 @@ impl ClusterState {
         }
     }
 
-    /// One that has not left yet is who it was, with its flows and all that is known of it.
+    /// One that has not left yet is who it was, with its flows and all that is known of it. Either way
+    /// it begins with a part of its share.
     pub(super) fn add(&mut self, plan: &EndpointPlan) {
         let health = self.thresholds.map(Health::unproven);
         let left = self.leaving.iter().position(|left| left.endpoint.address == plan.address);
-        let watched = match left.map(|place| self.leaving.remove(place)) {
+        let mut watched = match left.map(|place| self.leaving.remove(place)) {
             Some(mut watched) => {
                 watched.endpoint.weight = plan.weight;
+                watched.endpoint.flows_max = plan.flows_max;
                 Watched { health, backup: plan.backup, draining: false, ..watched }
             }
             None => {
@@ -248,6 +278,7 @@ impl ClusterState {
                 Watched::new(id, plan, health)
             }
         };
+        watched.growth.restart(self.slow_start);
         let id = watched.endpoint.id;
         let place = self.endpoints.partition_point(|other| other.endpoint.id < id);
         self.endpoints.insert(place, watched);

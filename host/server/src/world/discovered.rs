@@ -1,14 +1,14 @@
 //! Endpoints that are found while the balancer runs.
 //!
 //! What was found replaces what there was as one change, by address: who stays keeps its flows, its
-//! health and whether it drains, and only its weight and its rank are set. Nothing at all changes where
+//! health and whether it drains, and only its weight, its limit and its rank are set. Nothing at all changes where
 //! the answer names the same, in whatever order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{ClusterState, World};
+use super::{ClusterState, Watched, World};
 use crate::discovery::{Found, Standing, Who};
 use crate::plan::{DiscoveryPlan, EndpointPlan};
 
@@ -90,8 +90,10 @@ impl ClusterState {
                 self.leaving.push(watched);
                 continue;
             };
-            if (watched.endpoint.weight, watched.backup) != (plan.weight, plan.backup) {
-                (watched.endpoint.weight, watched.backup) = (plan.weight, plan.backup);
+            let Watched { endpoint, backup, .. } = &mut watched;
+            let wanted = (plan.weight, plan.flows_max, plan.backup);
+            if (endpoint.weight, endpoint.flows_max, *backup) != wanted {
+                (endpoint.weight, endpoint.flows_max, *backup) = wanted;
                 replaced.set += 1;
             }
             staying.push(watched);

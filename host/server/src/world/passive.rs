@@ -26,7 +26,11 @@ impl ClusterState {
         let mut news: Vec<_> = connects.filter_map(news).collect();
         let Some(ejector) = &mut self.ejector else { return news };
         let mut subjects: Vec<_> = self.endpoints.iter_mut().map(Watched::subject).collect();
-        let changes = ejector.judge(now, &mut subjects).into_iter();
+        let changes = ejector.judge(now, &mut subjects);
+        for (place, _) in changes.iter().filter(|(_, change)| *change == EjectionChange::Returned) {
+            self.endpoints[*place].growth.restart(self.slow_start);
+        }
+        let changes = changes.into_iter();
         news.extend(changes.map(|(place, change)| (place, News::Ejection(change))));
         news
     }

@@ -9,11 +9,12 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use pointsman_core::boundary::ListenerId;
 use pointsman_core::ejection::Ejector;
 use pointsman_core::health::{Health, Thresholds};
-use pointsman_core::{ClusterId, EndpointId, Instant, Openness, Protocol};
+use pointsman_core::{ClusterId, EndpointId, Instant, Line, Openness, Protocol};
 
 use super::discovered::{Discovered, Replaced};
 use super::{ClusterState, ListenerState, Watched, World, most_flows};
@@ -79,8 +80,12 @@ impl World {
             if place < self.clusters.len() && (cluster.removed || !self.is_free(id)) {
                 self.clusters[place].follow(cluster);
             } else {
-                let first = self.clusters.get(place).map_or(EndpointId(0), |old| old.next_id);
-                let state = ClusterState::new(cluster, plan.uses_table(cluster), first);
+                let old = self.clusters.get(place);
+                let first = old.map_or(EndpointId(0), |old| old.next_id);
+                // A worker may not have heard yet that nobody waits there any more.
+                let line = old.map(|old| Arc::clone(&old.queue.line));
+                let line = line.unwrap_or_else(|| Arc::new(Line::new(self.workers as usize)));
+                let state = ClusterState::new(cluster, plan.uses_table(cluster), first, line);
                 put(&mut self.clusters, place, state);
             }
         }
@@ -225,7 +230,9 @@ impl ClusterState {
         }
         self.removed = false;
         (self.eligibility, self.proxy) = (plan.eligibility, plan.proxy);
-        self.transparent = plan.transparent;
+        (self.transparent, self.slow_start) = (plan.transparent, plan.slow_start);
+        // Whoever waits does so no longer than he was told.
+        (self.queue.flows_max, self.queue.timeout) = (plan.queue.flows_max, plan.queue.timeout);
         if self.passive != plan.passive {
             self.passive.clone_from(&plan.passive);
             self.ejector = plan.passive.clone().map(Ejector::new);

@@ -347,8 +347,9 @@ fn at(ports: &[u16]) -> Vec<SocketAddr> {
     ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port))).collect()
 }
 
-const ADD: EndpointChange = EndpointChange::Add { weight: 3, backup: false };
-const DRAIN: EndpointChange = EndpointChange::Set { weight: None, draining: Some(true) };
+const ADD: EndpointChange = EndpointChange::Add { weight: 3, backup: false, flows_max: 0 };
+const DRAIN: EndpointChange =
+    EndpointChange::Set { weight: None, flows_max: None, draining: Some(true) };
 
 fn change(world: &mut World, ports: &[u16], change: EndpointChange) -> Result<(), Vec<String>> {
     world.change_endpoints(WEB, &at(ports), change)
@@ -411,7 +412,7 @@ fn one_that_drains_gets_nothing_new_and_counts_as_up() {
     assert_eq!(candidates_of(&mut world), [1]);
     let state = &world.snapshot().clusters[0].endpoints[0];
     assert_eq!((state.up, state.draining), (true, true));
-    let undrain = EndpointChange::Set { weight: None, draining: Some(false) };
+    let undrain = EndpointChange::Set { weight: None, flows_max: None, draining: Some(false) };
     change(&mut world, &[1], undrain).expect("it serves");
     assert_eq!(candidates_of(&mut world), [0, 1]);
 }
@@ -420,7 +421,7 @@ fn one_that_drains_gets_nothing_new_and_counts_as_up() {
 fn another_weight_makes_another_list_for_this_cluster_alone() {
     let mut world = world_of(TEXT);
     let before = world.publish();
-    let weight = EndpointChange::Set { weight: Some(7), draining: None };
+    let weight = EndpointChange::Set { weight: Some(7), flows_max: None, draining: None };
     change(&mut world, &[2], weight).expect("it weighs more");
     let after = world.publish();
     let weights = after.clusters[0].candidates.endpoints.iter().map(|endpoint| endpoint.weight);
@@ -436,7 +437,7 @@ fn another_weight_makes_another_list_for_this_cluster_alone() {
 fn a_change_that_cannot_be_made_of_all_is_made_of_none_and_every_reason_is_told() {
     let mut world = world_of(THREE);
     let before = (candidates_of(&mut world), world.census());
-    let heavy = EndpointChange::Set { weight: Some(0), draining: None };
+    let heavy = EndpointChange::Set { weight: Some(0), flows_max: None, draining: None };
     for (ports, wanted, expected) in [
         (&[9, 1][..], ADD, vec!["has 127.0.0.1:1 already"]),
         (&[9, 0], ADD, vec!["port 0 cannot be connected to"]),
@@ -565,4 +566,75 @@ fn a_limit_that_changes_counts_on_and_one_that_is_new_begins() {
     assert!((0..3).all(|_| third.try_add(client)) && !third.try_add(client));
     reload(&mut world, &plan_of(TEXT));
     assert!(counts(&mut world).is_none());
+}
+
+/// The weights that the policy sees.
+fn weights(world: &mut World) -> Vec<u32> {
+    shown(world).endpoints.iter().map(|endpoint| endpoint.weight).collect()
+}
+
+#[test]
+fn a_share_grows_after_a_return_by_steps_and_not_at_the_start() {
+    let slow = TEXT.replacen("policy", "slow_start_ms = 10000\npolicy", 1);
+    let mut world = world_of(&slow);
+    let at = Instant::from_millis;
+    assert_eq!(weights(&mut world), [10, 10], "weights are in tenths");
+    fail(&mut world, 0);
+    pass(&mut world, 0);
+    assert_eq!(weights(&mut world), [1, 10]);
+    assert!(!world.grow(at(50_000)), "its time begins");
+    assert!(!world.grow(at(51_999)));
+    assert!(world.grow(at(55_000)));
+    assert_eq!(weights(&mut world), [5, 10]);
+    let state = &world.snapshot().clusters[0].endpoints[0];
+    assert_eq!((state.endpoint.weight, state.growth.tenths()), (1, 5));
+    assert!(world.grow(at(60_000)));
+    let whole = shown(&mut world);
+    assert!(!world.grow(at(99_000)));
+    assert!(Arc::ptr_eq(&whole, &shown(&mut world)), "then nothing changes any more");
+}
+
+#[test]
+fn a_share_grows_after_an_ejection_and_of_one_that_is_added() {
+    let slow = THREE.replacen("endpoints", "slow_start_ms = 1000\nendpoints", 1);
+    let mut world = world_of(&(slow + PASSIVE));
+    break_flows(&world, 1, 2);
+    world.look_at_flows(Instant::from_millis(100));
+    assert_eq!(weights(&mut world), [10]);
+    world.look_at_flows(Instant::from_millis(60_000));
+    assert_eq!(weights(&mut world), [10, 1]);
+    change(&mut world, &[9], ADD).expect("it is added");
+    assert_eq!(weights(&mut world), [10, 1, 3]);
+    let heavy = EndpointChange::Set { weight: Some(6_554), flows_max: None, draining: None };
+    let problems = change(&mut world, &[9], heavy).expect_err("too much");
+    assert_eq!(problems, ["weight 6554 is out of range; write 1 to 6553, or drain the endpoint"]);
+}
+
+#[test]
+fn backups_are_not_left_alone() {
+    let mut world = world_of(THREE);
+    let own = own_ports(&world, false);
+    let problems = change(&mut world, &own, EndpointChange::Remove).expect_err("a backup is left");
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].contains("would have backups alone, of nobody"), "{problems:?}");
+    let backups = own_ports(&world, true);
+    change(&mut world, &backups, EndpointChange::Remove).expect("those who serve are left");
+}
+
+fn own_ports(world: &World, backup: bool) -> Vec<u16> {
+    let of = world.clusters[0].endpoints.iter().filter(|watched| watched.backup == backup);
+    of.map(|watched| watched.endpoint.address.port()).collect()
+}
+
+#[test]
+fn one_that_waits_for_its_first_check_is_neither_up_nor_down() {
+    let mut world = world_of(TEXT);
+    change(&mut world, &[9], ADD).expect("it is added");
+    let state = |world: &World| {
+        let state = &world.snapshot().clusters[0].endpoints[2];
+        (state.up, state.unproven)
+    };
+    assert_eq!(state(&world), (false, true));
+    world.observe(WEB, EndpointId(2), Observation::CheckFailed);
+    assert_eq!(state(&world), (false, false));
 }

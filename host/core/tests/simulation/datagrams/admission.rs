@@ -50,5 +50,6 @@ impl Model {
 /// Whether not even a policy that needs no flow is followed.
 pub(super) fn yields(reason: ShedReason) -> bool {
     let of_client = [ShedReason::ClientFlowsMax, ShedReason::ClientNewFlowRate];
-    of_client.contains(&reason) || [ShedReason::Draining, ShedReason::NotAllowed].contains(&reason)
+    let of_all = [ShedReason::Draining, ShedReason::NotAllowed, ShedReason::EndpointsFull];
+    of_client.contains(&reason) || of_all.contains(&reason)
 }

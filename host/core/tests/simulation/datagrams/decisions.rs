@@ -18,18 +18,24 @@ pub(super) struct Allocated {
     pub(super) target: Result<Option<EndpointId>, CloseReason>,
     pub(super) method: Method,
     pub(super) hidden: bool,
+    /// Whether what a native policy chooses may be kept: it is not where an endpoint was full.
+    pub(super) keeps: bool,
     /// How long a denial holds.
     pub(super) ttl: Duration,
 }
 
 impl Model {
-    /// Who decides on a flow, and what: a kept decision, else the policy. `None` if nobody can.
+    /// Who decides on a flow, and what: a kept decision, else the policy. `None` if nobody can, or if
+    /// every endpoint is full.
     pub(super) fn allocate(
         &mut self,
         scene: &Scene<'_>,
         (listener, client, key): (usize, SocketAddr, Option<u64>),
         seen: &mut Seen,
     ) -> Option<Allocated> {
+        if self.all_are_full(scene, listener) {
+            return None;
+        }
         let cluster = listener as u16;
         let among = &scene.snapshot.clusters[listener].candidates;
         let keyed = key.map(|key| KeptKey::Key { cluster, key });
@@ -42,28 +48,34 @@ impl Model {
         if kept.is_none() && among.endpoints.is_empty() {
             return None;
         }
+        let is_full = |id: &EndpointId| self.is_endpoint_full(scene, listener, *id);
+        let overflows = kept.is_some_and(|kept| kept.verdict.is_ok_and(|id| is_full(&id)));
+        let with_full = with.as_ref().is_some_and(is_full);
+        let kept = kept.filter(|_| !overflows);
+        let keeps = !overflows && !with_full;
         let source = if kept.is_some() { Source::Cache } else { self.kinds[listener].source() };
         self.worker(scene).decisions[listener][source.index()] += 1;
         if let Some(kept) = kept {
             let ttl = kept.expires.since(scene.now);
             let target = kept.verdict.map(Some);
-            return Some(Allocated { target, method: kept.method, hidden: false, ttl });
+            let method = kept.method;
+            return Some(Allocated { target, method, hidden: false, keeps, ttl });
         }
         if self.kinds[listener] != Kind::Scripted {
+            let with = with.filter(|_| keeps);
             if let (Some(endpoint), Some(key)) = (with, self.related(listener, key)) {
                 self.keep(scene, key, self.lasting(scene, listener, endpoint), seen);
             }
             let (target, method) = (Ok(with), Method::DEFAULT);
-            return Some(Allocated { target, method, hidden: false, ttl: idle });
+            return Some(Allocated { target, method, hidden: false, keeps, ttl: idle });
         }
         let call = seen.calls.pop_front().expect("a flow that no entry covers is decided on");
         assert_eq!((call.client, call.key), (client, key), "a policy is asked of this flow");
         let decision = call.decision;
         let ttl = if decision.ttl.is_zero() { idle } else { decision.ttl };
+        let wanted = |index| with.unwrap_or_else(|| among.get(index).expect("a candidate").id);
         let target = match decision.verdict {
-            Verdict::Forward(index) => {
-                Ok(with.unwrap_or_else(|| among.get(index).expect("a candidate").id))
-            }
+            Verdict::Forward(index) => Ok(wanted(index)),
             Verdict::Reset => Err(CloseReason::DeniedReset),
             Verdict::Drop => Err(CloseReason::DeniedDrop),
         };
@@ -72,7 +84,9 @@ impl Model {
             Scope::Client => Some(KeptKey::client(cluster, client.ip())),
             Scope::Flow | Scope::None => None,
         };
-        if let Some(key) = key {
+        let is_full = |id: EndpointId| self.is_endpoint_full(scene, listener, id);
+        let is_obeyed = !target.is_ok_and(is_full);
+        if let Some(key) = key.filter(|_| is_obeyed && !overflows) {
             let slides = decision.sliding.then_some(ttl);
             let (method, expires) = (decision.method, scene.now + ttl);
             let policy = self.shelf.policy(cluster);
@@ -80,7 +94,8 @@ impl Model {
             self.keep(scene, key, kept, seen);
         }
         let hidden = decision.scope == Scope::None;
-        Some(Allocated { target: target.map(Some), method: decision.method, hidden, ttl })
+        let target = target.map(|id| is_obeyed.then_some(id));
+        Some(Allocated { target, method: decision.method, hidden, keeps: is_obeyed, ttl })
     }
 
     /// Keeps a decision, unless there was no room.

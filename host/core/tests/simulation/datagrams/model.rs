@@ -278,6 +278,28 @@ impl Model {
         flows.filter(|flow| flow.listener == listener).count()
     }
 
+    /// Whether an endpoint has as many flows, in all workers, as it may.
+    pub(super) fn is_endpoint_full(
+        &self,
+        scene: &Scene<'_>,
+        listener: usize,
+        id: EndpointId,
+    ) -> bool {
+        let flows = self.workers.iter().flat_map(|worker| &worker.flows);
+        let bound = flows.filter(|flow| {
+            flow.listener == listener && flow.target.is_ok_and(|(endpoint, _)| endpoint == id)
+        });
+        let endpoint = scene.snapshot.clusters[listener].candidates.find(id);
+        let flows_max = endpoint.map_or(u32::MAX, |endpoint| endpoint.flows_max);
+        bound.count() >= flows_max as usize
+    }
+
+    /// Whether every endpoint of a cluster that has any does.
+    pub(super) fn all_are_full(&self, scene: &Scene<'_>, listener: usize) -> bool {
+        let among = &scene.snapshot.clusters[listener].candidates.endpoints;
+        !among.is_empty() && among.iter().all(|it| self.is_endpoint_full(scene, listener, it.id))
+    }
+
     pub(super) fn active_of(&self, listener: usize, client: IpAddr) -> usize {
         let flows = self.workers.iter().flat_map(|worker| &worker.flows);
         let own = flows.filter(|flow| flow.listener == listener);

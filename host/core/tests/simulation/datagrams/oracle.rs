@@ -242,6 +242,9 @@ impl Model {
 
     fn start(&mut self, scene: &Scene<'_>, request: &Request, key: Option<u64>, seen: &mut Seen) {
         let listener = request.listener;
+        if self.all_are_full(scene, listener) {
+            return self.overflow(scene, request, ShedReason::EndpointsFull, seen);
+        }
         let Some(allocated) = self.allocate(scene, (listener, request.client, key), seen) else {
             return self.lose(scene, request, DropReason::NoEndpoint, seen);
         };
@@ -273,7 +276,9 @@ impl Model {
                 self.add(scene, flow);
                 self.lose(scene, request, DropReason::Denied, seen);
             }
-            Ok(endpoint) => self.start_with(scene, request, (flow, endpoint), seen),
+            Ok(endpoint) => {
+                self.start_with(scene, request, (flow, endpoint, allocated.keeps), seen);
+            }
         }
     }
 
@@ -305,7 +310,7 @@ impl Model {
         &mut self,
         scene: &Scene<'_>,
         request: &Request,
-        (mut flow, endpoint): (Flow, Option<EndpointId>),
+        (mut flow, endpoint, keeps): (Flow, Option<EndpointId>, bool),
         seen: &mut Seen,
     ) {
         let gave_port = self.take_over_port(scene, request.listener, seen);
@@ -318,18 +323,19 @@ impl Model {
             let lacks = |address| self.has_port(scene, request.listener, address) != Some(true);
             let lacking = among.filter(|it| wanted(it.id) && lacks(it.address)).count();
             assert!(lacking > 0, "there was a port for it");
-            if endpoint.is_none() {
+            if endpoint.is_none() && keeps {
                 self.keep_unseen(scene, &flow, seen);
             }
             return self.overflow(scene, request, ShedReason::Ports, seen);
         };
         let id = shown.endpoint.expect("a forwarded flow has an endpoint");
         assert_eq!(endpoint.unwrap_or(id), id, "the decision is followed");
+        assert!(!self.is_endpoint_full(scene, request.listener, id), "it has more than it may");
         let address = address_of(scene, request.listener, id);
         assert_ne!(self.has_port(scene, request.listener, address), Some(false));
         flow.target = Ok((id, address));
         flow.timer = scene.now + scene.timeout(&flow);
-        if endpoint.is_none() {
+        if endpoint.is_none() && keeps {
             self.keep_related(scene, &flow, id);
         }
         self.add(scene, flow);
@@ -374,13 +380,16 @@ impl Model {
         let Fate::Forwarded { socket, peer, local } =
             self.fate(scene, listener, Role::Stateless, seen)
         else {
-            let must = follows && all_can && !among.endpoints.is_empty();
+            let somebody = !among.endpoints.is_empty() && !self.all_are_full(scene, listener);
+            let must = follows && all_can && somebody;
             assert!(!must || unsure, "a table needs no flow: {reason:?}");
             self.worker(scene).stats[listener].sheds_total[reason.index()] += 1;
             return;
         };
         assert!(follows, "only a table needs no flow: {reason:?}");
-        assert!(among.endpoints.iter().any(|endpoint| endpoint.address == peer));
+        let target = among.endpoints.iter().find(|endpoint| endpoint.address == peer);
+        let target = target.expect("a candidate").id;
+        assert!(!self.is_endpoint_full(scene, listener, target), "it is full");
         let DatagramSocket::Port(port) = socket else { panic!("it goes up") };
         let role = self.workers[scene.worker].ports[&port].role;
         assert_eq!((role, local), (Role::Stateless, None), "it has a port of its own");
@@ -640,12 +649,14 @@ impl Model {
                 let has_port = self.has_port(scene, flow.listener, address);
                 let unsure = self.is_unsure(scene, flow.listener);
                 assert!(has_port != Some(true) || unsure, "there was another endpoint");
-            } else if allocated.is_some_and(|allocated| allocated.target == Ok(None)) {
+            } else if allocated.is_some_and(|it| it.target == Ok(None) && it.keeps) {
                 self.keep_unseen(scene, &flow, seen);
             }
             return false;
         };
-        let target = allocated.expect("somebody decides").target.expect("it is not denied");
+        let allocated = allocated.expect("somebody decides");
+        let target = allocated.target.expect("it is not denied");
+        assert!(!self.is_endpoint_full(scene, flow.listener, id), "it has more than it may");
         assert_eq!(target.unwrap_or(id), id, "the decision is followed");
         let worker = self.worker(scene);
         worker.flows[place].port = None;
@@ -654,7 +665,7 @@ impl Model {
         self.leave(scene, &flow, seen);
         self.take_opened(scene, place, seen);
         let flow = self.workers[scene.worker].flows[place].clone();
-        if target.is_none() {
+        if target.is_none() && allocated.keeps {
             self.keep_related(scene, &flow, id);
         }
         self.use_key(scene, &flow);

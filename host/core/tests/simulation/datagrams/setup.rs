@@ -14,7 +14,7 @@ use pointsman_core::preread::KeyRule;
 use pointsman_core::{
     AccessList, AllFlows, Candidates, Cluster, ClusterId, DatagramSettings, Endpoint, EndpointId,
     EndpointState, Generation, Instant, Listener, Network, OnEndpointDown, Openness, PrefixLengths,
-    Protocol, SharedRate, Snapshot, SourceCounts, SourceRates, Timeouts,
+    Protocol, Queue, SharedRate, Snapshot, SourceCounts, SourceRates, Timeouts,
 };
 
 use crate::passive::all_of;
@@ -200,7 +200,7 @@ pub(super) fn is_denied(client: IpAddr) -> bool {
 
 /// A secret with which no two of the clients fall on the same places.
 fn apart(rng: &mut Rng) -> [u64; 2] {
-    loop {
+    for _ in 0..1_000 {
         let key = [rng.next(), rng.next()];
         let alone = |client: &SocketAddr| {
             let counts = SourceCounts::new(1, 1, PREFIX, key);
@@ -213,6 +213,7 @@ fn apart(rng: &mut Rng) -> [u64; 2] {
             return key;
         }
     }
+    panic!("whatever the secret, clients fall on the same places");
 }
 
 fn source_counts(rng: &mut Rng) -> SourceCounts {
@@ -250,8 +251,10 @@ fn shown(per_second: u64) -> String {
 }
 
 fn cluster(rng: &mut Rng, number: usize, generation: Generation) -> Cluster {
+    let limited = rng.chance(250);
+    let ids = 0..rng.between(1, 5) as u32;
     let endpoints: Box<[EndpointState]> =
-        (0..rng.between(1, 5) as u32).map(|id| endpoint(rng, number, id, id)).collect();
+        ids.map(|id| endpoint(rng, number, (id, id), limited)).collect();
     Cluster {
         name: format!("cluster-{number}").into(),
         candidates: Arc::new(all_of(generation, &endpoints)),
@@ -260,11 +263,17 @@ fn cluster(rng: &mut Rng, number: usize, generation: Generation) -> Cluster {
         proxy: None,
         transparent: false,
         trial: None,
+        queue: Queue::none(2),
     }
 }
 
 /// An endpoint that stands at the `host`th address of its cluster.
-pub(super) fn endpoint(rng: &mut Rng, cluster: usize, id: u32, host: u32) -> EndpointState {
+pub(super) fn endpoint(
+    rng: &mut Rng,
+    cluster: usize,
+    (id, host): (u32, u32),
+    limited: bool,
+) -> EndpointState {
     let address: IpAddr = if host % 3 == 2 {
         Ipv6Addr::new(0x2001, 0xdb8, 10, cluster as u16, 0, 0, 0, host as u16).into()
     } else {
@@ -274,6 +283,7 @@ pub(super) fn endpoint(rng: &mut Rng, cluster: usize, id: u32, host: u32) -> End
         id: EndpointId(id),
         address: (address, 53).into(),
         weight: rng.between(1, 4) as u32,
+        flows_max: if limited { rng.pick(&[1, 2, 4]) } else { u32::MAX },
         load: Arc::default(),
     };
     EndpointState::sound(endpoint)

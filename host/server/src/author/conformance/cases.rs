@@ -185,6 +185,7 @@ fn endpoint(number: usize) -> Endpoint {
         id: EndpointId(number),
         address: SocketAddr::new(ip, 80),
         weight: number % 5 + 1,
+        flows_max: u32::MAX,
         load: Arc::default(),
     }
 }

@@ -55,6 +55,7 @@ impl Scene {
             address: address(*host),
             weight: if *host > 99 { 2 } else { 1 },
             backup: false,
+            flows_max: u32::MAX,
         });
         let (endpoints, left_out) = (endpoints.collect(), LeftOut::default());
         self.hear(Ok(Answer { endpoints, left_out }))
@@ -107,7 +108,7 @@ fn who_stays_keeps_its_flows_its_health_and_its_drain() {
     scene.find(&[1, 2]).expect("a change");
     let ids = scene.endpoints().into_iter().map(|state| state.endpoint.id).collect::<Vec<_>>();
     scene.world.observe(WEB, ids[0], Observation::CheckPassed).expect("it is up");
-    let drain = EndpointChange::Set { weight: None, draining: Some(true) };
+    let drain = EndpointChange::Set { weight: None, flows_max: None, draining: Some(true) };
     scene.change(1, drain).expect("it drains");
     let load = Arc::clone(&scene.endpoints()[0].endpoint.load);
 
@@ -168,8 +169,8 @@ fn what_was_found_for_another_search_or_cluster_is_not_taken() {
 fn what_discovery_says_is_not_contradicted_by_hand() {
     let mut scene = Scene::new();
     scene.find(&[1, 2]).expect("a change");
-    let add = EndpointChange::Add { weight: 1, backup: false };
-    let weight = EndpointChange::Set { weight: Some(2), draining: None };
+    let add = EndpointChange::Add { weight: 1, backup: false, flows_max: 0 };
+    let weight = EndpointChange::Set { weight: Some(2), flows_max: None, draining: None };
     for (host, change) in [(3, add), (1, EndpointChange::Remove), (1, weight)] {
         let problems = scene.change(host, change).expect_err("it is refused");
         let expected = "cluster \"web\" takes its endpoints from dns web.test.:80; change them there, \
