@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Output};
+use std::thread;
 
 use pointsman::client;
 use pointsman::reload::Answer;
@@ -561,6 +562,57 @@ fn checks_begin_and_end_and_change_with_the_file() {
     eventually("it is found down", || !balancer.is_up(good.address));
     balancer.reload(&with(""));
     assert!(balancer.is_up(bad) && balancer.is_up(good.address), "nobody checks them");
+}
+
+/// One worker, and a cluster that may have so many flows and lets others wait.
+fn limited(
+    address: SocketAddr,
+    by: &str,
+    [own, other]: [SocketAddr; 2],
+    limits: [u32; 2],
+) -> String {
+    let [flows, waiting] = limits;
+    let endpoint = format!("endpoints = [{{ address = \"{own}\", max_flows = {flows} }}]");
+    let queue = format!("queue = {{ max_flows = {waiting}, timeout_ms = 600000 }}");
+    format!(
+        "workers = 1\n{}[[clusters]]\nname = \"web\"\n{queue}\n{endpoint}\n{}",
+        listener("web", address, by, ""),
+        cluster("other", &[other], "")
+    )
+}
+
+#[test]
+fn limits_and_queues_change_with_the_file_and_whoever_waits_goes_where_his_listener_does() {
+    let (own, other) = (Endpoint::start(), Endpoint::start());
+    let (address, endpoints) = (free_address(), [own.address, other.address]);
+    let balancer = start(&limited(address, "web", endpoints, [1, 9]));
+    let ask = move || -> std::io::Result<(SocketAddr, Client)> {
+        let mut client = Client::connect(address)?;
+        Ok((client.ask("who")?, client))
+    };
+    let waiting = || balancer.metric("pointsman_cluster_queue_flows{cluster=\"web\"}");
+    let wait = |count: f64| {
+        let asking = thread::spawn(ask);
+        eventually("it waits", || waiting() == count);
+        asking
+    };
+    let first = ask().expect("it is served");
+    let (second, third) = (wait(1.0), wait(2.0));
+
+    balancer.reload(&limited(address, "web", endpoints, [2, 1]));
+    let second = second.join().expect("no panic").expect("it is served");
+    assert_eq!((first.0, second.0, waiting()), (own.address, own.address, 1.0));
+    assert!(ask().is_err(), "one may wait, and one does");
+
+    balancer.reload(&limited(address, "other", endpoints, [2, 1]));
+    let third = third.join().expect("no panic").expect("it is served");
+    assert_eq!((third.0, waiting()), (other.address, 0.0));
+
+    // Its place in the line before is nobody's now, and those places are as they were.
+    balancer.reload(&limited(address, "web", endpoints, [2, 1]));
+    let fourth = wait(1.0);
+    drop(second);
+    assert_eq!(fourth.join().expect("no panic").expect("it is served").0, own.address);
 }
 
 fn with_policy(address: SocketAddr, endpoints: &[SocketAddr], policies: &str) -> String {

@@ -84,7 +84,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "load: a failed endpoint keeps the flow it lost",
         file: "balancer.rs",
-        original: "            session.tried.push(allocation.endpoint.id);\n        }\n        if let Some((listener, endpoint)) = session.take_place() {\n            self.allocator.leave(&self.snapshot, listener, endpoint);\n        }",
+        original: "            session.tried.push(allocation.endpoint.id);\n        }\n        if let Some(place) = session.take_place() {\n            self.allocator.leave(&self.snapshot, place);\n        }",
         mutated: "            session.tried.push(allocation.endpoint.id);\n        }\n        let _ = session.take_place();",
     },
     Mutant {
@@ -108,13 +108,13 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "places: datagrams that found no port keep their flow's place",
         file: "datagram.rs",
-        original: "                    turn.leave(key.listener, &allocation.endpoint);\n                    turn.listener",
+        original: "                    turn.leave((allocation.cluster, &allocation.endpoint));\n                    turn.listener",
         mutated: "                    turn.listener",
     },
     Mutant {
         breaks: "places: a moved flow that found no port keeps its place",
         file: "datagram.rs",
-        original: "                turn.leave(key.listener, &allocation.endpoint);\n                return None;",
+        original: "                turn.leave((allocation.cluster, &allocation.endpoint));\n                return None;",
         mutated: "                return None;",
     },
     Mutant {
@@ -228,8 +228,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "listeners: what is left of one that is closed goes on",
         file: "balancer/renewal.rs",
-        original: "            if listener.is_closed() && !before.is_some_and(Listener::is_closed) {",
-        mutated: "            if false {",
+        original: "            if is_moved || listener.is_closed() && !before.is_some_and(Listener::is_closed) {",
+        mutated: "            if is_moved {",
     },
     Mutant {
         breaks: "listeners: one that is removed goes on accepting",
@@ -402,7 +402,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: a moved flow leaves its load behind",
         file: "datagram.rs",
-        original: "        turn.leave(*listener, endpoint);",
+        original: "        turn.leave((*cluster, endpoint));",
         mutated: "        let _ = (listener, endpoint);",
     },
     Mutant {

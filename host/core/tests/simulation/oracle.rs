@@ -231,6 +231,12 @@ impl View<'_> {
         let of = |listener: &&Listener| listener.cluster.index() == flow.cluster;
         self.snapshot.listeners.iter().find(of).expect("the cluster has a listener")
     }
+
+    /// Whether this flow's time is over, because the process or its listener is to end.
+    fn is_over(&self, flow: &Flow, now: Instant) -> bool {
+        let drained = self.snapshot.drain_until.is_some_and(|end| end <= now);
+        drained || self.listener(flow).openness == Openness::Closed
+    }
 }
 
 pub(crate) struct Oracle {
@@ -681,10 +687,11 @@ impl Oracle {
 
     /// Nobody may live beyond its deadline.
     pub(crate) fn assert_nobody_is_overdue(&self, now: Instant, view: &View<'_>) {
-        let drained = view.snapshot.drain_until.is_some_and(|end| end <= now);
         let mut left = self.flows.values().filter(|flow| !flow.closing);
-        let is_over = |flow: &Flow| drained || view.listener(flow).openness == Openness::Closed;
-        assert!(!left.any(is_over), "what is left when the drain is over is closed");
+        assert!(
+            !left.any(|flow| view.is_over(flow, now)),
+            "what is left when the drain is over is closed"
+        );
         self.assert_nobody_waits_in_vain(now, view);
         self.assert_nobody_stays_in_vain(view);
         for flow in self.flows.values().filter(|flow| flow.head.is_some() && !flow.closing) {

@@ -335,10 +335,11 @@ mod tests {
     #[test]
     fn a_file_of_endpoints_has_the_keys_of_a_cluster() {
         let text = "endpoints = [{ address = \"10.0.0.1:80\", weight = 2 },\n\
-                    { address = \"[::1]:80\", backup = true }]\n";
+                    { address = \"[::1]:80\", backup = true, max_flows = 5 }]\n";
         let found = read_endpoints(text).expect("endpoints");
         assert_eq!((found[0].weight, found[0].backup), (2, false));
         assert_eq!((found[1].weight, found[1].backup), (1, true));
+        assert_eq!([found[0].flows_max, found[1].flows_max], [u32::MAX, 5]);
         let tables = "[[endpoints]]\naddress = \"10.0.0.1:80\"\n";
         assert_eq!(read_endpoints(tables).expect("endpoints").len(), 1);
     }

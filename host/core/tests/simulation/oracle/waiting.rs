@@ -172,8 +172,8 @@ impl Oracle {
             let flow = self.flows[&slot].clone();
             let queue = &view.snapshot.clusters[flow.cluster].queue;
             let is_late = (since + queue.timeout).as_nanos().div_ceil(1_000_000) <= now.as_millis();
-            let drained = view.snapshot.drain_until.is_some_and(|end| end <= now);
-            if done.target.is_none() && (is_late || drained || self.waiting.lost == Some(slot)) {
+            let is_over = is_late || view.is_over(&flow, now);
+            if done.target.is_none() && (is_over || self.waiting.lost == Some(slot)) {
                 *self.undecided.entry(flow.cluster).or_default() += 1;
                 self.leave(slot);
                 continue;

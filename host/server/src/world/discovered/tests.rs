@@ -37,8 +37,12 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
+        Self::of(TEXT)
+    }
+
+    fn of(text: &str) -> Self {
         let folders = PluginFolders::new(Path::new("x.toml"), &[]);
-        let plan = resolve(&crate::config::read(TEXT).config, &folders).expect("the test's plan");
+        let plan = resolve(&crate::config::read(text).config, &folders).expect("the test's plan");
         let world = World::new(&plan, &[plan.listeners[0].address], [0; 2]);
         let plan = Arc::clone(plan.clusters[0].discovery.as_ref().expect("it is found"));
         Self { world, plan }
@@ -51,14 +55,23 @@ impl Scene {
 
     /// Hears of endpoints by the last byte of their addresses; the weights of those above 99 are 2.
     fn find(&mut self, hosts: &[u8]) -> Result<(), Unchanged> {
+        let endpoints = self.plans(hosts);
+        self.hear_of(endpoints)
+    }
+
+    fn hear_of(&mut self, endpoints: Vec<EndpointPlan>) -> Result<(), Unchanged> {
+        let left_out = LeftOut::default();
+        self.hear(Ok(Answer { endpoints, left_out }))
+    }
+
+    fn plans(&self, hosts: &[u8]) -> Vec<EndpointPlan> {
         let endpoints = hosts.iter().map(|host| EndpointPlan {
             address: address(*host),
             weight: if *host > 99 { 2 } else { 1 },
             backup: false,
             flows_max: u32::MAX,
         });
-        let (endpoints, left_out) = (endpoints.collect(), LeftOut::default());
-        self.hear(Ok(Answer { endpoints, left_out }))
+        endpoints.collect()
     }
 
     fn endpoints(&mut self) -> Vec<EndpointState> {
@@ -119,6 +132,23 @@ fn who_stays_keeps_its_flows_its_health_and_its_drain() {
     assert_eq!((stays.up, stays.draining, stays.endpoint.weight), (true, true, 2));
     assert!(Arc::ptr_eq(&stays.endpoint.load, &load));
     assert!(!after[1].up, "who comes while there is traffic has to pass a check first");
+}
+
+#[test]
+fn what_is_found_later_grows_and_weighs_no_more_than_can_grow() {
+    let text = TEXT.replacen("health", "slow_start_ms = 1000\nhealth", 1);
+    let mut scene = Scene::of(&text);
+    scene.find(&[1]).expect("a change");
+    let mut plans = scene.plans(&[1, 2]);
+    plans.iter_mut().for_each(|plan| (plan.weight, plan.flows_max) = (65_535, 7));
+    scene.hear_of(plans).expect("a change");
+    let ids: Vec<_> = scene.endpoints().iter().map(|state| state.endpoint.id).collect();
+    for id in ids {
+        scene.world.observe(WEB, id, Observation::CheckPassed);
+    }
+    let endpoints = scene.world.publish().clusters[0].candidates.endpoints.clone();
+    let shares: Vec<_> = endpoints.iter().map(|it| (it.weight, it.flows_max)).collect();
+    assert_eq!(shares, [(6_553, 7), (6_553, 7)], "both have a tenth yet");
 }
 
 #[test]
