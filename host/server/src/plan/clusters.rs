@@ -13,7 +13,7 @@ use super::{
     ClusterPlan, ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, ListenerPlan, PluginFolders,
     QueuePlan, checks, discovery, limit, passive, proxy, weights,
 };
-use crate::config::{Cluster, Endpoint};
+use crate::config::{Cluster, DiscoveryKind, Endpoint};
 
 pub(super) fn resolve(
     clusters: &[Cluster],
@@ -91,6 +91,12 @@ fn queue(key: &str, cluster: &Cluster, findings: &mut Findings) -> QueuePlan {
     if cluster.endpoints.iter().any(|endpoint| endpoint.max_flows == 0) {
         let advice = "nobody ever waits, because an endpoint without max_flows is never full; give \
                       every endpoint max_flows, or remove `queue`";
+        findings.add(&*key, advice);
+    }
+    let kind = cluster.discovery.as_ref().and_then(|discovery| discovery.kind);
+    if kind.is_some_and(|kind| kind != DiscoveryKind::File) {
+        let advice = "nobody ever waits, because what DNS finds has no max_flows; remove `queue`, or \
+                      find the endpoints by kind \"file\"";
         findings.add(&*key, advice);
     }
     let max_key = format!("{key}.max_flows");

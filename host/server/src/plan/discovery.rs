@@ -333,6 +333,16 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_for_a_place_at_what_dns_finds() {
+        let with =
+            |discovery: &str| problems(&format!("queue = {{}}\ndiscovery = {{ {discovery} }}"));
+        let told = with("kind = \"dns\", name = \"web.test\", port = 80");
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("clusters[0].queue: nobody ever waits"), "{told:?}");
+        assert!(with("kind = \"file\", path = \"web.toml\"").is_empty());
+    }
+
+    #[test]
     fn a_file_of_endpoints_has_the_keys_of_a_cluster() {
         let text = "endpoints = [{ address = \"10.0.0.1:80\", weight = 2 },\n\
                     { address = \"[::1]:80\", backup = true, max_flows = 5 }]\n";
