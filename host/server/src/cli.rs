@@ -178,10 +178,14 @@ fn complain(failure: &Failure, json: bool) -> ExitCode {
     failure.code()
 }
 
+/// What is logged unless somebody says otherwise. Discovery tells what came of its questions, once; the
+/// resolver's own lines come with each datagram, and whoever sends it may choose how many.
+const LOGGED: &str = "info,hickory_net=off,hickory_resolver=off,hickory_proto=off";
+
 /// Logs go to standard error; `POINTSMAN_LOG` says how much, as in `debug` or `pointsman=trace`.
 fn start_logging() {
     let filter =
-        EnvFilter::try_from_env("POINTSMAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+        EnvFilter::try_from_env("POINTSMAN_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -10,12 +10,14 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+mod discovery;
 mod passive;
 mod read;
 mod words;
 
+pub use discovery::{Discovery, DiscoveryKind, EndpointsFile, Family};
 pub use passive::{Passive, SuccessRate};
-pub use read::{Document, read};
+pub use read::{Document, read, read_as};
 
 /// A whole file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -476,8 +478,10 @@ pub struct Cluster {
     /// The name of a policy, or of a native one (`round-robin`, `least-flows`, `maglev`). Default
     /// `round-robin`: it needs no explanation.
     pub policy: String,
-    /// Who serves. At least one is required.
+    /// Who serves. At least one is required, unless there is `discovery`.
     pub endpoints: Vec<Endpoint>,
+    /// Where those who serve are found instead. Default: nowhere.
+    pub discovery: Option<Discovery>,
     /// How endpoints are checked. Default: not at all, and every endpoint counts as up.
     pub health: Option<Health>,
     /// Which endpoints are left alone for a time because flows fail on them. Default: none.
@@ -504,6 +508,7 @@ impl Default for Cluster {
             name: None,
             policy: "round-robin".to_owned(),
             endpoints: Vec::new(),
+            discovery: None,
             health: None,
             passive: None,
             fail_open: true,

@@ -25,6 +25,7 @@ use crate::admin;
 use crate::assembly::{self, Channels, Outfit};
 use crate::budget::{Budget, Supply};
 use crate::config::Config;
+use crate::discovery::{Discovery, Found};
 use crate::failure::Failure;
 use crate::inherited::Inherited;
 use crate::mailbox::Retired;
@@ -42,7 +43,7 @@ use crate::sockets::{self, AdminSocket};
 use crate::steering::{Steered, Steerer};
 use crate::swap::{guard, watch};
 use crate::worker::Ended;
-use crate::world::{Change, News, Role, World};
+use crate::world::{Change, News, Role, Unchanged, World};
 
 /// How often failed connects are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -67,6 +68,7 @@ pub async fn run(
     let listening = sockets::listen(&plan, handed.listeners).map_err(Failure::input)?;
     let hash_key = [random::secret()?, random::secret()?];
     let mut world = World::new(&plan, &listening.addresses, hash_key);
+    let discovery = Discovery::start(&plan, &mut world).await;
     let seated = assembly::seat(&plan, (&plugins, &loaded), &mut world).map_err(Failure::Input)?;
     let (unix, admin_socket) = AdminSocket::open(&plan, handed.admin).map_err(Failure::input)?;
     let http = open_http(&plan, handed.http).await?;
@@ -111,6 +113,7 @@ pub async fn run(
         service,
         signals,
         prober: Prober::new(seen_sender),
+        discovery,
         seen,
         ended,
         retired,
@@ -246,6 +249,7 @@ struct Control {
     service: Arc<Service>,
     signals: Signals,
     prober: Prober,
+    discovery: Discovery,
     watchdog: Watchdog,
     seen: UnboundedReceiver<Seen>,
     ended: UnboundedReceiver<Ended>,
@@ -264,6 +268,7 @@ impl Control {
         while self.workers_left > 0 {
             tokio::select! {
                 Some(seen) = self.seen.recv() => self.on_seen(seen),
+                found = self.discovery.next() => self.on_found(&found),
                 Some(ended) = self.ended.recv() => self.on_ended(ended)?,
                 Some(retired) = self.retired.recv() => drop(retired),
                 Some(steered) = self.steered.recv() => self.on_steered(steered),
@@ -307,6 +312,11 @@ impl Control {
         self.publish(change.as_slice());
     }
 
+    fn on_found(&self, found: &[Found]) {
+        // Where nothing has changed there is nothing to publish.
+        let _: Result<(), Unchanged> = self.service.try_change(|world| world.take_found(found));
+    }
+
     fn on_tick(&mut self) -> anyhow::Result<()> {
         let now = Clock.now();
         if self.service.look(|world| world.tidy(now)) {
@@ -314,6 +324,7 @@ impl Control {
         }
         // Both at once: a reload replaces both.
         self.service.look(|world| self.prober.follow(&self.service.setup().plan, world));
+        self.discovery.follow(&self.service.setup().plan);
         let changes = self.service.look(|world| world.look_at_flows(now));
         self.publish(&changes);
         guard::look_after(&self.service);

@@ -15,6 +15,7 @@ use pointsman_core::{
 };
 use pointsman_plugin::{FaultKind, PolicyCounts};
 
+use crate::discovery::{self, LeftOut};
 use crate::reload;
 use crate::seat::Outcome;
 use crate::view::View;
@@ -28,6 +29,7 @@ pub fn render(view: &View) -> String {
     listeners(view, &mut text);
     clusters(view, &mut text);
     endpoints(view, &mut text);
+    discoveries(view, &mut text);
     plugins(view, &mut text);
     process(view, &mut text);
     text.text
@@ -197,6 +199,40 @@ fn endpoints(view: &View, text: &mut Exposition) {
     }
 }
 
+fn discoveries(view: &View, text: &mut Exposition) {
+    let found = || {
+        let clusters = view.clusters.iter();
+        clusters.filter_map(|cluster| Some((cluster, &cluster.discovery.as_ref()?.1)))
+    };
+    let name = "pointsman_discovery_attempts_total";
+    text.family(name, "counter", "Attempts to find a cluster's endpoints, by how they ended.");
+    for (cluster, standing) in found() {
+        for outcome in discovery::Outcome::ALL {
+            let labels = [("cluster", &*cluster.name), ("outcome", outcome.label())];
+            text.sample(name, &labels, standing.outcomes[outcome as usize]);
+        }
+    }
+    let name = "pointsman_discovery_left_out_total";
+    text.family(name, "counter", "Addresses of answers that were not used, by the reason.");
+    for (cluster, standing) in found() {
+        for (reason, count) in LeftOut::LABELS.iter().zip(standing.left_out.counts()) {
+            text.sample(name, &[("cluster", &cluster.name), ("reason", reason)], count);
+        }
+    }
+    let name = "pointsman_discovery_age_seconds";
+    text.family(name, "gauge", "Since the last answer; none where there never was one.");
+    for (cluster, standing) in found() {
+        let Some(answered_at) = standing.answered_at else { continue };
+        let age = answered_at.elapsed().as_secs_f64();
+        text.sample(name, &[("cluster", &cluster.name)], age);
+    }
+    let name = "pointsman_discovery_endpoints";
+    text.family(name, "gauge", "Endpoints that were found and are there.");
+    for (cluster, _) in found() {
+        text.sample(name, &[("cluster", &cluster.name)], cluster.endpoints.len());
+    }
+}
+
 fn plugins(view: &View, text: &mut Exposition) {
     let name = "pointsman_plugin_faults_total";
     text.family(name, "counter", "Calls of a plugin that failed; the fallback decided instead.");
@@ -335,6 +371,10 @@ mod tests {
             "endpoint_ejected",
             "endpoint_ejections_total",
             "cluster_footing",
+            "discovery_attempts_total",
+            "discovery_left_out_total",
+            "discovery_age_seconds",
+            "discovery_endpoints",
             "closes_total",
             "sheds_total",
             "drops_total",

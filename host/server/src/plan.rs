@@ -31,6 +31,7 @@ mod access;
 mod admin;
 mod checks;
 mod clusters;
+mod discovery;
 mod findings;
 mod json;
 mod keys;
@@ -41,6 +42,7 @@ mod process;
 mod proxy;
 
 pub use admin::AdminPlan;
+pub use discovery::{DiscoveryPlan, DnsPlan, Source, read_endpoints};
 pub use plugins::PluginFolders;
 
 use findings::Findings;
@@ -176,8 +178,10 @@ pub struct ClusterPlan {
     pub policy_name: String,
     /// What allocates its flows.
     pub policy: PolicyPlan,
-    /// Who serves, in the file's order.
+    /// Who serves, in the file's order; nobody where they are found.
     pub endpoints: Vec<EndpointPlan>,
+    /// Where those who serve are found, if they are not written.
+    pub discovery: Option<Arc<DiscoveryPlan>>,
     /// How the endpoints are checked, if at all.
     pub check: Option<Arc<CheckPlan>>,
     /// Which endpoints are ejected because flows fail on them, if any are.
@@ -341,7 +345,7 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let mut findings = Findings::default();
     let process = process::resolve(config, &mut findings);
     let policies = plugins::resolve(&config.policies, folders, &mut findings);
-    let clusters = clusters::resolve(&config.clusters, &policies, &mut findings);
+    let clusters = clusters::resolve(&config.clusters, &policies, folders, &mut findings);
     let mut listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
     proxy::tell_endpoints(&mut listeners, &clusters, &mut findings);
     clusters::refuse_what_listeners_cannot(&clusters, &listeners, &mut findings);

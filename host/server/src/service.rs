@@ -261,11 +261,12 @@ impl Service {
     /// What there is to see, with the workers' counts of this moment.
     pub async fn view(&self) -> View {
         let stats = self.fleet().stats().await;
-        let (snapshot, leaving, setup) =
-            self.look(|world| (world.snapshot(), world.leaving(), self.setup()));
+        let (snapshot, leaving, standings, setup) =
+            self.look(|world| (world.snapshot(), world.leaving(), world.standings(), self.setup()));
         let gathered = Gathered {
             plugins: plugins(&setup),
             leaving,
+            standings,
             seats: setup.seats.iter().map(|seat| SeatView::new(seat)).collect(),
             access_log_dropped: self.log().dropped(),
             reloads: self.reloads().clone(),

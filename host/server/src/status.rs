@@ -10,6 +10,7 @@ use pointsman_core::{CloseReason, DropReason, EndpointState, KeylessReason, Shed
 use pointsman_plugin::FaultKind;
 use serde::{Deserialize, Serialize};
 
+use crate::discovery::{self, LeftOut, Standing};
 use crate::plan::{ClusterPlan, ListenerPlan, PolicyPlan, protocol_name};
 use crate::reload::{Last, Outcome};
 use crate::swap::short;
@@ -123,8 +124,29 @@ pub struct Cluster {
     /// Whether it was removed and is shown for the flows it still has.
     #[serde(default)]
     pub removed: bool,
+    /// How its endpoints are found, if they are not written.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub discovery: Option<Discovery>,
     /// In the configuration's order.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// How a cluster's endpoints are found.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Discovery {
+    /// Who knows them.
+    pub source: String,
+    /// `waiting` for the first answer, `found`, `failing` where the last answer stays, or `absent` where
+    /// there never was one, or it was given up.
+    pub state: String,
+    /// Why there is no answer.
+    pub problem: Option<String>,
+    /// Since the last answer.
+    pub age_s: Option<u64>,
+    /// Attempts by outcome.
+    pub attempts: Counts,
+    /// What answers had that was not used.
+    pub left_out: Counts,
 }
 
 /// An endpoint.
@@ -230,6 +252,10 @@ impl Status {
         text.push_str(&self.listeners_table());
         text.push('\n');
         text.push_str(&self.endpoints_table());
+        if self.clusters.iter().any(|cluster| cluster.discovery.is_some()) {
+            text.push('\n');
+            text.push_str(&self.discovery_table());
+        }
         text.push('\n');
         text.push_str(&self.decisions_table());
         text
@@ -276,6 +302,25 @@ impl Status {
                 let [weight, state, active, flows, failed] = rest;
                 table.row([cluster.name.clone(), address, weight, state, active, flows, failed]);
             }
+        }
+        table.to_string()
+    }
+
+    fn discovery_table(&self) -> String {
+        let mut table = Table::new(&[
+            "CLUSTER", "FOUND IN", "STATE", "AGE S", "ATTEMPTS", "LEFT OUT", "PROBLEM",
+        ]);
+        for cluster in &self.clusters {
+            let Some(discovery) = &cluster.discovery else { continue };
+            table.row([
+                cluster.name.clone(),
+                discovery.source.clone(),
+                discovery.state.clone(),
+                discovery.age_s.map_or_else(|| "-".to_owned(), |age| age.to_string()),
+                shown(&discovery.attempts),
+                shown(&discovery.left_out),
+                discovery.problem.clone().unwrap_or_else(|| "-".to_owned()),
+            ]);
         }
         table.to_string()
     }
@@ -362,7 +407,33 @@ impl Cluster {
             decisions: counts(Source::ALL.map(Source::label), &view.stats.decisions_total),
             footing: view.footing.label().to_owned(),
             removed: plan.removed,
+            discovery: view
+                .discovery
+                .as_ref()
+                .map(|(plan, standing)| Discovery::new(plan.source.to_string(), standing)),
             endpoints: endpoints(&view.endpoints, &view.leaving),
+        }
+    }
+}
+
+impl Discovery {
+    fn new(source: String, standing: &Standing) -> Self {
+        let state = match (&standing.failure, standing.answered_at) {
+            (None, None) => "waiting",
+            (None, Some(_)) => "found",
+            (Some(failure), Some(_)) if !failure.forgets => "failing",
+            (Some(_), _) => "absent",
+        };
+        Self {
+            source,
+            state: state.to_owned(),
+            problem: standing.failure.as_ref().map(|failure| failure.why.clone()),
+            age_s: standing.answered_at.map(|at| at.elapsed().as_secs()),
+            attempts: counts(
+                discovery::Outcome::ALL.map(discovery::Outcome::label),
+                &standing.outcomes,
+            ),
+            left_out: counts(LeftOut::LABELS, &standing.left_out.counts()),
         }
     }
 }

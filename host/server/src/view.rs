@@ -14,7 +14,8 @@ use pointsman_core::{
 };
 use pointsman_plugin::{Module, PolicyCounts, Shape};
 
-use crate::plan::{Plan, PluginId};
+use crate::discovery::Standing;
+use crate::plan::{DiscoveryPlan, Plan, PluginId};
 use crate::reload::Reloads;
 use crate::seat::{Outcome, Seat};
 use crate::setup::Setup;
@@ -70,6 +71,8 @@ pub struct ClusterView {
     pub footing: Footing,
     /// Who decides.
     pub seat: SeatView,
+    /// Who knows the endpoints and how asking goes, if they are found.
+    pub discovery: Option<(Arc<DiscoveryPlan>, Standing)>,
 }
 
 /// Who decides for a cluster, and what came of attempts to change that.
@@ -108,6 +111,8 @@ pub struct Gathered {
     pub seats: Vec<SeatView>,
     /// By `ClusterId`: endpoints that were removed and still have flows.
     pub leaving: Vec<Vec<EndpointState>>,
+    /// By `ClusterId`: who knows the endpoints and how asking goes, if they are found.
+    pub standings: Vec<Option<(Arc<DiscoveryPlan>, Standing)>>,
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
     /// What came of reloads.
@@ -133,10 +138,10 @@ impl View {
         workers: &[Stats],
         gathered: Gathered,
     ) -> Self {
-        let Gathered { plugins, seats, leaving, access_log_dropped, reloads } = gathered;
+        let Gathered { plugins, seats, leaving, standings, access_log_dropped, reloads } = gathered;
         Self {
             listeners: listeners(&setup.plan, &snapshot, workers),
-            clusters: clusters(&setup.plan, &snapshot, workers, (seats, leaving)),
+            clusters: clusters(&setup.plan, &snapshot, workers, (seats, leaving, standings)),
             plugins,
             flow_table_entries: workers.iter().map(|worker| worker.flow_table_entries).collect(),
             ports_open: workers.iter().map(|worker| worker.ports_open).collect(),
@@ -175,14 +180,19 @@ fn listeners(plan: &Plan, snapshot: &Snapshot, workers: &[Stats]) -> Vec<Listene
     all().filter(shown).filter(is_first).map(view).collect()
 }
 
+/// What was gathered of each cluster.
+type OfClusters =
+    (Vec<SeatView>, Vec<Vec<EndpointState>>, Vec<Option<(Arc<DiscoveryPlan>, Standing)>>);
+
 fn clusters(
     plan: &Plan,
     snapshot: &Snapshot,
     workers: &[Stats],
-    (seats, leaving): (Vec<SeatView>, Vec<Vec<EndpointState>>),
+    (seats, leaving, standings): OfClusters,
 ) -> Vec<ClusterView> {
     let all = (0..).map(ClusterId).zip(&snapshot.clusters);
     let (mut seats, mut leaving) = (seats.into_iter(), leaving.into_iter());
+    let mut standings = standings.into_iter();
     let views = all.map(|(id, cluster)| {
         let mut stats =
             ClusterStats { decisions_total: [0; Source::ALL.len()], policy_generation: 0 };
@@ -196,6 +206,7 @@ fn clusters(
             footing: cluster.footing,
             leaving: leaving.next().unwrap_or_default(),
             seat: seats.next().unwrap_or_default(),
+            discovery: standings.next().flatten(),
         }
     });
     let is_there = |view: &ClusterView| {

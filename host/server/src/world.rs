@@ -20,15 +20,18 @@ use pointsman_core::{
 use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
 
 mod change;
+mod discovered;
 mod passive;
 mod reload;
 mod sight;
 
 pub use change::{EndpointChange, Target};
+pub use discovered::Unchanged;
 pub use passive::News;
 pub use reload::Place;
 pub use sight::{Author, Made, Needs, Outlook};
 
+use discovered::Discovered;
 use sight::Sight;
 
 /// Everything that can change while the balancer runs.
@@ -78,6 +81,8 @@ struct ClusterState {
     ejector: Option<Ejector>,
     /// How many checks change a verdict, if there are checks.
     thresholds: Option<Thresholds>,
+    /// How endpoints are found, if they are not written.
+    discovered: Option<Discovered>,
     /// In order of their ids.
     endpoints: Vec<Watched>,
     /// Those that were removed and may have flows yet.
@@ -376,6 +381,7 @@ impl ClusterState {
             trial: None,
             base,
             thresholds,
+            discovered: plan.discovery.as_ref().map(Discovered::new),
             next_id: EndpointId(first.0 + endpoints.len() as u32),
             endpoints,
             leaving: Vec::new(),

@@ -1,10 +1,10 @@
-//! Text to [`Config`], with every wrong key noted instead of the first one only.
+//! Text to [`Config`], or to another table, with every wrong key noted instead of the first one only.
 //!
 //! A deserializer stops at its first error. So a key that it refuses is noted, taken out of the
 //! document, and the rest is read again, until nothing is refused. Each round takes out a key, so
 //! the rounds end; [`PROBLEMS_MAX`] ends them sooner for a file that is no configuration at all.
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
 
@@ -16,15 +16,15 @@ const PROBLEMS_MAX: usize = 100;
 
 /// A file that has been read: what it says, what was wrong, and where each key stands.
 #[derive(Debug)]
-pub struct Document {
+pub struct Document<T = Config> {
     /// What it says, without the keys that were wrong.
-    pub config: Config,
+    pub config: T,
     /// What was wrong so far.
     pub problems: Vec<Problem>,
     text: String,
 }
 
-impl Document {
+impl<T> Document<T> {
     /// Adds what another stage found, drops what only follows from an earlier problem, and puts all
     /// of it in the order of the file.
     pub fn into_problems(self, later: Vec<Problem>) -> Vec<Problem> {
@@ -65,27 +65,29 @@ fn misspells(earlier: &Problem, later: &Problem) -> bool {
 
 /// Reads a file. A file that is no TOML gives an empty [`Config`] and says where it is wrong.
 pub fn read(text: &str) -> Document {
+    read_as(text)
+}
+
+/// The same for a file that says something else.
+pub fn read_as<T: DeserializeOwned + Default>(text: &str) -> Document<T> {
     let document = |config, problems| Document { config, problems, text: text.to_owned() };
     let (_, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        return document(
-            Config::default(),
-            errors.iter().map(|error| syntax(text, error)).collect(),
-        );
+        return document(T::default(), errors.iter().map(|error| syntax(text, error)).collect());
     }
     match text.parse::<toml::Table>() {
         Ok(table) => {
             let (config, problems) = read_table(toml::Value::Table(table));
             document(config, problems)
         }
-        Err(error) => document(Config::default(), vec![syntax(text, &error)]),
+        Err(error) => document(T::default(), vec![syntax(text, &error)]),
     }
 }
 
-fn read_table(mut root: toml::Value) -> (Config, Vec<Problem>) {
+fn read_table<T: DeserializeOwned + Default>(mut root: toml::Value) -> (T, Vec<Problem>) {
     let mut problems = Vec::new();
     while problems.len() < PROBLEMS_MAX {
-        let error = match serde_path_to_error::deserialize::<_, Config>(root.clone()) {
+        let error = match serde_path_to_error::deserialize::<_, T>(root.clone()) {
             Ok(config) => return (config, problems),
             Err(error) => error,
         };
@@ -100,11 +102,11 @@ fn read_table(mut root: toml::Value) -> (Config, Vec<Problem>) {
         }
         while !take_out(&mut root, &steps) {
             if steps.pop().is_none() {
-                return (Config::default(), problems);
+                return (T::default(), problems);
             }
         }
     }
-    (Config::deserialize(root).unwrap_or_default(), problems)
+    (T::deserialize(root).unwrap_or_default(), problems)
 }
 
 /// One step from a value to a value in it.

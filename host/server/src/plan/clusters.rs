@@ -8,13 +8,15 @@ use pointsman_core::eligibility::Eligibility;
 use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
 use super::{
-    ClusterPlan, ENDPOINTS_MAX, EndpointPlan, ListenerPlan, WEIGHTS, checks, passive, proxy,
+    ClusterPlan, ENDPOINTS_MAX, EndpointPlan, ListenerPlan, PluginFolders, WEIGHTS, checks,
+    discovery, passive, proxy,
 };
 use crate::config::{Cluster, Endpoint};
 
 pub(super) fn resolve(
     clusters: &[Cluster],
     policies: &Policies,
+    folders: &PluginFolders,
     findings: &mut Findings,
 ) -> Vec<ClusterPlan> {
     if clusters.is_empty() {
@@ -27,7 +29,7 @@ pub(super) fn resolve(
     let mut plans = Vec::with_capacity(clusters.len());
     for (place, cluster) in clusters.iter().enumerate() {
         let key = format!("clusters[{place}]");
-        let plan = resolve_one(&key, cluster, policies, findings);
+        let plan = resolve_one(&key, cluster, policies, folders, findings);
         names.note(findings, &format!("{key}.name"), &plan.name);
         plans.push(plan);
     }
@@ -38,6 +40,7 @@ fn resolve_one(
     key: &str,
     cluster: &Cluster,
     policies: &Policies,
+    folders: &PluginFolders,
     findings: &mut Findings,
 ) -> ClusterPlan {
     let name = findings.required(&format!("{key}.name"), cluster.name.as_ref(), "name it");
@@ -45,7 +48,12 @@ fn resolve_one(
         name: name.to_owned(),
         policy_name: cluster.policy.clone(),
         policy: policies.find(&format!("{key}.policy"), &cluster.policy, findings),
-        endpoints: endpoints(&format!("{key}.endpoints"), &cluster.endpoints, findings),
+        endpoints: written_endpoints(&format!("{key}.endpoints"), cluster, findings),
+        discovery: cluster
+            .discovery
+            .as_ref()
+            .and_then(|it| discovery::resolve(&format!("{key}.discovery"), it, folders, findings))
+            .map(Arc::new),
         check: cluster
             .health
             .as_ref()
@@ -92,7 +100,22 @@ fn eligibility(key: &str, cluster: &Cluster, findings: &mut Findings) -> Eligibi
     Eligibility { fails_open: cluster.fail_open, panic_threshold_percent: threshold }
 }
 
-fn endpoints(key: &str, endpoints: &[Endpoint], findings: &mut Findings) -> Vec<EndpointPlan> {
+/// A cluster's endpoints are written or found, not both: nobody could tell whose word counts.
+fn written_endpoints(key: &str, cluster: &Cluster, findings: &mut Findings) -> Vec<EndpointPlan> {
+    if cluster.discovery.is_none() {
+        return endpoints(key, &cluster.endpoints, findings);
+    }
+    if !cluster.endpoints.is_empty() {
+        findings.add(key, "they are found by discovery already; remove one of the two");
+    }
+    Vec::new()
+}
+
+pub(super) fn endpoints(
+    key: &str,
+    endpoints: &[Endpoint],
+    findings: &mut Findings,
+) -> Vec<EndpointPlan> {
     if endpoints.is_empty() {
         findings
             .add(key, "there is none; write at least one, such as { address = \"10.0.0.1:80\" }");

@@ -125,6 +125,9 @@ impl ClusterState {
     }
 
     fn problems(&self, addresses: &[SocketAddr], change: EndpointChange) -> Vec<String> {
+        if let Some(problem) = self.problem_of_discovery(change) {
+            return vec![problem];
+        }
         let mut problems = Vec::new();
         if let Some(weight) = change.weight().filter(|weight| !WEIGHTS.contains(weight)) {
             let (least, most) = WEIGHTS.into_inner();
@@ -143,6 +146,19 @@ impl ClusterState {
         }
         problems.extend(self.problem_of_size(addresses.len(), change));
         problems
+    }
+
+    /// What is found counts: what somebody changed by hand would be undone by the next answer.
+    fn problem_of_discovery(&self, change: EndpointChange) -> Option<String> {
+        let discovered = self.discovered.as_ref()?;
+        let is_found = !matches!(change, EndpointChange::Set { weight: None, .. });
+        let (name, source) = (&self.name, &discovered.plan.source);
+        is_found.then(|| {
+            format!(
+                "cluster \"{name}\" takes its endpoints from {source}; change them there, or drain \
+                 and undrain them here"
+            )
+        })
     }
 
     fn problem_of(

@@ -38,7 +38,7 @@ impl ClusterState {
         }
         let (cluster, endpoints) = (&*self.name, self.base.len());
         match footing {
-            Footing::Sound => tracing::info!(cluster, endpoints, "serves as it should again"),
+            Footing::Sound => tracing::info!(cluster, endpoints, "serves as it should"),
             Footing::Backup => {
                 tracing::warn!(cluster, endpoints, "only backups are available: flows go to them");
             }

@@ -8,7 +8,6 @@
 //!   cluster    there ──▶ serves listeners that drain ──▶ its endpoints leave ──▶ its place is free
 //! ```
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use pointsman_core::boundary::ListenerId;
@@ -16,8 +15,9 @@ use pointsman_core::ejection::Ejector;
 use pointsman_core::health::{Health, Thresholds};
 use pointsman_core::{ClusterId, EndpointId, Instant, Openness, Protocol};
 
+use super::discovered::{Discovered, Replaced};
 use super::{ClusterState, ListenerState, Watched, World, most_flows};
-use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
+use crate::plan::{ClusterPlan, ListenerPlan, Plan};
 
 /// What may be done with a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,31 +238,25 @@ impl ClusterState {
             self.thresholds = thresholds;
             self.endpoints.iter_mut().for_each(|watched| watched.go_by(thresholds));
         }
-        self.follow_endpoints(&plan.endpoints);
+        self.follow_sources(plan);
     }
 
-    /// The file says who there is and what each weighs; what an operator said of a drain holds for who
-    /// stays.
-    fn follow_endpoints(&mut self, plans: &[EndpointPlan]) {
-        self.forget_idle();
-        let mut wanted: BTreeMap<_, _> = plans.iter().map(|plan| (plan.address, *plan)).collect();
-        let is_gone = |watched: &mut Watched| !wanted.contains_key(&watched.endpoint.address);
-        for watched in self.endpoints.extract_if(.., is_gone) {
-            let (flows, endpoint) =
-                (watched.endpoint.load.flows_active(), watched.endpoint.address);
-            tracing::info!(cluster = &*self.name, %endpoint, flows, "endpoint is removed");
-            self.leaving.push(watched);
-        }
-        for watched in &mut self.endpoints {
-            if let Some(plan) = wanted.remove(&watched.endpoint.address) {
-                watched.endpoint.weight = plan.weight;
-                watched.backup = plan.backup;
+    /// The file says who there is and what each weighs, or where that is found. What an operator said of
+    /// a drain holds for who stays. Where endpoints are to be found elsewhere than before, those there
+    /// are serve until somebody has answered.
+    fn follow_sources(&mut self, plan: &ClusterPlan) {
+        let Some(discovery) = &plan.discovery else {
+            self.discovered = None;
+            let Replaced { added, removed, set } = self.replace(&plan.endpoints);
+            if added + removed + set > 0 {
+                let cluster = &*self.name;
+                tracing::info!(cluster, added, removed, set, "endpoints are those of the file");
             }
-        }
-        for plan in plans.iter().filter(|plan| wanted.contains_key(&plan.address)) {
-            let EndpointPlan { address: endpoint, weight, backup } = *plan;
-            tracing::info!(cluster = &*self.name, %endpoint, weight, backup, "endpoint is added");
-            self.add(plan);
+            return;
+        };
+        let is_same = |known: &Discovered| known.plan == *discovery;
+        if !self.discovered.as_ref().is_some_and(is_same) {
+            self.discovered = Some(Discovered::new(discovery));
         }
     }
 }
