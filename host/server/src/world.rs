@@ -329,6 +329,8 @@ impl ClusterState {
         let ids = (0..).map(EndpointId).zip(&plan.endpoints);
         let endpoints: Vec<_> =
             ids.map(|(id, plan)| Watched::new(id, plan, thresholds.map(Health::new))).collect();
+        let states: Box<[_]> = endpoints.iter().map(Watched::state).collect();
+        let (footing, _) = plan.eligibility.choose(&states);
         let nobody = Candidates { generation: Generation(0), endpoints: [].into(), table: None };
         let base = Arc::new(nobody);
         let needs = if whole.uses_table(plan) { Needs::Maglev } else { Needs::Nothing };
@@ -346,14 +348,14 @@ impl ClusterState {
             next_id: EndpointId(endpoints.len() as u32),
             endpoints,
             leaving: Vec::new(),
-            footing: Footing::default(),
+            footing,
             queue: Queue {
                 flows_max: plan.queue.flows_max,
                 timeout: plan.queue.timeout,
                 line: Arc::new(Line::new(whole.workers)),
             },
         };
-        state.choose_candidates(&state.states(), Generation(1));
+        state.choose_candidates(&states, Generation(1));
         state
     }
 
