@@ -380,6 +380,8 @@ impl ClusterState {
         let ids = (first.0..).map(EndpointId).zip(&plan.endpoints);
         let endpoints: Vec<_> =
             ids.map(|(id, plan)| Watched::new(id, plan, thresholds.map(Health::new))).collect();
+        let states: Box<[_]> = endpoints.iter().map(Watched::state).collect();
+        let (footing, _) = plan.eligibility.choose(&states);
         let nobody = Candidates { generation: Generation(0), endpoints: [].into(), table: None };
         let base = Arc::new(nobody);
         let needs = if uses_table { Needs::Maglev } else { Needs::Nothing };
@@ -400,10 +402,10 @@ impl ClusterState {
             next_id: EndpointId(first.0 + endpoints.len() as u32),
             endpoints,
             leaving: Vec::new(),
-            footing: Footing::default(),
+            footing,
             queue: Queue { flows_max: plan.queue.flows_max, timeout: plan.queue.timeout, line },
         };
-        state.choose_candidates(&state.states(), Generation(1));
+        state.choose_candidates(&states, Generation(1));
         state
     }
 

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::{Balancer, GIVE_UP, eventually};
 
@@ -112,7 +112,13 @@ pub fn connect(listener: SocketAddr) -> TcpStream {
 
 /// Connects from an address of this machine; all of 127.0.0.0/8 is.
 pub fn connect_from(from: IpAddr, to: SocketAddr) -> TcpStream {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        // A balancer that another test starts meanwhile must not inherit it.
+        SocketFlags::CLOEXEC,
+        None,
+    );
     let socket = socket.expect("a socket");
     rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("an address");
     rustix::net::connect(&socket, &to).expect("a connection");
@@ -182,7 +188,13 @@ fn pattern() -> Vec<u8> {
 
 /// A port that is taken and refuses every connection, as long as this is kept.
 pub fn refusing() -> (OwnedFd, SocketAddr) {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        // A balancer that another test starts meanwhile must not inherit it.
+        SocketFlags::CLOEXEC,
+        None,
+    );
     let socket = socket.expect("a socket");
     let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
     rustix::net::bind(&socket, &any).expect("a port");
