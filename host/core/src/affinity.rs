@@ -245,8 +245,11 @@ impl Affinity {
             KeptVerdict::Reset | KeptVerdict::Drop => None,
         };
         if kept.sliding_ttl_ms != 0 {
-            expires = expires.max(now + Duration::from_millis(kept.sliding_ttl_ms.into()));
-            self.prolong(now, &key, expires);
+            // What stands on the board may be another worker's decision: it has been used now, and is
+            // not to live as long as this one for that.
+            let lasting = now + Duration::from_millis(kept.sliding_ttl_ms.into());
+            expires = expires.max(lasting);
+            self.prolong(now, &key, lasting);
         }
         Some(Found {
             target,
@@ -522,6 +525,21 @@ mod tests {
         assert!(found(&mut other, 18).is_some());
         assert!(found(&mut one, 18).is_some(), "its own copy has not expired");
         assert!(found(&mut other, 27).is_some());
+    }
+
+    #[test]
+    fn another_worker_s_decision_is_used_no_longer_for_the_long_life_of_one_s_own() {
+        let (mut one, mut other) = two_workers(true);
+        let second = |n: u64| Instant::from_millis(n * 1_000);
+        one.on_used(second(1), &client_key(), second(30));
+        let ttl = Duration::from_secs(10);
+        let decision = Decision { ttl, sliding: true, ..Decision::forward(EndpointIndex(0)) };
+        let target = Some(EndpointId(0));
+        let entry = NewEntry { decision: &decision, target, ttl, policy_generation: 1 };
+        other.keep(second(2), client_key(), &entry).unwrap();
+        assert!(found(&mut one, 3).is_some());
+        let mut third = Affinity::new(100, [1, 2], other.board.clone());
+        assert_eq!(found(&mut third, 14), None);
     }
 
     #[test]

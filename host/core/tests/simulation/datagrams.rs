@@ -136,7 +136,7 @@ impl Run {
         if self.rng.chance(200) && self.passive.judge(self.now, &self.snapshot) {
             self.publish(|_| {});
         }
-        if self.rng.chance(10) {
+        if self.rng.chance(20) {
             self.move_listener();
         }
         if self.rng.chance(10) {
