@@ -112,7 +112,7 @@ fn a_client_that_goes_away_gives_back_its_room_in_the_queue() {
     assert!(is_answered(&mut served));
     let gone = ask(web);
     eventually("it waits", || queued(&balancer) == 1.0);
-    assert_eq!(rest(&mut ask(web)), Err(ErrorKind::ConnectionReset), "no more may wait");
+    assert_eq!(rest(&mut connect(web)), Err(ErrorKind::ConnectionReset), "no more may wait");
     eventually("that is counted", || balancer.count("closes", "endpoints-full") == 1.0);
     reset(gone);
     eventually("its room is free", || queued(&balancer) == 0.0);
@@ -130,7 +130,7 @@ fn whoever_waits_too_long_is_refused_under_that_name() {
     let web = balancer.address("web");
     let mut served = Client::connect(web).expect("a connection");
     served.ask("before").expect("an answer");
-    assert_eq!(rest(&mut ask(web)), Err(ErrorKind::ConnectionReset));
+    assert_eq!(rest(&mut connect(web)), Err(ErrorKind::ConnectionReset));
     eventually("that is counted", || balancer.count("closes", "queue-timeout") == 1.0);
     served.ask("after").expect("the flow that is there goes on");
 }
@@ -143,7 +143,7 @@ fn without_a_queue_flows_that_find_no_place_are_refused() {
     let mut served = Client::connect(web).expect("a connection");
     served.ask("before").expect("an answer");
     for _ in 0..3 {
-        assert_eq!(rest(&mut ask(web)), Err(ErrorKind::ConnectionReset));
+        assert_eq!(rest(&mut connect(web)), Err(ErrorKind::ConnectionReset));
     }
     eventually("they are counted", || balancer.count("closes", "endpoints-full") == 3.0);
     drop(served);
