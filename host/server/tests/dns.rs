@@ -5,13 +5,15 @@
 mod support;
 
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use support::raw::config;
 use support::{Balancer, GIVE_UP, eventually};
 
+/// How often a name server is started before something else must be wrong than its port.
+const STARTS: usize = 10;
 const QUERIES: usize = 100_000;
 /// Queries that a client asks before it takes another port.
 const PER_PORT: usize = 16;
@@ -31,27 +33,53 @@ struct NameServer {
 impl NameServer {
     /// Starts one, if it is installed.
     fn start() -> Option<Self> {
-        let free = UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("it");
+        for _ in 0..STARTS {
+            let mut server = Self::start_on(free_address())?;
+            let mut ended = false;
+            eventually("the name server answers or ends", || {
+                ended = server.process.try_wait().expect("its state").is_some();
+                ended || server.answers()
+            });
+            if !ended {
+                return Some(server);
+            }
+        }
+        panic!("no name server could stay on the port that was free for it");
+    }
+
+    fn start_on(address: SocketAddr) -> Option<Self> {
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
         let process = Command::new("dnsmasq")
             .env("PATH", path)
             .args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"])
             .args(["--pid-file=", "--listen-address=127.0.0.1", "--bind-interfaces"])
-            .args(["--address=/example.com/192.0.2.1", &format!("--port={}", free.port())])
+            .args(["--address=/example.com/192.0.2.1", &format!("--port={}", address.port())])
             .arg("--log-facility=/dev/null")
             .stdin(Stdio::null())
             .spawn();
-        let process = match process {
-            Err(error) if error.kind() == ErrorKind::NotFound => return None,
-            process => process.expect("it starts"),
-        };
-        let server = Self { process, address: free };
-        eventually("the name server answers", || {
-            let client = Client::new(free);
-            client.socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
-            client.ask(0).is_ok() && client.hear().is_ok()
-        });
-        Some(server)
+        match process {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            process => Some(Self { process: process.expect("it starts"), address }),
+        }
+    }
+
+    fn answers(&self) -> bool {
+        let client = Client::new(self.address);
+        let itself = client.socket.local_addr().expect("an address") == self.address;
+        client.socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+        !itself && client.ask(0).is_ok() && client.hear().is_ok()
+    }
+}
+
+/// An address that is free for datagrams and connections both, as a name server needs it: one
+/// that only datagrams leave free may be that of connections that are just over.
+fn free_address() -> SocketAddr {
+    loop {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let address = socket.local_addr().expect("an address");
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
     }
 }
 
