@@ -21,6 +21,7 @@ pub mod budget;
 pub mod check;
 pub mod cli;
 pub mod client;
+pub mod compiler;
 pub mod config;
 pub mod control;
 pub mod cores;
