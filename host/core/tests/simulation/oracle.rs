@@ -526,7 +526,7 @@ impl Oracle {
             }
             if self.must_wait(flow.cluster, view) {
                 self.flows.insert(slot, flow);
-                self.decide_in_vain(now, slot, done, view);
+                self.decide_in_vain((now, view), slot, done, ops);
                 continue;
             }
             let done = done.expect("what has said enough is decided on");
