@@ -262,6 +262,24 @@ impl ShedReason {
 }
 
 reasons! {
+    /// Why a flow that another process has handed over does not go on here.
+    Untaken {
+        /// Its listener is not one of datagrams, does not take part, or is closed.
+        Listener => "listener",
+        /// Its cluster or its endpoint is not configured.
+        Endpoint => "endpoint",
+        /// Its endpoint is down, and the listener ends such flows.
+        EndpointDown => "endpoint-down",
+        /// Its port did not come with it, is of another listener, or has another flow to the endpoint.
+        Port => "port",
+        /// Its client has a flow already.
+        Duplicate => "duplicate",
+        /// The worker's table has no place for it.
+        FlowTableFull => "flow-table-full",
+    }
+}
+
+reasons! {
     /// Why the first bytes of a flow showed no key. The flow goes on without one.
     KeylessReason {
         /// They are not of the protocol that the rule reads.

@@ -218,6 +218,7 @@ impl Worker {
                     let _ = reply.send(self.balancer.forget(now, id, &mut self.ops));
                     return self.take_the_rest_soon();
                 }
+                Command::HandOver(_) | Command::TakeOver { .. } => {}
                 Command::Stop => self.told_to_stop = true,
             }
         }
