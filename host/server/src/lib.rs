@@ -53,6 +53,7 @@ pub mod status;
 pub mod steering;
 pub mod swap;
 pub mod table;
+pub mod upgrade;
 pub mod view;
 pub mod worker;
 pub mod world;

@@ -20,6 +20,7 @@ use crate::discovery::{self, LeftOut};
 use crate::plan::limit_shown;
 use crate::reload;
 use crate::seat::Outcome;
+use crate::upgrade;
 use crate::view::{ClusterView, View};
 
 /// The content type of the text.
@@ -331,6 +332,16 @@ fn process(view: &View, text: &mut Exposition) {
     text.family(name, "counter", "Ended flows that the access log had no room for.");
     text.sample(name, &[], view.access_log_dropped);
     reloads(view, text);
+    let name = "pointsman_upgrades_total";
+    text.family(
+        name,
+        "counter",
+        "Times another process was to take over, over all processes so far, by what came of it.",
+    );
+    for outcome in upgrade::Outcome::ALL {
+        let count = view.upgrades.outcomes[outcome as usize];
+        text.sample(name, &[("outcome", outcome.label())], count);
+    }
     let name = "pointsman_build_info";
     text.family(name, "gauge", "Always 1; the labels say what is running.");
     text.sample(name, &[("version", crate::VERSION)], 1);
@@ -434,6 +445,7 @@ mod tests {
             "reloads_total",
             "last_reload_successful",
             "last_reload_timestamp_seconds",
+            "upgrades_total",
             "build_info",
         ] {
             assert!(text.contains(&format!("# HELP pointsman_{name} ")), "{name}");
@@ -467,6 +479,7 @@ mod tests {
             "pointsman_flow_table_entries{worker=\"1\"} 4",
             "pointsman_reloads_total{outcome=\"refused\"} 0",
             "pointsman_last_reload_successful 1",
+            "pointsman_upgrades_total{outcome=\"applied\"} 0",
             "pointsman_closes_total{listener=\"web\",reason=\"idle-timeout\"} 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

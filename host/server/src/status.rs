@@ -16,6 +16,7 @@ use crate::plan::{ClusterPlan, ListenerPlan, PolicyPlan, limit_shown, protocol_n
 use crate::reload::{Last, Outcome};
 use crate::swap::short;
 use crate::table::Table;
+use crate::upgrade;
 use crate::view::{ClusterView, ListenerView, PluginView, View};
 
 /// What a table tells of an endpoint.
@@ -29,6 +30,9 @@ pub type Counts = BTreeMap<String, u64>;
 pub struct Status {
     /// The program's version.
     pub version: String,
+    /// The process' number.
+    #[serde(default)]
+    pub pid: u32,
     /// Since it began to accept.
     pub uptime_s: u64,
     /// Threads that carry traffic.
@@ -49,6 +53,12 @@ pub struct Status {
     /// The last time.
     #[serde(default)]
     pub last_reload: Option<Last>,
+    /// Times that another process was to take over, over all processes so far, by what came of it.
+    #[serde(default)]
+    pub upgrades: Counts,
+    /// The last time.
+    #[serde(default)]
+    pub last_upgrade: Option<upgrade::Last>,
 }
 
 /// A listener.
@@ -254,6 +264,7 @@ impl Status {
         };
         Self {
             version: crate::VERSION.to_owned(),
+            pid: std::process::id(),
             uptime_s,
             workers: plan.workers,
             generation: view.snapshot.generation.0,
@@ -263,6 +274,11 @@ impl Status {
             policies: view.plugins.iter().filter_map(policy).collect(),
             reloads: counts(Outcome::ALL.map(Outcome::label), &view.reloads.outcomes),
             last_reload: view.reloads.last.clone(),
+            upgrades: counts(
+                upgrade::Outcome::ALL.map(upgrade::Outcome::label),
+                &view.upgrades.outcomes,
+            ),
+            last_upgrade: view.upgrades.last.clone(),
         }
     }
 
@@ -277,6 +293,9 @@ impl Status {
         );
         if let Some(last) = &self.last_reload {
             let _ = writeln!(text, "{}\n", reloaded(last));
+        }
+        if let Some(last) = &self.last_upgrade {
+            let _ = writeln!(text, "{}\n", upgraded(last));
         }
         text.push_str(&self.listeners_table());
         text.push('\n');
@@ -566,11 +585,28 @@ impl Policy {
     }
 }
 
+/// How many seconds ago something was.
+fn seconds_since(at_unix_ms: u64) -> u64 {
+    let then = Duration::from_millis(at_unix_ms);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(then).as_secs()
+}
+
+/// How the last upgrade went, for a person.
+fn upgraded(last: &upgrade::Last) -> String {
+    let ago = seconds_since(last.at_unix_ms);
+    let upgrade::Last { flows, flows_lost, from_version, problems, .. } = last;
+    match from_version {
+        Some(version) => format!(
+            "took over from pointsman {version} {ago} s ago: {flows} flow(s) of datagrams, {flows_lost} lost"
+        ),
+        None => format!("an upgrade was refused {ago} s ago:\n  {}", problems.join("\n  ")),
+    }
+}
+
 /// How the last reload went, for a person.
 fn reloaded(last: &Last) -> String {
-    let then = Duration::from_millis(last.at_unix_ms);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let ago = now.saturating_sub(then).as_secs();
+    let ago = seconds_since(last.at_unix_ms);
     let problems = last.problems.join("\n  ");
     match last.generation {
         Some(generation) => format!("reloaded {ago} s ago: generation {generation}"),

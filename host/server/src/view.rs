@@ -18,6 +18,7 @@ use crate::plan::{DiscoveryPlan, Plan, PluginId};
 use crate::reload::Reloads;
 use crate::seat::{Outcome, Seat};
 use crate::setup::Setup;
+use crate::upgrade::Upgrades;
 
 /// Everything there is to see.
 pub struct View {
@@ -39,6 +40,8 @@ pub struct View {
     pub access_log_dropped: u64,
     /// What came of reloads.
     pub reloads: Reloads,
+    /// What came of upgrades.
+    pub upgrades: Upgrades,
 }
 
 /// A listener's counts.
@@ -127,6 +130,8 @@ pub struct Gathered {
     pub access_log_dropped: u64,
     /// What came of reloads.
     pub reloads: Reloads,
+    /// What came of upgrades.
+    pub upgrades: Upgrades,
 }
 
 /// A plugin's counts.
@@ -148,7 +153,8 @@ impl View {
         workers: &[Stats],
         gathered: Gathered,
     ) -> Self {
-        let Gathered { plugins, seats, leaving, standings, access_log_dropped, reloads } = gathered;
+        let Gathered { plugins, seats, leaving, standings, access_log_dropped, .. } = gathered;
+        let Gathered { reloads, upgrades, .. } = gathered;
         Self {
             listeners: listeners(&setup.plan, &snapshot, workers),
             clusters: clusters(&setup.plan, &snapshot, workers, (seats, leaving, standings)),
@@ -157,6 +163,7 @@ impl View {
             ports_open: workers.iter().map(|worker| worker.ports_open).collect(),
             access_log_dropped,
             reloads,
+            upgrades,
             setup,
             snapshot,
         }
