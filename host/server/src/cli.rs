@@ -329,7 +329,9 @@ fn upgrade(asking: &Asking) -> Result<ExitCode, Failure> {
     match code {
         200 => {}
         404 => {
-            return Err(anyhow::anyhow!("the balancer is too old to be upgraded: restart it").into());
+            return Err(
+                anyhow::anyhow!("the balancer is too old to be upgraded: restart it").into()
+            );
         }
         422 => {
             let problem = |line: &str| Problem::new("", line);
