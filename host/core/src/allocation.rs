@@ -201,6 +201,11 @@ impl Allocator {
         (1, None)
     }
 
+    /// Which of a cluster's policies decides now.
+    pub(crate) fn generation(&self, cluster: ClusterId) -> u64 {
+        self.policies[cluster.index()].generation
+    }
+
     /// Puts a policy on trial, or ends a trial.
     pub(crate) fn set_trial(&mut self, cluster: ClusterId, trial: Option<Trial>) -> Option<Trial> {
         let old = core::mem::replace(&mut self.policies[cluster.index()].trial, trial);

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
-use crate::boundary::{ListenerId, PortId};
+use crate::boundary::{ListenerId, PortId, PortKind};
 use crate::policy::{Method, Source};
 use crate::snapshot::ClusterId;
 
@@ -129,6 +129,17 @@ pub enum HandedVerdict {
     Reset,
     /// Drop without a word.
     Drop,
+}
+
+/// A port that goes on here, whose socket is to be opened under its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TakenPort {
+    /// Its place in the list of those that were handed over.
+    pub place: usize,
+    /// Its number here.
+    pub port: PortId,
+    /// How it would have been opened.
+    pub kind: PortKind,
 }
 
 /// What has become of what was handed over.
