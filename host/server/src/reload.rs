@@ -122,7 +122,7 @@ pub(crate) struct Turn<'a> {
 impl<'a> Turn<'a> {
     pub(crate) fn take(service: &'a Service) -> Option<Self> {
         let is_free = service.look(World::hold_places);
-        is_free.then_some(Self { service })
+        is_free.then(|| Self { service })
     }
 }
 
