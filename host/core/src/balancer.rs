@@ -7,6 +7,8 @@
 mod handing;
 mod introduction;
 mod renewal;
+#[cfg(test)]
+mod rig;
 mod survey;
 mod waiting;
 

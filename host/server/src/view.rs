@@ -239,6 +239,8 @@ fn clusters(
 fn add_listener(sum: &mut ListenerStats, one: &ListenerStats) {
     sum.flows_total += one.flows_total;
     sum.flows_active += one.flows_active;
+    sum.taken_over_total += one.taken_over_total;
+    sum.handed_over_total += one.handed_over_total;
     sum.connect_retries_total += one.connect_retries_total;
     sum.reallocations_total += one.reallocations_total;
     sum.stateless_total += one.stateless_total;
@@ -301,12 +303,14 @@ endpoints = [{ address = "127.0.0.1:1" }]
         (cluster.overflows_total, cluster.queued_total) = (1, 2);
         cluster.queued_time = Duration::from_millis(750);
         cluster.decisions_total[Source::Native.index()] = 2 * factor;
+        let untaken_total = Default::default();
         Stats {
             listeners: vec![listener],
             clusters: vec![cluster],
             sessions_active: 0,
             flow_table_entries: 4,
             ports_open: 5,
+            untaken_total,
         }
     }
 

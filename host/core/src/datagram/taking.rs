@@ -7,11 +7,13 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
+use core::time::Duration;
 
 use super::flow::{Details, Flow, FlowKey};
 use super::{Datagrams, TRIM_INTERVAL, Turn, wish};
 use crate::boundary::{ListenerId, PortId, PortKind, Side};
 use crate::handover::{HandedFlow, HandedPort, HandedTarget, TakenOver, TakenPort};
+use crate::policy::Method;
 use crate::snapshot::{ClusterId, Endpoint, OnEndpointDown};
 use crate::stats::Untaken;
 
@@ -70,6 +72,7 @@ impl Datagrams {
         coming: &mut Coming,
     ) -> Result<(), Untaken> {
         let HandedFlow { listener, client, local, .. } = *handed;
+        let handed = &within_bounds(handed);
         if !self.receives(listener) {
             return Err(Untaken::Listener);
         }
@@ -201,4 +204,11 @@ impl Datagrams {
             *self.bindings.lane(number) = lane;
         }
     }
+}
+
+/// A flow whose idle timeout is no longer than one can be.
+fn within_bounds(handed: &HandedFlow) -> HandedFlow {
+    let longest = Duration::from_millis(u32::MAX.into());
+    let idle_timeout = handed.method.idle_timeout.map(|timeout| timeout.min(longest));
+    HandedFlow { method: Method { idle_timeout, ..handed.method }, ..*handed }
 }
