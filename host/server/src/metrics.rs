@@ -13,6 +13,7 @@ use pointsman_core::growth::STEPS;
 use pointsman_core::policy::Source;
 use pointsman_core::{
     CloseReason, ClusterStats, DropReason, EndpointState, KeylessReason, ListenerStats, ShedReason,
+    Untaken,
 };
 use pointsman_plugin::{FaultKind, PolicyCounts};
 
@@ -47,6 +48,18 @@ fn listeners(view: &View, text: &mut Exposition) {
     };
     each("pointsman_flows_total", "counter", "Flows admitted.", &|s| s.flows_total);
     each("pointsman_flows_active", "gauge", "Flows admitted and not ended.", &|s| s.flows_active);
+    each(
+        "pointsman_flows_taken_over_total",
+        "counter",
+        "Flows of datagrams that another process has handed over; they were not admitted here.",
+        &|s| s.taken_over_total,
+    );
+    each(
+        "pointsman_flows_handed_over_total",
+        "counter",
+        "Flows of datagrams that were handed over to another process; they have not ended.",
+        &|s| s.handed_over_total,
+    );
     each(
         "pointsman_connect_retries_total",
         "counter",
@@ -342,6 +355,16 @@ fn process(view: &View, text: &mut Exposition) {
         let count = view.upgrades.outcomes[outcome as usize];
         text.sample(name, &[("outcome", outcome.label())], count);
     }
+    let name = "pointsman_flows_untaken_total";
+    text.family(
+        name,
+        "counter",
+        "Flows of datagrams that another process has handed over and that cannot go on here.",
+    );
+    for reason in Untaken::ALL {
+        let count = view.untaken[reason.index()];
+        text.sample(name, &[("reason", reason.label())], count);
+    }
     let name = "pointsman_build_info";
     text.family(name, "gauge", "Always 1; the labels say what is running.");
     text.sample(name, &[("version", crate::VERSION)], 1);
@@ -446,6 +469,9 @@ mod tests {
             "last_reload_successful",
             "last_reload_timestamp_seconds",
             "upgrades_total",
+            "flows_taken_over_total",
+            "flows_handed_over_total",
+            "flows_untaken_total",
             "build_info",
         ] {
             assert!(text.contains(&format!("# HELP pointsman_{name} ")), "{name}");

@@ -108,6 +108,9 @@ pub struct Datagrams {
     pub downstream: u64,
     /// Forwarded by a stateless policy without a flow.
     pub stateless: u64,
+    /// Flows that the process before has handed over; they are not among `flows_total`.
+    #[serde(default)]
+    pub flows_taken_over: u64,
 }
 
 /// A cluster.
@@ -423,6 +426,7 @@ impl Listener {
             upstream: stats.datagrams_total[Side::Upstream.index()],
             downstream: stats.datagrams_total[Side::Downstream.index()],
             stateless: stats.stateless_total,
+            flows_taken_over: stats.taken_over_total,
         };
         Self {
             name: view.name.clone(),

@@ -10,6 +10,7 @@ use pointsman_core::boundary::ListenerId;
 use pointsman_core::eligibility::Footing;
 use pointsman_core::{
     ClusterId, ClusterStats, EndpointState, Listener, ListenerStats, Openness, Snapshot, Stats,
+    Untaken,
 };
 use pointsman_plugin::{Module, PolicyCounts, Shape};
 
@@ -36,6 +37,8 @@ pub struct View {
     pub flow_table_entries: Vec<u32>,
     /// Upstream ports that are open, by worker.
     pub ports_open: Vec<u32>,
+    /// Flows that another process has handed over and that cannot go on here, by [`Untaken`].
+    pub untaken: [u64; Untaken::ALL.len()],
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
     /// What came of reloads.
@@ -155,12 +158,15 @@ impl View {
     ) -> Self {
         let Gathered { plugins, seats, leaving, standings, access_log_dropped, .. } = gathered;
         let Gathered { reloads, upgrades, .. } = gathered;
+        let mut untaken = [0; Untaken::ALL.len()];
+        workers.iter().for_each(|worker| add_each(&mut untaken, &worker.untaken_total));
         Self {
             listeners: listeners(&setup.plan, &snapshot, workers),
             clusters: clusters(&setup.plan, &snapshot, workers, (seats, leaving, standings)),
             plugins,
             flow_table_entries: workers.iter().map(|worker| worker.flow_table_entries).collect(),
             ports_open: workers.iter().map(|worker| worker.ports_open).collect(),
+            untaken,
             access_log_dropped,
             reloads,
             upgrades,

@@ -1,8 +1,8 @@
 //! What workers hand over, on its way from one process to the other.
 //!
 //! Sockets go in frames of their own with as many as the kernel takes, flows in frames of some thousands.
-//! On arrival listeners and clusters get the numbers that they have in the new process; what has none is
-//! left behind, and counted where it is a flow.
+//! On arrival listeners and clusters get the numbers that they have in the new process. Of flows that name
+//! one that it does not have the workers say that they cannot take them, and count them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,6 +19,9 @@ use crate::sockets::WorkerSocket;
 
 /// Flows or decisions in a frame: some 100 bytes each.
 const ITEMS_MAX: usize = 4096;
+/// Numbers that nobody has.
+const NO_LISTENER: ListenerId = ListenerId(u16::MAX);
+const NO_CLUSTER: ClusterId = ClusterId(u16::MAX);
 
 /// Sends the admin interface's sockets.
 pub(super) fn send_doors(wire: &Wire, unix: &OwnedFd, http: Option<&OwnedFd>) -> io::Result<()> {
@@ -41,13 +44,11 @@ pub(super) fn send(
     listeners: &[u16],
 ) -> io::Result<()> {
     let goes = |listener: &ListenerId| listeners.contains(&listener.0);
-    let socket = |(id, socket): &'_ (ListenerId, WorkerSocket)| (*id, socket.shared);
     let sockets: Vec<_> = handover.sockets.iter().filter(|(id, _)| goes(id)).collect();
     for sockets in sockets.chunks(DESCRIPTORS_MAX) {
         let mut frame = begin(worker);
-        for (id, shared) in sockets.iter().map(|it| socket(it)) {
-            frame.put(&id);
-            frame.put(&shared);
+        for (listener, socket) in sockets {
+            frame.put(&Described { listener: *listener, shared: socket.shared });
         }
         let descriptors: Vec<_> = sockets.iter().map(|(_, it)| it.socket.as_fd()).collect();
         wire.send(Kind::Sockets, &frame.bytes, &descriptors)?;
@@ -101,79 +102,73 @@ pub(super) struct Numbers {
     pub(super) clusters: BTreeMap<u16, ClusterId>,
 }
 
-/// What has arrived.
-#[derive(Debug)]
-pub(super) struct Luggage {
-    /// By worker.
-    pub(super) workers: Vec<Handover>,
-    /// Flows that nobody here has a place for.
-    pub(super) flows_lost: u64,
+/// Receives everything for so many workers.
+pub(super) fn receive(
+    wire: &Wire,
+    workers: usize,
+    numbers: &Numbers,
+) -> Result<Vec<Handover>, Unheard> {
+    let mut handovers: Vec<_> = (0..workers).map(|_| Handover::default()).collect();
+    loop {
+        let frame = wire.receive()?;
+        if frame.kind == Kind::Whole {
+            return Ok(handovers);
+        }
+        unpack(&mut handovers, frame, numbers)?;
+    }
 }
 
-impl Luggage {
-    /// Receives everything for so many workers.
-    pub(super) fn receive(wire: &Wire, workers: usize, numbers: &Numbers) -> Result<Self, Unheard> {
-        let workers = (0..workers).map(|_| Handover::default()).collect();
-        let mut luggage = Self { workers, flows_lost: 0 };
-        loop {
-            let frame = wire.receive()?;
-            if frame.kind == Kind::Whole {
-                return Ok(luggage);
+fn unpack(handovers: &mut [Handover], frame: Frame, numbers: &Numbers) -> io::Result<()> {
+    let Frame { kind, payload, descriptors } = frame;
+    let mut reader = Reader::new(&payload);
+    let worker = reader.get::<u32>()? as usize;
+    let handover = handovers.get_mut(worker);
+    let handover = handover.ok_or_else(|| nonsense("a worker that there is not"))?;
+    match kind {
+        Kind::Sockets => {
+            for (described, socket) in pairs(reader.rest::<Described>()?, descriptors)? {
+                let Described { listener, shared } = described;
+                let socket = WorkerSocket { socket, shared };
+                handover.sockets.push((numbers.of_listener(listener), socket));
             }
-            luggage.take(frame, numbers)?;
         }
-    }
-
-    fn take(&mut self, frame: Frame, numbers: &Numbers) -> io::Result<()> {
-        let Frame { kind, payload, descriptors } = frame;
-        let mut reader = Reader::new(&payload);
-        let worker = reader.get::<u32>()? as usize;
-        let handover = self.workers.get_mut(worker);
-        let handover = handover.ok_or_else(|| nonsense("a worker that there is not"))?;
-        match kind {
-            Kind::Sockets => {
-                for (described, socket) in pairs(reader.rest::<Described>()?, descriptors)? {
-                    let Described { listener, shared } = described;
-                    let listener = numbers.listeners.get(&listener.0);
-                    let socket = WorkerSocket { socket, shared };
-                    handover.sockets.extend(listener.map(|listener| (*listener, socket)));
-                }
+        Kind::Ports => {
+            for (port, socket) in pairs(reader.rest::<HandedPort>()?, descriptors)? {
+                let listener = numbers.of_listener(port.listener);
+                handover.ports.push((HandedPort { listener, ..port }, socket));
             }
-            Kind::Ports => {
-                for (port, socket) in pairs(reader.rest::<HandedPort>()?, descriptors)? {
-                    let listener = numbers.listeners.get(&port.listener.0);
-                    let port = listener.map(|listener| HandedPort { listener: *listener, ..port });
-                    handover.ports.extend(port.map(|port| (port, socket)));
-                }
-            }
-            Kind::Flows => {
-                let flows = reader.rest::<HandedFlow>()?;
-                let count = flows.len() + handover.flows.len();
-                handover.flows.extend(flows.into_iter().filter_map(|flow| numbers.of_flow(flow)));
-                self.flows_lost += (count - handover.flows.len()) as u64;
-            }
-            Kind::Kept => {
-                let kept = reader.rest::<HandedDecision>()?;
-                handover.kept.extend(kept.into_iter().filter_map(|it| numbers.of_decision(it)));
-            }
-            _ => return Err(nonsense("a frame out of order")),
         }
-        Ok(())
+        Kind::Flows => {
+            let flows = reader.rest::<HandedFlow>()?;
+            handover.flows.extend(flows.into_iter().map(|flow| numbers.of_flow(flow)));
+        }
+        Kind::Kept => {
+            let kept = reader.rest::<HandedDecision>()?.into_iter();
+            handover.kept.extend(kept.map(|it| {
+                let cluster = numbers.of_cluster(it.cluster);
+                HandedDecision { cluster, ..it }
+            }));
+        }
+        _ => return Err(nonsense("a frame out of order")),
     }
+    Ok(())
 }
 
 impl Numbers {
-    fn of_flow(&self, mut flow: HandedFlow) -> Option<HandedFlow> {
-        flow.listener = *self.listeners.get(&flow.listener.0)?;
+    fn of_flow(&self, mut flow: HandedFlow) -> HandedFlow {
+        flow.listener = self.of_listener(flow.listener);
         if let HandedTarget::Endpoint { cluster, .. } = &mut flow.target {
-            *cluster = *self.clusters.get(&cluster.0)?;
+            *cluster = self.of_cluster(*cluster);
         }
-        Some(flow)
+        flow
     }
 
-    fn of_decision(&self, decision: HandedDecision) -> Option<HandedDecision> {
-        let cluster = *self.clusters.get(&decision.cluster.0)?;
-        Some(HandedDecision { cluster, ..decision })
+    fn of_listener(&self, old: ListenerId) -> ListenerId {
+        self.listeners.get(&old.0).copied().unwrap_or(NO_LISTENER)
+    }
+
+    fn of_cluster(&self, old: ClusterId) -> ClusterId {
+        self.clusters.get(&old.0).copied().unwrap_or(NO_CLUSTER)
     }
 }
 
@@ -252,9 +247,9 @@ mod tests {
     }
 
     /// Sends for worker 1 of two and receives on another thread.
-    fn carry(sent: Handover, listeners: &[u16], numbers: Numbers) -> (Handover, Luggage) {
+    fn carry(sent: Handover, listeners: &[u16], numbers: Numbers) -> (Handover, Vec<Handover>) {
         let (one, other) = pair();
-        let receiver = thread::spawn(move || Luggage::receive(&other, 2, &numbers).expect("it"));
+        let receiver = thread::spawn(move || receive(&other, 2, &numbers).expect("it"));
         send(&one, 1, &sent, listeners).expect("it is sent");
         one.send(Kind::Whole, &[], &[]).expect("it is sent");
         (sent, receiver.join().expect("the receiver"))
@@ -264,8 +259,8 @@ mod tests {
     fn sockets_ports_and_flows_arrive_at_their_worker_by_other_numbers() {
         let all = numbers(&[(0, 8), (1, 9)], &[(0, 4), (1, 5)]);
         let (sent, came) = carry(handover(10_000, 600), &[0, 1], all);
-        assert!(came.workers[0].flows.is_empty() && came.flows_lost == 0);
-        let came = &came.workers[1];
+        assert!(came[0].flows.is_empty());
+        let came = &came[1];
         for ((old, sent), (new, came)) in sent.sockets.iter().zip(&came.sockets) {
             assert_eq!((old.0 + 8, sent.shared), (new.0, came.shared));
             assert_eq!(address(&sent.socket), address(&came.socket));
@@ -290,38 +285,43 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_place_there_is_counted_and_what_does_not_go_stays() {
-        let some = numbers(&[(1, 0)], &[(1, 0)]);
-        let (sent, came) = carry(handover(1_000, 6), &[1], some);
-        let there = &came.workers[1];
-        let of_listener = |flow: &&HandedFlow| flow.listener == ListenerId(1);
-        let went = sent.flows.iter().filter(of_listener).count();
-        assert!(!there.flows.is_empty() && there.flows.len() + came.flows_lost as usize == went);
-        assert_eq!((there.sockets.len(), there.ports.len()), (1, 3));
+    fn what_the_new_process_does_not_have_gets_no_number_and_what_does_not_go_stays() {
+        let (sent, came) = carry(handover(1_000, 6), &[1], numbers(&[(1, 0)], &[(1, 0)]));
+        let there = &came[1];
+        assert_eq!((there.sockets.len(), there.ports.len(), there.flows.len()), (1, 3, 500));
+        let is_known = |flow: &&HandedFlow| match flow.target {
+            HandedTarget::Endpoint { cluster, .. } => cluster == ClusterId(0),
+            HandedTarget::Denied { .. } => true,
+        };
+        let of_known = |flow: &&HandedFlow| match flow.target {
+            HandedTarget::Endpoint { cluster, .. } => cluster == ClusterId(1),
+            HandedTarget::Denied { .. } => true,
+        };
+        let went = sent.flows.iter().filter(|flow| flow.listener == ListenerId(1));
+        assert_eq!(there.flows.iter().filter(is_known).count(), went.filter(of_known).count());
         let left = without(sent, &[1]);
         assert_eq!((left.sockets.len(), left.ports.len(), left.flows.len()), (1, 3, 500));
+        let nobody = numbers(&[], &[]);
+        assert_eq!(nobody.of_listener(ListenerId(0)), NO_LISTENER);
+        assert_eq!(nobody.of_cluster(ClusterId(0)), NO_CLUSTER);
     }
 
     #[test]
     fn sockets_that_do_not_fit_their_description_are_refused() {
         let numbers = numbers(&[(0, 0)], &[]);
-        let mut luggage = Luggage { workers: vec![Handover::default()], flows_lost: 0 };
-        let mut frame = begin(0);
-        frame.put(&ListenerId(0));
-        frame.put(&false);
-        let frame = |kind, payload: &[u8]| Frame {
-            kind,
-            payload: payload.to_owned(),
-            descriptors: Vec::new(),
+        let mut handovers = vec![Handover::default()];
+        let mut take = |kind, payload: &Writer| {
+            let payload = payload.bytes.clone();
+            let frame = Frame { kind, payload, descriptors: Vec::new() };
+            unpack(&mut handovers, frame, &numbers)
         };
-        let bytes = Writer { bytes: begin(0).bytes };
-        assert!(luggage.take(frame(Kind::Sockets, &bytes.bytes), &numbers).is_ok());
+        assert!(take(Kind::Sockets, &begin(0)).is_ok());
         let mut described = begin(0);
         described.put(&Described { listener: ListenerId(0), shared: false });
-        assert!(luggage.take(frame(Kind::Sockets, &described.bytes), &numbers).is_err());
-        assert!(luggage.take(frame(Kind::Ports, &begin(1).bytes), &numbers).is_err(), "no worker");
-        assert!(luggage.take(frame(Kind::Ports, &[]), &numbers).is_err(), "breaks off");
-        assert!(luggage.take(frame(Kind::Estate, &begin(0).bytes), &numbers).is_err());
+        assert!(take(Kind::Sockets, &described).is_err());
+        assert!(take(Kind::Ports, &begin(1)).is_err(), "there is no such worker");
+        assert!(take(Kind::Ports, &Writer::default()).is_err(), "it breaks off");
+        assert!(take(Kind::Estate, &begin(0)).is_err(), "it is out of order");
     }
 
     /// Prints how long a million flows take; `--ignored --nocapture`.
@@ -332,6 +332,6 @@ mod tests {
         let sent = handover(1_000_000, 1_000);
         let begun = Instant::now();
         let (_, came) = carry(sent, &[0, 1], all);
-        println!("{} flows in {:?}", came.workers[1].flows.len(), begun.elapsed());
+        println!("{} flows in {:?}", came[1].flows.len(), begun.elapsed());
     }
 }

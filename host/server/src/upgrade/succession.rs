@@ -11,12 +11,13 @@ use pointsman_core::{ClusterId, Untaken};
 use tokio::net::TcpListener;
 
 use super::estate::Estate;
-use super::luggage::{Luggage, Numbers};
+use super::luggage::Numbers;
 use super::predecessor::{Inheritance, Predecessor};
 use super::wire::{Kind, Unheard};
 use super::{Upgrades, luggage};
 use crate::failure::Failure;
 use crate::fleet::Fleet;
+use crate::mailbox::Handover;
 use crate::plan::{ClusterPlan, Plan};
 use crate::sockets::{AdminSocket, Entrance, WorkerSocket};
 use crate::world::{ClusterLegacy, World};
@@ -42,7 +43,7 @@ struct Handed {
     endpoints: Vec<ClusterLegacy>,
     unix: OwnedFd,
     http: Option<OwnedFd>,
-    luggage: Luggage,
+    workers: Vec<Handover>,
 }
 
 impl Heir<'_> {
@@ -54,7 +55,7 @@ impl Heir<'_> {
         let handed = self
             .receive(predecessor)
             .context("the process that is to be taken over from goes on without this one")?;
-        let Handed { endpoints, unix, http, luggage } = handed;
+        let Handed { endpoints, unix, http, mut workers } = handed;
         let owns_file = predecessor.estate().owns_admin_socket;
         if self.inheritance.admin_socket {
             let taken = AdminSocket::take_over(self.plan, unix, owns_file);
@@ -67,13 +68,12 @@ impl Heir<'_> {
         }
         self.world.inherit(&endpoints);
         self.fleet.apply(&self.world.publish());
-        let Luggage { mut workers, mut flows_lost } = luggage;
         for (handover, own) in workers.iter_mut().zip(self.own) {
             let own = (0..).map(ListenerId).zip(own);
             handover.sockets.extend(own.filter_map(|(id, socket)| Some((id, socket?))));
         }
         let taken = self.fleet.take_over(workers).context("cannot take over")?;
-        flows_lost += taken.untaken.iter().copied().map(u64::from).sum::<u64>();
+        let flows_lost = taken.untaken.iter().copied().map(u64::from).sum::<u64>();
         tell_untaken(&taken);
         let (version, flows) = (crate::VERSION.to_owned(), taken.flows.into());
         let there = super::TakenOver { version, flows, flows_lost };
@@ -91,8 +91,8 @@ impl Heir<'_> {
         let wire = predecessor.wire();
         let endpoints = wire.await_kind(Kind::Endpoints)?.read()?;
         let (unix, http) = luggage::doors(wire.await_kind(Kind::Doors)?)?;
-        let luggage = Luggage::receive(wire, self.fleet.len(), &numbers)?;
-        Ok(Handed { endpoints, unix, http, luggage })
+        let workers = luggage::receive(wire, self.fleet.len(), &numbers)?;
+        Ok(Handed { endpoints, unix, http, workers })
     }
 
     fn numbers(&self, estate: &Estate) -> Numbers {
