@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use crate::affinity::{Affinity, AffinityKey, Found, KeptVerdict, NewEntry};
 use crate::boundary::ListenerId;
+use crate::handover::{HandedDecision, HandedVerdict};
 use crate::policy::{
     Decided, Decision, EndedFlow, EndpointIndex, Flow, Method, OnSwap, Policy, Scope, Source, TICK,
     Verdict,
@@ -167,6 +168,39 @@ impl Allocator {
     /// Gives up a kept decision; tells whether it was there.
     pub(crate) fn forget(&mut self, now: Instant, place: usize, stamp: u32) -> bool {
         self.affinity.forget(now, place, stamp)
+    }
+
+    /// The decisions that another process can go on to keep.
+    pub(crate) fn hand_over(&self, now: Instant, snapshot: &Snapshot) -> Vec<HandedDecision> {
+        self.affinity.hand_over(now, |cluster, id| {
+            let state = snapshot.clusters.get(cluster.index())?.endpoint(id)?;
+            Some(state.endpoint.address)
+        })
+    }
+
+    /// Keeps a decision that another process has kept, if it means something here and nothing is kept for
+    /// the same flows. Tells whether it does.
+    pub(crate) fn take_over(
+        &mut self,
+        now: Instant,
+        handed: &HandedDecision,
+        snapshot: &Snapshot,
+    ) -> bool {
+        let Some(cluster) = snapshot.clusters.get(handed.cluster.index()) else { return false };
+        let mut endpoints = cluster.endpoints.iter().map(|state| &state.endpoint);
+        let verdict = match handed.verdict {
+            HandedVerdict::Reset => KeptVerdict::Reset,
+            HandedVerdict::Drop => KeptVerdict::Drop,
+            HandedVerdict::Forward(address) => {
+                let found = endpoints.find(|endpoint| endpoint.address == address);
+                let Some(endpoint) = found else { return false };
+                KeptVerdict::Forward(endpoint.id)
+            }
+        };
+        let newest = self.generation(handed.cluster);
+        let policy_generation = u64::from(handed.policy_generation).min(newest) as u32;
+        let handed = HandedDecision { policy_generation, ..*handed };
+        self.affinity.take_over(now, &handed, verdict)
     }
 
     /// Exchanges a cluster's policy.

@@ -58,6 +58,7 @@ impl Balancer {
         self.handing = Handing::None;
         let mut handed = Handed { listeners: self.listeners_that_go(), ..Handed::default() };
         if !handed.listeners.is_empty() {
+            handed.kept = self.allocator.hand_over(now, &self.snapshot);
             let (datagrams, mut turn) = self.datagrams(now, ops);
             datagrams.hand_over(&mut turn, &mut handed);
         }
@@ -76,6 +77,10 @@ impl Balancer {
         ops: &mut Ops,
     ) -> (TakenOver, Vec<TakenPort>) {
         let mut taken = TakenOver::default();
+        for decision in &handed.kept {
+            let is_kept = self.allocator.take_over(now, decision, &self.snapshot);
+            taken.kept += u32::from(is_kept);
+        }
         let (datagrams, mut turn) = self.datagrams(now, ops);
         let lists = (&*handed.flows, &*handed.ports);
         let ports = datagrams.take_over(&mut turn, lists, &mut taken);
@@ -128,7 +133,8 @@ mod tests {
     use super::*;
     use crate::balancer::rig::{Nothing, Rig, goes_on};
     use crate::boundary::{Completion, DatagramSocket, Path, PortId, Side, Train};
-    use crate::handover::{HandedFlow, HandedTarget};
+    use crate::handover::{HandedDecision, HandedFlow, HandedKey, HandedTarget, HandedVerdict};
+    use crate::policy::Method;
     use crate::snapshot::{ClusterId, OnEndpointDown, Openness};
     use crate::stats::Untaken;
     use crate::testing;
@@ -387,6 +393,35 @@ mod tests {
     }
 
     #[test]
+    fn a_kept_decision_holds_for_as_long_as_it_would_have_held() {
+        let mut rig = Rig::new();
+        let whom = HandedKey::Client([192, 0, 2, 1].into());
+        let decision = HandedDecision {
+            cluster: ClusterId(0),
+            whom,
+            verdict: HandedVerdict::Forward("10.0.0.3:53".parse().expect("an address")),
+            method: Method { tag: 7, ..Method::DEFAULT },
+            policy_generation: 9,
+            remaining: Duration::from_secs(20),
+            sliding: None,
+        };
+        let unknown = HandedVerdict::Forward("10.0.0.9:53".parse().expect("an address"));
+        let nobody = HandedDecision { verdict: unknown, whom: HandedKey::Key(3), ..decision };
+        let nowhere = HandedDecision { cluster: ClusterId(8), ..decision };
+        let kept = [decision, nobody, nowhere, decision].into();
+        let (taken, _) = rig.take_over(&Handed { kept, ..Handed::default() });
+        assert_eq!(taken.kept, 1, "the others mean nothing, or are there already");
+        rig.now = rig.now + Duration::from_secs(5);
+        let endpoint = HandedDecision { remaining: Duration::from_secs(15), ..decision };
+        let known = HandedDecision { policy_generation: 1, ..endpoint };
+        assert_eq!(rig.hand_over().kept, [known]);
+        assert_eq!([1, 2, 3].map(|client| rig.way(client).1.port()), [53; 3]);
+        assert_eq!(rig.loads(), [0, 0, 3], "all flows of the client go there");
+        rig.now = rig.now + Duration::from_secs(16);
+        assert_eq!(rig.hand_over().kept, []);
+    }
+
+    #[test]
     fn nothing_that_is_told_is_too_large() {
         let mut handed = one_flow();
         let flow = &mut handed.flows[0];
@@ -395,6 +430,15 @@ mod tests {
         flow.method.throttle_kib_s = Some(0);
         (flow.bytes, flow.datagrams) = ([u64::MAX - 9; 2], [u32::MAX; 2]);
         (flow.policy_generation, flow.keys) = (u32::MAX, [Some(0), Some(u64::MAX)]);
+        handed.kept.push(HandedDecision {
+            cluster: ClusterId(0),
+            whom: HandedKey::Key(u64::MAX),
+            verdict: HandedVerdict::Drop,
+            method: flow.method,
+            policy_generation: u32::MAX,
+            remaining: Duration::MAX,
+            sliding: Some(Duration::MAX),
+        });
         let mut rig = Rig::new();
         assert_eq!(rig.take_over(&handed).0.flows, 1);
         rig.turn();
