@@ -600,8 +600,12 @@ fn who_has_given_up_privileges_is_followed_by_somebody_without_them() {
         return;
     }
     let (endpoint, mirror) = (Endpoint::start(), Mirror::start());
+    let logs = tempfile::tempdir().expect("a folder");
+    fs::set_permissions(logs.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
+    let log = logs.path().join("access.log");
     let good = web("user = \"nobody\"", &[endpoint.address])
-        + &second_listener("dns", "udp", mirror.address);
+        + &second_listener("dns", "udp", mirror.address)
+        + &format!("[access_log]\npath = {log:?}\n");
     let site = Site::start(&good);
     // As that user it must reach its program and its file.
     let readable = |path: &Path, mode| {
@@ -632,6 +636,8 @@ fn who_has_given_up_privileges_is_followed_by_somebody_without_them() {
     }
     assert_eq!(path_of(&asker), path);
     assert_eq!(ask_once(site.balancer.address("web")).expect("an answer"), endpoint.address);
+    let lines = || fs::read_to_string(&log).expect("a log").lines().count();
+    eventually("all of them have written it", || lines() >= 3);
 }
 
 /// Descriptors, and KiB that are resident.
