@@ -235,7 +235,7 @@ fn start(
     folders: &[PathBuf],
     predecessor: &mut Option<Predecessor>,
 ) -> Result<ExitCode, Failure> {
-    let program = Program::current()?;
+    let program = Program::current();
     let inherited = Inherited::from_environment().map_err(Failure::input)?;
     let checked = check::read(file, folders).map_err(|failure| in_file(failure, file))?;
     let Checked { plan, document } = checked;

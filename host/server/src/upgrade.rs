@@ -98,9 +98,9 @@ pub async fn aside(service: Arc<Service>) -> Result<Answer, Refused> {
 pub fn on_signal(service: &Arc<Service>) {
     let service = Arc::clone(service);
     runtime::spawn(async {
-        // Anything else is logged where it is found out.
-        if let Err(Refused::System(error)) = aside(service).await {
-            tracing::error!(%error, "no other process has taken over");
+        // What it says otherwise is logged where it is found out.
+        if let Err(refused @ (Refused::Busy | Refused::System(_))) = aside(service).await {
+            tracing::error!(error = %refused, "no other process takes over");
         }
     });
 }
@@ -110,11 +110,8 @@ pub fn on_signal(service: &Arc<Service>) {
 /// # Errors
 /// This process goes on as it was.
 pub fn upgrade(service: &Arc<Service>) -> Result<Answer, Refused> {
-    let outcome = match Turn::take(service) {
-        Some(_turn) if !service.is_draining() => walk(service),
-        Some(_turn) => Err(Refused::Draining),
-        None => Err(Refused::Busy),
-    };
+    let Some(_turn) = Turn::take(service) else { return Err(Refused::Busy) };
+    let outcome = if service.is_draining() { Err(Refused::Draining) } else { walk(service) };
     match &outcome {
         Ok(answer) => answer.log(),
         Err(refused) => {

@@ -18,9 +18,10 @@ use std::thread::{self, JoinHandle};
 use pointsman::client;
 use pointsman::upgrade::Answer;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use support::policy::Traffic;
+use support::policy::{Traffic, policy, text};
+use support::raw::config_with_policy;
 use support::udp::{Asker, Server, socket, udp_config};
-use support::{Balancer, Client, Endpoint, GIVE_UP, POINTSMAN, ask_once, eventually};
+use support::{Balancer, Client, Endpoint, GIVE_UP, POINTSMAN, ask_once, eventually, plugins};
 use tempfile::TempDir;
 
 /// A balancer whose program can be exchanged. All its processes end with it.
@@ -464,28 +465,35 @@ fn a_process_that_dies_with_everything_in_its_hands_costs_nothing() {
 #[test]
 fn one_thing_at_a_time() {
     let endpoint = Endpoint::start();
-    let site = Site::start(&web("upgrade_timeout_ms = 600000", &[endpoint.address]));
+    let plugin = plugins().join("p2c.wasm");
+    let top = "workers = 2\nupgrade_timeout_ms = 600000";
+    let config = config_with_policy(top, "", "p2c", &[endpoint.address]);
+    let site = Site::start(&(config + &policy("p2c", &plugin, "")));
     let file = site.programs.path().join("pid");
     site.install(&format!("echo $$ > {file:?}.new; mv {file:?}.new {file:?}; exec sleep 3600"));
-    thread::scope(|scope| {
+    let output = thread::scope(|scope| {
         let first = scope.spawn(|| site.ask_to_upgrade());
         eventually("the first is under way", || file.exists());
-        let post = |path| {
-            client::send_body(&site.balancer.socket(), ("POST", path), &[], GIVE_UP)
-                .expect("an answer")
-        };
-        for path in ["/v1/upgrade", "/v1/reload"] {
-            let (code, told) = post(path);
-            assert!(code == 409 && told.contains("is under way; ask again"), "{path}: {told}");
-        }
-        assert_eq!(ask_once(site.balancer.address("web")).expect("an answer"), endpoint.address);
+        let post = |path| client::send_body(&site.balancer.socket(), ("POST", path), &[], GIVE_UP);
+        let answers = ["/v1/upgrade", "/v1/reload"].map(post);
+        let swap = ["policy", "swap", "web", text(&plugin), "--admin"];
+        let swap = Command::new(POINTSMAN).args(swap).arg(site.balancer.socket()).output();
+        let served = ask_once(site.balancer.address("web"));
+        // Whatever fails fails below, where nobody waits for the first any more.
         let number = fs::read_to_string(&file).expect("its number");
         let sleeper = pid(number.trim().parse().expect("a number"));
         kill_process(sleeper, Signal::KILL).expect("it is there");
-        let output = first.join().expect("the first");
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.code() == Some(2) && told.contains("signal: 9"), "{told}");
+        for answer in answers {
+            let (code, told) = answer.expect("an answer");
+            assert!(code == 409 && told.contains("is under way; ask again"), "{told}");
+        }
+        let told = String::from_utf8_lossy(&swap.expect("it runs").stderr).into_owned();
+        assert!(told.contains("is being changed; ask again"), "{told}");
+        assert_eq!(served.expect("an answer"), endpoint.address);
+        first.join().expect("the first")
     });
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(2) && told.contains("signal: 9"), "{told}");
     site.restore();
     site.upgrade();
 }

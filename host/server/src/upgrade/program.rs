@@ -3,7 +3,6 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf, absolute};
 
@@ -22,24 +21,16 @@ pub struct Program {
 
 impl Program {
     /// The one that this process is. To be asked before somebody may have put another in its place.
-    ///
-    /// # Errors
-    /// The system does not tell.
-    pub fn current() -> io::Result<Self> {
+    pub fn current() -> Self {
         let mut arguments = env::args_os();
-        let called = arguments.next().map(PathBuf::from);
+        let called = PathBuf::from(arguments.next().unwrap_or_default());
         let folders = env::var_os("PATH").unwrap_or_default();
-        let named = called.iter().flat_map(|called| candidates(called, &folders));
-        let executed = fs::metadata(EXECUTED)?;
-        let is_it = |path: &PathBuf| {
-            fs::metadata(path)
-                .is_ok_and(|it| (it.dev(), it.ino()) == (executed.dev(), executed.ino()))
-        };
-        let path = match named.into_iter().find(is_it) {
-            Some(path) => path,
-            None => env::current_exe()?,
-        };
-        Ok(Self { path, arguments: arguments.collect() })
+        let executed = fs::metadata(EXECUTED).map(|it| (it.dev(), it.ino())).ok();
+        let is_it =
+            |path: &PathBuf| fs::metadata(path).map(|it| (it.dev(), it.ino())).ok() == executed;
+        let found = candidates(&called, &folders).into_iter().find(is_it);
+        let path = found.or_else(|| env::current_exe().ok()).unwrap_or(called);
+        Self { path, arguments: arguments.collect() }
     }
 }
 
@@ -69,7 +60,7 @@ mod tests {
 
     #[test]
     fn this_process_finds_itself() {
-        let program = Program::current().expect("a program");
+        let program = Program::current();
         let executed = fs::metadata(EXECUTED).expect("it is there");
         assert_eq!(fs::metadata(program.path).expect("it is there").ino(), executed.ino());
     }

@@ -77,7 +77,10 @@ impl Heir<'_> {
         tell_untaken(&taken);
         let (version, flows) = (crate::VERSION.to_owned(), taken.flows.into());
         let there = super::TakenOver { version, flows, flows_lost };
-        predecessor.wire().tell(Kind::TakenOver, &there)?;
+        // Who has given this process up has ended it, so whoever does not hear this is gone.
+        if let Err(error) = predecessor.wire().tell(Kind::TakenOver, &there) {
+            tracing::warn!(%error, "the process before is gone; its connections are lost");
+        }
         let estate = predecessor.estate();
         let mut upgrades = estate.upgrades.clone();
         upgrades.note_success(&estate.version, (flows, flows_lost));
