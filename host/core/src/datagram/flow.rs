@@ -79,7 +79,7 @@ impl Coarse {
 
     /// The first such time that is not before `then`, which was read from one before.
     const fn again(then: Instant) -> Self {
-        Self(then.as_millis().div_ceil(1 << Self::SHIFT) as u32)
+        Self(then.as_nanos().div_ceil(1_000_000 << Self::SHIFT) as u32)
     }
 
     /// This time on the full clock, `now` being no earlier and not a year later.
