@@ -84,7 +84,7 @@ pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<
     let (steered_sender, steered) = unbounded_channel();
     let (left_sender, left) = unbounded_channel();
     // Who takes over begins with all its sockets at once.
-    let own = predecessor.is_some().then(|| listening.set_aside()).unwrap_or_default();
+    let own = if predecessor.is_some() { listening.set_aside() } else { Vec::new() };
     let outfit = Outfit {
         sockets: listening.sockets,
         policies: ready.seated.policies,

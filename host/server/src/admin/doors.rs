@@ -20,8 +20,20 @@ pub struct Doors {
     copies: Mutex<Option<Copies>>,
     /// Whether they are to be closed.
     closing: watch::Sender<bool>,
-    open: Mutex<(Option<Sender<Infallible>>, Receiver<Infallible>)>,
-    guests: Mutex<(Option<mpsc::Sender<Infallible>>, Option<mpsc::Receiver<Infallible>>)>,
+    open: Mutex<Open>,
+    guests: Mutex<Guests>,
+}
+
+/// Doors that are open. Nothing is ever sent: the channel ends when nobody has its beginning any more.
+struct Open {
+    handle: Option<Sender<Infallible>>,
+    shut: Receiver<Infallible>,
+}
+
+/// Whether somebody may be in, in the same way.
+struct Guests {
+    pass: Option<mpsc::Sender<Infallible>>,
+    gone: Option<mpsc::Receiver<Infallible>>,
 }
 
 /// The sockets, for whoever comes next.
@@ -43,13 +55,13 @@ impl Doors {
     ) -> io::Result<Self> {
         let unix = unix.as_fd().try_clone_to_owned()?;
         let http = http.map(|http| http.as_fd().try_clone_to_owned()).transpose()?;
-        let (open, opened) = channel();
-        let (guests, gone) = mpsc::channel(1);
+        let (handle, shut) = channel();
+        let (pass, gone) = mpsc::channel(1);
         Ok(Self {
             copies: Mutex::new(Some(Copies { unix, http, owns_file })),
             closing: watch::Sender::new(false),
-            open: Mutex::new((Some(open), opened)),
-            guests: Mutex::new((Some(guests), Some(gone))),
+            open: Mutex::new(Open { handle: Some(handle), shut }),
+            guests: Mutex::new(Guests { pass: Some(pass), gone: Some(gone) }),
         })
     }
 
@@ -75,32 +87,31 @@ impl Doors {
         &self,
         listener: L,
     ) -> (Door<L>, impl Future<Output = ()> + Send + use<L>, Option<mpsc::Sender<Infallible>>) {
-        let open = lock(&self.open).0.clone();
-        let guests = lock(&self.guests).0.clone();
+        let handle = lock(&self.open).handle.clone();
+        let guests = lock(&self.guests).pass.clone();
         let mut closing = self.closing.subscribe();
         let closed = async move {
             let _ = closing.wait_for(|is_closing| *is_closing).await;
         };
-        (Door { listener, _open: open }, closed, guests)
+        (Door { listener, _handle: handle }, closed, guests)
     }
 
     /// Lets nobody in from here on. Returns when that is so, or after this time. Not for the control
     /// thread, which closes them.
     pub fn close(&self, patience: Duration) {
         lock(&self.copies).take();
-        lock(&self.guests).0.take();
+        lock(&self.guests).pass.take();
         self.closing.send_replace(true);
         let mut open = lock(&self.open);
-        open.0.take();
-        // Nothing is ever sent: it ends when the last door is gone.
-        let _ = open.1.recv_timeout(patience);
+        open.handle.take();
+        let _ = open.shut.recv_timeout(patience);
     }
 
     /// Waits, after they were closed, until nobody is in any more.
     pub async fn emptied(&self) {
-        let guests = lock(&self.guests).1.take();
-        if let Some(mut guests) = guests {
-            guests.recv().await;
+        let gone = lock(&self.guests).gone.take();
+        if let Some(mut gone) = gone {
+            gone.recv().await;
         }
     }
 }
@@ -108,7 +119,7 @@ impl Doors {
 /// A listener that is one of the [`Doors`] until it is dropped.
 pub(super) struct Door<L> {
     listener: L,
-    _open: Option<Sender<Infallible>>,
+    _handle: Option<Sender<Infallible>>,
 }
 
 impl<L: Listener> Listener for Door<L> {

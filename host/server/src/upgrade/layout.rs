@@ -426,7 +426,7 @@ pub(super) mod tests {
     /// Flows that differ in everything that can differ.
     pub(in crate::upgrade) fn flow(number: u32) -> HandedFlow {
         let cluster = ClusterId(number as u16 % 2);
-        let is_v6 = number % 3 == 0;
+        let is_v6 = number.is_multiple_of(3);
         let address = if is_v6 { "[fe80::1%7]:53" } else { "10.0.0.1:53" };
         let remaining = Duration::from_millis(number.into());
         HandedFlow {
@@ -442,14 +442,14 @@ pub(super) mod tests {
                 },
             },
             method: Method { tag: number, throttle_kib_s: Some(number), ..Method::DEFAULT },
-            keys: [(number % 2 == 0).then_some(number.into()), None],
+            keys: [number.is_multiple_of(2).then_some(number.into()), None],
             policy_generation: number,
             source: Source::ALL[number as usize % Source::ALL.len()],
             age: Duration::from_secs(number.into()),
             silent: remaining,
             bytes: [number.into(), u64::MAX],
             datagrams: [number, u32::MAX],
-            hidden: number % 2 == 0,
+            hidden: number.is_multiple_of(2),
             resent: number % 2 == 1,
             keeps_when_answered: true,
         }
@@ -472,7 +472,7 @@ pub(super) mod tests {
             method: Method { idle_timeout: Some(Duration::from_secs(1)), ..Method::DEFAULT },
             policy_generation: number,
             remaining: Duration::from_millis(number.into()),
-            sliding: (number % 4 == 0).then_some(Duration::MAX),
+            sliding: number.is_multiple_of(4).then_some(Duration::MAX),
         }
     }
 
@@ -490,7 +490,7 @@ pub(super) mod tests {
             .map(|number| HandedPort {
                 port: PortId(number),
                 listener: ListenerId(number as u16),
-                connected: number % 2 == 0,
+                connected: number.is_multiple_of(2),
             })
             .collect();
         assert_eq!(Reader::new(&laid(&ports)).rest::<HandedPort>().expect("ports"), ports);

@@ -142,8 +142,8 @@ impl EndpointLegacy {
     }
 
     fn plan(&self) -> EndpointPlan {
-        let Self { address, weight, flows_max, backup, .. } = *self;
-        EndpointPlan { address, weight, flows_max, backup }
+        let Self { address, weight, backup, flows_max, .. } = *self;
+        EndpointPlan { address, weight, backup, flows_max }
     }
 
     fn ejection(&self) -> EjectionRecord {
@@ -242,8 +242,8 @@ mod tests {
         let one = |weight| EndpointPlan {
             address: "10.0.0.1:80".parse().expect("an address"),
             weight,
-            flows_max: u32::MAX,
             backup: false,
+            flows_max: u32::MAX,
         };
         old.clusters[0].replace(&[one(7)]);
         let mut new = world(&found("web.example"));
