@@ -48,7 +48,7 @@ use wire::{Kind, Unheard};
 
 /// How long the new process may take to take over what workers have handed over. Nobody is served
 /// meanwhile that was handed over, and sockets hold only so much.
-const TAKING_PATIENCE: Duration = Duration::from_secs(10);
+const TAKING_PATIENCE: Duration = Duration::from_secs(30);
 /// How long it may take until nobody is let in at the admin interface any more.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
