@@ -31,9 +31,7 @@ impl Datagrams {
             handed.flows.push(self.describe(turn, number, &flow));
             self.give_away(turn, number);
         }
-        for port in &handed.ports {
-            self.ports.on_handed_over(port.port);
-        }
+        self.ports.on_handed_over(&handed.ports);
     }
 
     fn describe(&self, turn: &Turn<'_>, number: u32, flow: &Flow) -> HandedFlow {

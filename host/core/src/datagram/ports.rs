@@ -211,10 +211,13 @@ impl Ports {
         self.ports[port.index()].flows -= 1;
     }
 
-    /// It has gone over to another process with all its flows: its number is free.
-    pub(super) fn on_handed_over(&mut self, port: PortId) {
-        self.take_out(port);
-        self.release(port);
+    /// They have gone over to another process with all their flows: their numbers are free.
+    pub(super) fn on_handed_over(&mut self, gone: &[HandedPort]) {
+        gone.iter().for_each(|port| self.release(port.port));
+        let ports = &self.ports;
+        for pool in self.pools.iter_mut().flatten() {
+            pool.ports.retain(|port| ports[port.index()].state == State::Shared);
+        }
     }
 
     /// Finds a number for a port that is open already. As many may come as there is room for, whatever

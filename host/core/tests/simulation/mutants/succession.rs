@@ -30,8 +30,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "handing over: a port stays where its flows were",
         file: "datagram/handing.rs",
-        original: "            self.ports.on_handed_over(port.port);",
-        mutated: "            let _ = port;",
+        original: "        self.ports.on_handed_over(&handed.ports);",
+        mutated: "",
     },
     Mutant {
         breaks: "handing over: flows whose port could not be opened go over",
