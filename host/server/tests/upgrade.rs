@@ -581,6 +581,34 @@ fn a_signal_upgrades_too_and_the_service_manager_hears_who_is_the_service() {
 }
 
 #[test]
+fn sockets_from_a_service_manager_go_over_too() {
+    let (endpoint, mirror) = (Endpoint::start(), Mirror::start());
+    let tcp = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let udp = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let (web_at, dns_at) = (tcp.local_addr().expect("one"), udp.local_addr().expect("one"));
+    let config = format!(
+        "workers = 2\n{}{}",
+        listener_at("web", "tcp", web_at, endpoint.address),
+        listener_at("dns", "udp", dns_at, mirror.address)
+    );
+    // Fewer than there are workers: they share the one, and the other is one worker's.
+    let sockets = vec![tcp.into(), udp.into()];
+    let balancer = Balancer::start_with_sockets(&config, sockets, "web:dns");
+    let programs = tempfile::tempdir().expect("a folder");
+    let site = Site { balancer, programs, successors: Mutex::default() };
+    let asker = Asker::new("127.0.0.1", dns_at);
+    let path = path_of(&asker);
+    let traffic = Traffic::start(web_at, 2);
+    for _ in 0..3 {
+        site.upgrade();
+        assert_eq!(path_of(&asker), path);
+        let enough = endpoint.served() + 10;
+        eventually("clients are served", || endpoint.served() > enough);
+    }
+    assert!(traffic.stop() > 0);
+}
+
+#[test]
 fn an_address_for_http_goes_over_as_well() {
     let endpoint = Endpoint::start();
     let http = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("one");
@@ -622,7 +650,9 @@ fn who_has_given_up_privileges_is_followed_by_somebody_without_them() {
     readable(site.programs.path(), 0o755);
     readable(&site.balancer.path("."), 0o755);
     let own = site.programs.path().join("copy");
-    fs::copy(POINTSMAN, &own).expect("a copy");
+    fs::hard_link(POINTSMAN, &own)
+        .or_else(|_| fs::copy(POINTSMAN, &own).map(drop))
+        .expect("the program in a place of its own");
     readable(&own, 0o755);
     fs::rename(&own, site.program()).expect("it is in its place");
     let asker = Asker::new("127.0.0.1", site.balancer.address("dns"));
