@@ -5,6 +5,8 @@
 //! a table of its own, which every flow but a client's first is served from; what the workers tell
 //! each other stands on the [`Board`].
 
+mod handing;
+
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hash::{Hash, Hasher};

@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use crate::affinity::{Affinity, AffinityKey, Found, KeptVerdict, NewEntry};
 use crate::boundary::ListenerId;
+use crate::handover::{HandedDecision, HandedVerdict};
 use crate::policy::{
     Decided, Decision, EndedFlow, EndpointIndex, Flow, Method, OnSwap, Policy, Scope, Source, TICK,
     Verdict,
@@ -169,6 +170,39 @@ impl Allocator {
         self.affinity.forget(now, place, stamp)
     }
 
+    /// The decisions that another process can go on to keep.
+    pub(crate) fn hand_over(&self, now: Instant, snapshot: &Snapshot) -> Vec<HandedDecision> {
+        self.affinity.hand_over(now, |cluster, id| {
+            let state = snapshot.clusters.get(cluster.index())?.endpoint(id)?;
+            Some(state.endpoint.address)
+        })
+    }
+
+    /// Keeps a decision that another process has kept, if it means something here and nothing is kept for
+    /// the same flows. Tells whether it does.
+    pub(crate) fn take_over(
+        &mut self,
+        now: Instant,
+        handed: &HandedDecision,
+        snapshot: &Snapshot,
+    ) -> bool {
+        let Some(cluster) = snapshot.clusters.get(handed.cluster.index()) else { return false };
+        let mut endpoints = cluster.endpoints.iter().map(|state| &state.endpoint);
+        let verdict = match handed.verdict {
+            HandedVerdict::Reset => KeptVerdict::Reset,
+            HandedVerdict::Drop => KeptVerdict::Drop,
+            HandedVerdict::Forward(address) => {
+                let found = endpoints.find(|endpoint| endpoint.address == address);
+                let Some(endpoint) = found else { return false };
+                KeptVerdict::Forward(endpoint.id)
+            }
+        };
+        let newest = self.generation(handed.cluster);
+        let policy_generation = u64::from(handed.policy_generation).min(newest) as u32;
+        let handed = HandedDecision { policy_generation, ..*handed };
+        self.affinity.take_over(now, &handed, verdict)
+    }
+
     /// Exchanges a cluster's policy.
     pub(crate) fn swap(
         &mut self,
@@ -199,6 +233,11 @@ impl Allocator {
         self.policies.push(Slot::new(policy));
         self.plan_ticks();
         (1, None)
+    }
+
+    /// Which of a cluster's policies decides now.
+    pub(crate) fn generation(&self, cluster: ClusterId) -> u64 {
+        self.policies[cluster.index()].generation
     }
 
     /// Puts a policy on trial, or ends a trial.

@@ -4,8 +4,11 @@
 //! place that knows all of them; what a session or a relay does by itself stands in their files.
 //! Read [`handle`](Balancer::handle) as the table of contents.
 
+mod handing;
 mod introduction;
 mod renewal;
+#[cfg(test)]
+mod rig;
 mod survey;
 mod waiting;
 
@@ -38,6 +41,7 @@ use crate::time::Instant;
 use crate::timers::Timers;
 use crate::trial::Trial;
 
+use handing::Handing;
 pub use renewal::NewPolicy;
 
 /// Sizes and secrets, fixed for a worker's life.
@@ -77,6 +81,7 @@ pub struct Balancer {
     records: Option<Vec<FlowRecord>>,
     listeners_open: usize,
     sweep: Sweep,
+    handing: Handing,
 }
 
 /// A walk over all sessions after the world has changed, a few at a time.
@@ -120,6 +125,7 @@ impl Balancer {
             datagrams: Datagrams::new(config, &snapshot),
             records: config.record_flows.then(|| Vec::with_capacity(Self::RECORDS_PER_TURN)),
             sweep: Sweep::default(),
+            handing: Handing::default(),
             snapshot,
         }
     }
@@ -174,6 +180,7 @@ impl Balancer {
                 datagrams.on_port_unreachable(&mut turn, port);
             }
             Completion::PortClosed { port } => self.datagrams.on_port_closed(port),
+            Completion::Held => self.on_held(ops),
         }
         self.count_entries();
     }
@@ -197,8 +204,10 @@ impl Balancer {
         }
         self.sweep_some(now, ops);
         self.allocator.tick(now, &self.snapshot);
-        let (datagrams, mut turn) = self.datagrams(now, ops);
-        datagrams.handle_timeout(&mut turn, Self::STEPS_PER_TURN, Self::OPS_PER_COMPLETION_MAX);
+        if !self.is_handing_over() {
+            let (datagrams, mut turn) = self.datagrams(now, ops);
+            datagrams.handle_timeout(&mut turn, Self::STEPS_PER_TURN, Self::OPS_PER_COMPLETION_MAX);
+        }
         self.serve_waiting(now, ops);
         self.count_entries();
     }
@@ -240,7 +249,8 @@ impl Balancer {
         }
         let drain_awaited = !self.sweep.drain_ended && self.sessions.len() > 0;
         let drain_end = self.snapshot.drain_until.filter(|_| drain_awaited);
-        let (ticks, datagrams) = (self.allocator.next_tick(), self.datagrams.next_timeout());
+        let datagrams = self.datagrams.next_timeout().filter(|_| !self.is_handing_over());
+        let ticks = self.allocator.next_tick();
         let waiting = self.allocator.waiting.next_timeout();
         let due = [self.timers.next(), drain_end, ticks, datagrams, waiting];
         due.into_iter().flatten().min()

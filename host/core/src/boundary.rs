@@ -19,6 +19,9 @@
 //! 5. A port that was opened is closed once: [`Op::ClosePort`] yields exactly one
 //!    [`Completion::PortClosed`], after everything else that is said of it. The last that is said of a
 //!    port that could not be opened is [`Completion::PortFailed`], whether it was closed or not.
+//! 6. An [`Op::Hold`] yields exactly one [`Completion::Held`], after everything that has been accepted
+//!    and received, and after everything that is to be said of the ops before it that concern datagrams,
+//!    but for ports that are closing. Until [`Op::Resume`] nothing is accepted, and no datagram received.
 
 mod datagrams;
 
@@ -337,6 +340,11 @@ pub enum Op {
         /// The listener.
         listener: ListenerId,
     },
+    /// Stops accepting and receiving datagrams, without a loss: sockets stay open, and what comes
+    /// waits in them. Yields `Held`, each time it is asked for.
+    Hold,
+    /// Ends that, for the sockets that are still here.
+    Resume,
     /// Opens an upstream port on a free number, at a random local port. It may be used at once: if
     /// it fails, `PortFailed` follows and what was forwarded through it is lost.
     OpenPort {
@@ -480,6 +488,8 @@ pub enum Completion {
         /// The link.
         link: Link,
     },
+    /// Nothing more is accepted, and no datagram received; answers `Hold`.
+    Held,
     /// Datagrams came.
     Datagrams {
         /// Where.

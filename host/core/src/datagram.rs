@@ -15,6 +15,7 @@ mod ahead;
 mod announcing;
 mod bindings;
 mod flow;
+mod handing;
 mod index;
 mod keys;
 mod lane;
@@ -24,6 +25,7 @@ mod ports;
 mod strangers;
 mod survey;
 mod table;
+mod taking;
 
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -435,7 +437,7 @@ impl Datagrams {
         let request = request(turn, &key, application_key);
         match turn.allocator.allocate(&request, turn.snapshot, turn.stats) {
             Ok(allocation) => {
-                let binding = self.bindings.number_of(key.listener, &allocation);
+                let binding = self.bindings.number_of(key.listener, allocation.place());
                 let port = self.take_port(turn, binding);
                 let Some(port) = port.or_else(|| self.take_over_port(turn, binding)) else {
                     turn.leave((allocation.cluster, &allocation.endpoint));
@@ -647,7 +649,7 @@ impl Datagrams {
         let left = self.endpoint_of(number);
         self.unbind(turn, number);
         let moved = allocated.ok().and_then(|allocation| {
-            let binding = self.bindings.number_of(key.listener, &allocation);
+            let binding = self.bindings.number_of(key.listener, allocation.place());
             let Some(port) = self.take_port(turn, binding) else {
                 turn.leave((allocation.cluster, &allocation.endpoint));
                 return None;

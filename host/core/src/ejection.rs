@@ -101,6 +101,19 @@ pub struct Ejection {
     forgiven: u32,
 }
 
+/// What of an [`Ejection`] does not depend on who has counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EjectionRecord {
+    /// Why it is ejected and until when, if it is.
+    pub current: Option<(EjectionReason, Instant)>,
+    /// Ejections that are not forgotten.
+    pub times: u32,
+    /// When one of them is.
+    pub forgotten_at: Instant,
+    /// How often it has ever been ejected.
+    pub total: u64,
+}
+
 impl Ejection {
     /// Why the endpoint is ejected, if it is.
     #[must_use]
@@ -112,6 +125,20 @@ impl Ejection {
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.total
+    }
+
+    /// What whoever judges it from here on needs to know.
+    #[must_use]
+    pub const fn record(&self) -> EjectionRecord {
+        let Self { current, times, forgotten_at, total, .. } = *self;
+        EjectionRecord { current, times, forgotten_at, total }
+    }
+
+    /// Goes on where somebody else has judged until now.
+    #[must_use]
+    pub fn resumed(record: EjectionRecord) -> Self {
+        let EjectionRecord { current, times, forgotten_at, total } = record;
+        Self { current, times, forgotten_at, total, ..Self::default() }
     }
 
     /// Nobody judges it any more, so it is not ejected. How often it was stays known.
@@ -472,5 +499,18 @@ mod tests {
         (0..4).for_each(|place| case.serve(place, 100));
         case.fail(0, 1_000);
         assert_eq!(case.judge(10), []);
+    }
+
+    #[test]
+    fn who_judges_on_remembers_who_is_ejected_and_for_how_long() {
+        let mut case = Case::new(4, RULES);
+        case.fail(1, 9);
+        case.judge(0);
+        let mut next = Case::new(4, RULES);
+        let resumed = |before: &Ejection| Ejection::resumed(before.record());
+        next.ejections = case.ejections.iter().map(resumed).collect();
+        assert_eq!(next.ejected(), [1]);
+        assert_eq!(next.judge(29), [], "not before its time");
+        assert_eq!(next.judge(30), [(1, EjectionChange::Returned)]);
     }
 }

@@ -41,6 +41,18 @@ impl Growth {
         }
     }
 
+    /// Goes on with so many tenths of a growth that began then.
+    #[must_use]
+    pub fn resumed(tenths: u32, since: Option<Instant>) -> Self {
+        Self { tenths: tenths.clamp(1, STEPS), since }
+    }
+
+    /// When it began, once somebody has looked at the clock.
+    #[must_use]
+    pub const fn since(self) -> Option<Instant> {
+        self.since
+    }
+
     /// Takes the steps that are due by now, if growing takes so long; tells whether there were any.
     /// The time counts from the first call.
     pub fn advance(&mut self, now: Instant, lasting: Duration) -> bool {
@@ -110,5 +122,17 @@ mod tests {
         growth.restart(LASTING);
         assert!(growth.advance(Instant::from_millis(1), Duration::ZERO), "the time was taken away");
         assert!(growth.is_whole());
+    }
+
+    #[test]
+    fn a_growth_goes_on_where_it_was_resumed() {
+        let mut growth = Growth::default();
+        growth.restart(LASTING);
+        growth.advance(Instant::from_millis(1_000), LASTING);
+        growth.advance(Instant::from_millis(6_000), LASTING);
+        let mut resumed = Growth::resumed(growth.tenths(), growth.since());
+        assert_eq!(resumed, growth);
+        assert!(resumed.advance(Instant::from_millis(11_000), LASTING) && resumed.is_whole());
+        assert_eq!(Growth::resumed(0, None).tenths(), 1, "nobody says so who is a balancer");
     }
 }

@@ -75,6 +75,12 @@ impl Health {
         !self.proven
     }
 
+    /// By what it is judged.
+    #[must_use]
+    pub const fn thresholds(&self) -> Thresholds {
+        self.thresholds
+    }
+
     /// Judges by these thresholds from here on; what is believed stays.
     pub const fn go_by(&mut self, thresholds: Thresholds) {
         self.thresholds = thresholds;

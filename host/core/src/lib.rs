@@ -21,6 +21,7 @@ pub mod datagram;
 pub mod ejection;
 pub mod eligibility;
 pub mod growth;
+pub mod handover;
 pub mod health;
 pub mod kept_table;
 mod limits;
@@ -58,7 +59,7 @@ pub use snapshot::{
 };
 pub use stats::{
     CloseReason, ClusterStats, DropReason, FlowRecord, KeylessReason, ListenerStats, ShedReason,
-    Stats,
+    Stats, Untaken,
 };
 pub use time::Instant;
 pub use trial::{CANARY_SLOTS, Tally, TallyCounts, Trial};

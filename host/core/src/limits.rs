@@ -165,6 +165,13 @@ impl SourceCounts {
         admitted
     }
 
+    /// Counts one more flow of this client, which may be more than it may have.
+    pub(crate) fn add(&self, client: IpAddr) {
+        for count in self.counts(client) {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+
     /// One of this client's flows has ended.
     pub fn remove(&self, client: IpAddr) {
         for count in self.counts(client) {

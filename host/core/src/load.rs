@@ -53,6 +53,12 @@ impl Load {
         started
     }
 
+    /// A flow that was given to the endpoint before goes on here. It has its place, however many there
+    /// may be.
+    pub(crate) fn on_flow_taken_over(&self) {
+        self.flows_active.fetch_add(1, Relaxed);
+    }
+
     /// A flow has left the endpoint, or never reached it.
     pub fn on_flow_ended(&self) {
         self.flows_active.fetch_sub(1, Relaxed);

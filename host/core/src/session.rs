@@ -78,6 +78,13 @@ pub(crate) struct Allocation {
     pub(crate) keeps_when_answered: bool,
 }
 
+impl Allocation {
+    /// The endpoint, and whose it is.
+    pub(crate) fn place(&self) -> (ClusterId, &Endpoint) {
+        (self.cluster, &self.endpoint)
+    }
+}
+
 /// The endpoints that failed a flow, oldest first.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tried {

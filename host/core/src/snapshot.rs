@@ -148,6 +148,16 @@ impl Listener {
         }
     }
 
+    /// A flow that was admitted elsewhere goes on here. Limits are for new flows: it is counted, and
+    /// has its place.
+    pub(crate) fn take_in(&self, client: IpAddr) {
+        self.flows_active.add(1);
+        self.all_flows.active.add(1);
+        if let Some(counts) = &self.flows_per_client {
+            counts.add(client);
+        }
+    }
+
     /// A flow that was admitted has ended, whoever its client was.
     pub(crate) fn give_back_place(&self) {
         self.flows_active.decrement();

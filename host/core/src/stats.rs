@@ -23,6 +23,9 @@ pub struct Stats {
     pub flow_table_entries: u32,
     /// Upstream ports open now.
     pub ports_open: u32,
+    /// Flows that another process has handed over and that do not go on here, by
+    /// [`Untaken::index`].
+    pub untaken_total: [u64; Untaken::ALL.len()],
 }
 
 impl Stats {
@@ -33,6 +36,7 @@ impl Stats {
             sessions_active: 0,
             flow_table_entries: 0,
             ports_open: 0,
+            untaken_total: [0; Untaken::ALL.len()],
         }
     }
 
@@ -67,8 +71,14 @@ impl Stats {
 pub struct ListenerStats {
     /// Flows admitted. Each has at least one decision, or none for want of an endpoint.
     pub flows_total: u64,
-    /// Flows admitted and not ended.
+    /// Flows admitted or taken over, and neither ended nor handed over.
     pub flows_active: u64,
+    /// Flows of datagrams that another process has handed over to this one. They are not among those
+    /// admitted.
+    pub taken_over_total: u64,
+    /// Flows of datagrams that this process has handed over to another. They are not among those that
+    /// have ended.
+    pub handed_over_total: u64,
     /// Times a flow was decided again because connecting failed.
     pub connect_retries_total: u64,
     /// Times a live flow was given another endpoint because its own was gone.
@@ -110,6 +120,16 @@ impl ListenerStats {
     pub(crate) fn on_flow_started(&mut self) {
         self.flows_total += 1;
         self.flows_active += 1;
+    }
+
+    pub(crate) fn on_flow_taken_over(&mut self) {
+        self.taken_over_total += 1;
+        self.flows_active += 1;
+    }
+
+    pub(crate) fn on_flow_handed_over(&mut self) {
+        self.handed_over_total += 1;
+        self.flows_active -= 1;
     }
 
     pub(crate) fn on_flow_ended(&mut self, reason: CloseReason) {
@@ -258,6 +278,24 @@ impl ShedReason {
                 | Self::ClientNewFlowRate
                 | Self::EndpointsFull
         )
+    }
+}
+
+reasons! {
+    /// Why a flow that another process has handed over does not go on here.
+    Untaken {
+        /// Its listener is not one of datagrams, does not take part, or is closed.
+        Listener => "listener",
+        /// Its cluster or its endpoint is not configured.
+        Endpoint => "endpoint",
+        /// Its endpoint is down, and the listener ends such flows.
+        EndpointDown => "endpoint-down",
+        /// Its port did not come with it, is of another listener, or has another flow to the endpoint.
+        Port => "port",
+        /// Its client has a flow already.
+        Duplicate => "duplicate",
+        /// The worker's table has no place for it.
+        FlowTableFull => "flow-table-full",
     }
 }
 

@@ -104,6 +104,11 @@ impl Timers {
         self.nodes.get(timer as usize).is_some_and(|node| node.bucket != UNSET)
     }
 
+    /// When a timer that is set is due.
+    pub(crate) fn due(&self, timer: u32) -> Instant {
+        Instant::from_millis(self.deadline(timer))
+    }
+
     /// The deadline of a timer that is no earlier than `turned`.
     fn deadline(&self, timer: u32) -> u64 {
         let ahead = self.nodes[timer as usize].deadline.wrapping_sub(self.turned as u32);

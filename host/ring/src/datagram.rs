@@ -99,10 +99,9 @@ impl Gate {
         Ok(Self { v6, wildcard, ..Self::open(socket, offload) })
     }
 
-    fn port(kind: &PortKind) -> io::Result<Self> {
+    fn port(socket: UdpSocket, kind: &PortKind) -> Self {
         let (v6, connected) = (kind.towards.is_ipv6(), kind.connected);
-        let socket = sys::port_socket(kind)?;
-        Ok(Self { v6, wildcard: !connected, connected, ..Self::open(socket, kind.offload) })
+        Self { v6, wildcard: !connected, connected, ..Self::open(socket, kind.offload) }
     }
 
     fn open(socket: UdpSocket, offload: bool) -> Self {
@@ -168,6 +167,14 @@ impl Datagrams {
         &mut self.ports[index]
     }
 
+    /// The gates of which something holds.
+    fn numbers(&self, holds: impl Fn(&Gate) -> bool) -> Vec<DatagramSocket> {
+        let listeners = (0..).map(|id| DatagramSocket::Listener(ListenerId(id)));
+        let ports = (0..).map(|id| DatagramSocket::Port(PortId(id)));
+        let all = listeners.zip(&self.listeners).chain(ports.zip(&self.ports));
+        all.filter(|(_, gate)| holds(gate)).map(|(socket, _)| socket).collect()
+    }
+
     /// Puts a gate's receive off until there are buffers.
     fn starve(&mut self, socket: DatagramSocket) {
         let Some(gate) = self.gate_mut(socket) else { return };
@@ -218,6 +225,9 @@ impl Ring {
         if self.listeners.has(id) || self.datagrams.listens(id) {
             return errno(libc::EEXIST);
         }
+        if !sys::is_datagram_socket(&socket) {
+            return errno(libc::EINVAL);
+        }
         let Some(slot) = self.datagrams.listeners.get_mut(id.index()) else {
             return errno(libc::ENOSPC);
         };
@@ -226,15 +236,22 @@ impl Ring {
         Ok(())
     }
 
+    /// Opens a port, if the socket can be had.
+    ///
     /// # Panics
     /// The port is open, or beyond `ports_max`.
-    pub(crate) fn open_port(&mut self, port: PortId, kind: &PortKind) {
+    pub(crate) fn open_port(
+        &mut self,
+        port: PortId,
+        kind: &PortKind,
+        socket: impl FnOnce() -> io::Result<UdpSocket>,
+    ) {
         let pool = self.uring.buffers().take_datagrams();
         let slot = self.datagrams.port_slot(port);
         assert!(slot.socket.is_none() && !slot.failed, "a port is opened on a free number");
-        match Gate::port(kind) {
-            Ok(gate) if pool => {
-                slot.replace(gate);
+        match socket() {
+            Ok(socket) if pool => {
+                slot.replace(Gate::port(socket, kind));
                 self.arm_gate(DatagramSocket::Port(port));
             }
             _ => {
@@ -275,8 +292,40 @@ impl Ring {
         });
     }
 
-    /// Receives on an open gate, if there are buffers to receive into.
+    /// Takes back every receive that the kernel has, and tells how many these are.
+    pub(crate) fn hold_gates(&mut self) -> u32 {
+        let armed = self.datagrams.numbers(|gate| gate.receive == Receive::Armed);
+        for socket in &armed {
+            self.uring.cancel(Token::Datagrams(*socket));
+        }
+        armed.len() as u32
+    }
+
+    /// Receives again on all gates that wait for that.
+    pub(crate) fn resume_gates(&mut self) {
+        let idle = |gate: &Gate| gate.socket.is_some() && gate.receive == Receive::Idle;
+        for socket in self.datagrams.numbers(idle) {
+            self.arm_gate(socket);
+        }
+    }
+
+    /// Takes the socket out of a gate of which the kernel has nothing.
+    pub(crate) fn take_gate(&mut self, socket: DatagramSocket) -> Option<OwnedFd> {
+        let holds = self.hold.active;
+        let gate = self.datagrams.gate_mut(socket)?;
+        if !holds || gate.receive == Receive::Armed {
+            return None;
+        }
+        let taken = gate.socket.take()?;
+        gate.replace(Gate::CLOSED);
+        Some(taken.into())
+    }
+
+    /// Receives on an open gate, if there are buffers to receive into, and the ring does not hold.
     fn arm_gate(&mut self, socket: DatagramSocket) {
+        if self.hold.active {
+            return;
+        }
         if self.uring.buffers().visible_messages() == 0 {
             self.starve_gate(socket);
             return;
@@ -289,6 +338,9 @@ impl Ring {
 
     /// Arms again as many starved gates as there are buffers to see.
     pub(crate) fn feed_starved_gates(&mut self) {
+        if self.hold.active {
+            return;
+        }
         for _ in 0..self.uring.buffers().visible_messages() {
             let Some(socket) = self.datagrams.next_starved() else { return };
             self.arm_gate(socket);
@@ -297,7 +349,9 @@ impl Ring {
 
     /// Whether gates wait for buffers that are there: the ones fed so far may not want theirs.
     pub(crate) fn can_feed_gates(&self) -> bool {
-        !self.datagrams.starved.is_empty() && self.uring.buffers().visible_messages() > 0
+        !self.hold.active
+            && !self.datagrams.starved.is_empty()
+            && self.uring.buffers().visible_messages() > 0
     }
 
     pub(crate) fn on_datagrams(
@@ -308,6 +362,7 @@ impl Ring {
         let arrived = event.buffer().and_then(|number| self.arrived(socket, number, event.result));
         if !event.more() {
             self.on_datagrams_end(socket, event.result);
+            self.on_request_over();
         }
         arrived
     }

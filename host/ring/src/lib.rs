@@ -29,6 +29,7 @@ mod buffers;
 mod datagram;
 mod error;
 mod forward;
+mod hold;
 mod listener;
 mod message;
 mod perform;
@@ -42,6 +43,7 @@ mod token;
 mod wake;
 
 pub use error::RingError;
+pub use hold::GivenListener;
 pub use perform::{Ring, RingConfig};
 pub use probe::{Probe, RingFeatures, probe};
 pub use reap::Reap;

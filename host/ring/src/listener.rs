@@ -9,6 +9,8 @@
 //!      stopping ──── cancelled ───▶ draining ── backlog empty ──▶ ended
 //! ```
 //!
+//! While the [ring holds](crate::hold), one that accepts or rests is *held*, and rests afterwards.
+//!
 //! A multishot accept ends when this process is out of descriptors. The kernel has not touched the
 //! client then: it waits in the backlog, and the listener tries again a little later, so running
 //! out of descriptors delays clients: here none is lost. From then on it accepts one by one, and
@@ -29,6 +31,7 @@ use std::time::Duration;
 use pointsman_core::Instant;
 use pointsman_core::boundary::{Accepted, Completion, ListenerId};
 
+use crate::hold::GivenListener;
 use crate::ring::Event;
 use crate::sys::{self, Clock};
 use crate::token::Token;
@@ -72,6 +75,8 @@ enum State {
     Resting { until: Instant },
     /// It takes out of its backlog what is there.
     Draining,
+    /// The ring holds.
+    Held,
 }
 
 impl Listeners {
@@ -85,9 +90,7 @@ impl Listeners {
         match self.slots.get_mut(id.index()) {
             Some(slot @ None) => {
                 let socket = TcpListener::from(socket);
-                if shared {
-                    socket.set_nonblocking(true)?;
-                }
+                socket.set_nonblocking(shared)?;
                 *slot = Some(Listener {
                     socket,
                     shared,
@@ -141,7 +144,7 @@ impl Listener {
     fn retry(&self) -> Option<Instant> {
         match self.state {
             State::Resting { until } => Some(until),
-            State::Armed | State::Draining => None,
+            State::Armed | State::Draining | State::Held => None,
         }
     }
 
@@ -188,6 +191,9 @@ impl Ring {
 
     pub(crate) fn on_accept(&mut self, id: ListenerId, event: Event) -> Option<Completion> {
         let stalled = if event.more() { None } else { self.on_accept_end(id, event.result) };
+        if !event.more() {
+            self.on_request_over();
+        }
         if event.result < 0 {
             return stalled;
         }
@@ -204,6 +210,9 @@ impl Ring {
         let listener = self.listeners.get(id)?;
         if listener.ending {
             listener.state = State::Draining;
+            self.listeners.restless = true;
+        } else if self.hold.active {
+            listener.state = State::Held;
             self.listeners.restless = true;
         } else if result >= 0 || matches!(-result, libc::ECONNABORTED | libc::EINTR) {
             self.arm_listener(id);
@@ -293,8 +302,48 @@ impl Ring {
         }
         match listener.state {
             State::Armed => self.uring.cancel(Token::Accept(id)),
-            State::Resting { .. } | State::Draining => listener.state = State::Draining,
+            State::Resting { .. } | State::Draining | State::Held => {
+                listener.state = State::Draining;
+            }
         }
+    }
+
+    /// Takes back every accept that the kernel has, and tells how many these are. Listeners that end
+    /// take out of their backlogs what is there all the same.
+    pub(crate) fn hold_listeners(&mut self) -> u32 {
+        let mut awaited = 0;
+        for id in self.listeners.ids() {
+            let Some(listener) = self.listeners.get(id) else { continue };
+            match listener.state {
+                State::Armed => {
+                    awaited += 1;
+                    self.uring.cancel(Token::Accept(id));
+                }
+                State::Resting { .. } if !listener.ending => listener.state = State::Held,
+                _ => {}
+            }
+        }
+        awaited
+    }
+
+    /// Accepts again on all listeners that wait for that.
+    pub(crate) fn resume_listeners(&mut self) {
+        for id in self.listeners.ids() {
+            let Some(listener) = self.listeners.get(id) else { continue };
+            if listener.state == State::Held {
+                listener.state = State::Resting { until: Instant::ZERO };
+                self.listeners.restless = true;
+            }
+        }
+    }
+
+    /// Takes the socket of a listener that is held, as it came.
+    pub(crate) fn take_listener(&mut self, id: ListenerId) -> Option<GivenListener> {
+        let is_held = self.listeners.get(id)?.state == State::Held;
+        let listener = self.listeners.slots.get_mut(id.index())?.take_if(|_| is_held)?;
+        self.listeners.settle();
+        let _ = listener.let_wait();
+        Some(GivenListener { socket: listener.socket.into(), shared: listener.shared })
     }
 
     /// Takes one client out of the backlog of a listener that ends.

@@ -20,6 +20,7 @@ use pointsman_core::proxy::{Header, Identity};
 use crate::buffers::{Buffers, DATAGRAM_WINDOW};
 use crate::datagram::Datagrams;
 use crate::forward::{Preface, Routes};
+use crate::hold::Hold;
 use crate::listener::Listeners;
 use crate::reap::Reap;
 use crate::ring::{Run, Uring};
@@ -85,6 +86,7 @@ pub struct Ring {
     pub(crate) starved_total: [u64; BufferPool::ALL.len()],
     pub(crate) listeners: Listeners,
     pub(crate) datagrams: Datagrams,
+    pub(crate) hold: Hold,
     pub(crate) routes: Routes,
     pub(crate) preface: Preface,
     pub(crate) waker: Waker,
@@ -111,6 +113,7 @@ impl Ring {
             starved_total: [0; BufferPool::ALL.len()],
             listeners: Listeners::new(config.listeners_max),
             datagrams: Datagrams::new(config.listeners_max, config.ports_max),
+            hold: Hold::default(),
             routes: Routes::default(),
             preface: Preface::default(),
             waker,
@@ -218,7 +221,11 @@ impl Ring {
                 self.close_gate(DatagramSocket::Listener(listener));
             }
             Op::StopAccepting { listener } => self.stop_accepting(listener),
-            Op::OpenPort { port, kind } => self.open_port(port, &kind),
+            Op::Hold => self.hold(),
+            Op::Resume => self.resume(),
+            Op::OpenPort { port, kind } => {
+                self.open_port(port, &kind, || sys::port_socket(&kind));
+            }
             Op::ClosePort { port } => self.close_gate(DatagramSocket::Port(port)),
             Op::Announce { route, outbound } => {
                 self.preface.set(&Header::of_datagram(&outbound, route, Identity::default()));

@@ -187,6 +187,17 @@ fn enlarge(socket: &OwnedFd, forced: i32, polite: i32) {
     }
 }
 
+/// Whether a socket is one for datagrams.
+pub(crate) fn is_datagram_socket(socket: &OwnedFd) -> bool {
+    let (mut kind, mut size) = (0_i32, size_of::<i32>() as libc::socklen_t);
+    let (place, room) = (std::ptr::from_mut(&mut kind), std::ptr::from_mut(&mut size));
+    // SAFETY: the kernel writes at most as many bytes as the place has, and how many these are.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, place.cast(), room)
+    };
+    result == 0 && kind == libc::SOCK_DGRAM
+}
+
 /// Lets trains of datagrams arrive whole. Where the kernel cannot do that they arrive one by one.
 pub(crate) fn receive_trains(socket: &UdpSocket) {
     let _ = set_raw_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, &1);

@@ -5,6 +5,7 @@
 //! only those who know it get an answer, and may change things too; an address that others can
 //! reach without one, or in the clear, is refused when the configuration is read.
 
+use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 
@@ -14,14 +15,18 @@ use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, get};
+use axum::serve::Listener;
 use tokio::net::{TcpListener, UnixListener};
 
+mod doors;
 mod endpoints;
 mod policies;
 mod reload;
 mod tls;
 mod token;
+mod upgrade;
 
+pub use doors::Doors;
 pub use tls::{TlsProblem, TlsServer};
 pub use token::Token;
 
@@ -34,13 +39,9 @@ use crate::service::{FlowsError, Service};
 use crate::status::Status;
 
 /// Serves on the Unix socket.
-pub fn serve_unix(listener: UnixListener, service: Arc<Service>) {
-    runtime::spawn(async {
-        let routes = probes().merge(looking()).merge(changing()).with_state(service);
-        if let Err(error) = axum::serve(listener, routes).await {
-            tracing::error!(%error, "the admin socket has ended");
-        }
-    });
+pub fn serve_unix(listener: UnixListener, service: &Arc<Service>) {
+    let routes = probes().merge(looking()).merge(changing()).with_state(Arc::clone(service));
+    serve("socket", listener, routes, service);
 }
 
 /// Serves on an address.
@@ -55,19 +56,26 @@ pub fn serve_http(listener: TcpListener, service: &Arc<Service>) -> io::Result<(
         Some(token) => guarded(Arc::clone(service), token),
         None => probes().merge(looking()).with_state(Arc::clone(service)),
     };
-    let Some(tls) = tls else {
-        runtime::spawn(async { tell(axum::serve(listener, routes).await) });
-        return Ok(());
-    };
-    let listener = TlsListener::start(listener, &tls)?;
-    runtime::spawn(async { tell(axum::serve(listener, routes).await) });
+    match tls {
+        Some(tls) => serve("address", TlsListener::start(listener, &tls)?, routes, service),
+        None => serve("address", listener, routes, service),
+    }
     Ok(())
 }
 
-fn tell(ended: io::Result<()>) {
-    if let Err(error) = ended {
-        tracing::error!(%error, "the admin address has ended");
-    }
+/// Serves until another process does.
+fn serve<L>(what: &'static str, listener: L, routes: Router, service: &Service)
+where
+    L: Listener,
+    L::Addr: Debug,
+{
+    let (door, closed, guests) = service.doors().open(listener);
+    runtime::spawn(async move {
+        if let Err(error) = axum::serve(door, routes).with_graceful_shutdown(closed).await {
+            tracing::error!(%error, "the admin {what} has ended");
+        }
+        drop(guests);
+    });
 }
 
 /// Everything, for those who know the token. Whoever only asks whether it lives needs none.
@@ -80,6 +88,7 @@ fn guarded(service: Arc<Service>, token: Token) -> Router {
 /// What changes something.
 fn changing() -> Router<Arc<Service>> {
     let changing = policies::changing().merge(endpoints::changing()).merge(reload::changing());
+    let changing = changing.merge(upgrade::changing());
     changing.route("/v1/flows/{id}", delete(forget))
 }
 

@@ -12,12 +12,14 @@ use tracing_subscriber::EnvFilter;
 
 use crate::check::Checked;
 use crate::config::Admin;
+use crate::control::Start;
 use crate::failure::Failure;
 use crate::inherited::Inherited;
 use crate::problem::Problem;
 use crate::reload::{Answer, Source};
 use crate::status::Status;
 use crate::swap::compile;
+use crate::upgrade::{self, Predecessor, Program};
 use crate::{check, client, control, demo, doctor, runtime};
 
 mod author;
@@ -27,6 +29,8 @@ mod policy;
 
 /// Longer than compiling a policy may take.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(180);
+/// Longer than the longest `upgrade_timeout_ms`.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(660);
 
 /// The arguments.
 #[derive(Debug, Parser)]
@@ -64,6 +68,9 @@ enum Command {
     },
     /// Have a running balancer read its configuration again; nothing changes if anything is wrong.
     Reload(Asking),
+    /// Start the program that lies where a running balancer's lay, and have it take over from that: sockets
+    /// and flows go on, connections end where they are.
+    Upgrade(Asking),
     /// Show what a running balancer is doing.
     Status(Asking),
     /// List live flows and kept decisions, look at one of them, or forget it.
@@ -199,6 +206,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Run { config, folders } => run(&config, &folders.folders),
         Command::Check { file, folders, json } => check_file(&file, &folders.folders, json),
         Command::Reload(asking) => reload(&asking),
+        Command::Upgrade(asking) => upgrade(&asking),
         Command::Status(asking) => status(&asking),
         Command::Flows(flows) => flows.run(),
         Command::Endpoint(endpoint) => endpoint.run(),
@@ -213,6 +221,21 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
 }
 
 fn run(file: &Path, folders: &[PathBuf]) -> Result<ExitCode, Failure> {
+    let mut predecessor = Predecessor::from_environment().map_err(Failure::input)?;
+    let outcome = start(file, folders, &mut predecessor);
+    if let (Err(failure), Some(predecessor)) = (&outcome, &predecessor) {
+        predecessor.refuse(&failure.lines());
+    }
+    outcome
+}
+
+/// Runs a balancer, after the one that has started it if there is one.
+fn start(
+    file: &Path,
+    folders: &[PathBuf],
+    predecessor: &mut Option<Predecessor>,
+) -> Result<ExitCode, Failure> {
+    let program = Program::current();
     let inherited = Inherited::from_environment().map_err(Failure::input)?;
     let checked = check::read(file, folders).map_err(|failure| in_file(failure, file))?;
     let Checked { plan, document } = checked;
@@ -221,7 +244,8 @@ fn run(file: &Path, folders: &[PathBuf]) -> Result<ExitCode, Failure> {
     if let Err(error) = pointsman_ring::probe().ring {
         return Err(Failure::Fault(error.into()));
     }
-    let begin = control::run((source, config, plan), inherited);
+    let start = Start { source, config, plan, inherited, program };
+    let begin = control::run(start, predecessor);
     runtime::start(begin).map_err(|failure| match failure {
         Failure::Input(problems) => in_file(Failure::Input(document.into_problems(problems)), file),
         fault @ Failure::Fault(_) => fault,
@@ -291,6 +315,31 @@ fn reload(asking: &Asking) -> Result<ExitCode, Failure> {
         _ => return Err(anyhow::anyhow!("{}", answer.trim()).into()),
     }
     let answer: Answer = serde_json::from_str(&answer)
+        .map_err(|error| anyhow::anyhow!("the balancer is of another version: {error}"))?;
+    if asking.json {
+        print_json(&answer)?;
+    } else {
+        print(&answer.to_text());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn upgrade(asking: &Asking) -> Result<ExitCode, Failure> {
+    let (code, answer) = asking.send(("POST", "/v1/upgrade"), &[], UPGRADE_PATIENCE)?;
+    match code {
+        200 => {}
+        404 => {
+            return Err(
+                anyhow::anyhow!("the balancer is too old to be upgraded: restart it").into()
+            );
+        }
+        422 => {
+            let problem = |line: &str| Problem::new("", line);
+            return Err(Failure::Input(answer.lines().map(problem).collect()));
+        }
+        _ => return Err(anyhow::anyhow!("{}", answer.trim()).into()),
+    }
+    let answer: upgrade::Answer = serde_json::from_str(&answer)
         .map_err(|error| anyhow::anyhow!("the balancer is of another version: {error}"))?;
     if asking.json {
         print_json(&answer)?;

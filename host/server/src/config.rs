@@ -29,6 +29,10 @@ pub struct Config {
     /// How long established flows may go on after a signal to end. Default 30000: longer than most
     /// requests, shorter than what service managers wait before they kill (90 s).
     pub drain_timeout_ms: u64,
+    /// How long the new process of an upgrade may take until it has taken over; after that the old one goes
+    /// on without it. Default 60000: compiling plugins takes seconds on a busy machine, and whoever
+    /// started an upgrade waits for it.
+    pub upgrade_timeout_ms: u64,
     /// Kept decisions per worker. Default 65536: one per client of a busy site, in a few megabytes.
     pub flow_table_entries: u32,
     /// Flows at a time, of all listeners and over all workers. Default 0, no limit: each listener has
@@ -61,6 +65,7 @@ impl Default for Config {
         Self {
             workers: None,
             drain_timeout_ms: 30_000,
+            upgrade_timeout_ms: 60_000,
             flow_table_entries: 65_536,
             max_flows: 0,
             plugin_cpu_percent: 10,

@@ -18,11 +18,11 @@ use pointsman_ring::{Clock, may_be_transparent, raise_descriptor_limit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::access_log::{self, Log, LogTask};
-use crate::admin;
-use crate::assembly::{self, Channels, Outfit};
+use crate::admin::{self, Doors};
+use crate::assembly::{self, Channels, Outfit, Seated};
 use crate::budget::{Budget, Supply};
 use crate::config::Config;
 use crate::discovery::{Discovery, Found};
@@ -31,17 +31,18 @@ use crate::inherited::Inherited;
 use crate::mailbox::Retired;
 use crate::notify::{Notifier, Watchdog};
 use crate::plan::{Plan, protocol_name};
-use crate::plugins::Plugins;
+use crate::plugins::{Loaded, Plugins};
 use crate::prober::{Prober, Seen};
 use crate::problem::Problem;
 use crate::random;
 use crate::reload::{self, Source};
 use crate::runtime;
-use crate::service::{Parts, Service};
+use crate::service::{Left, Parts, Service};
 use crate::setup::Setup;
-use crate::sockets::{self, AdminSocket};
+use crate::sockets::{self, AdminSocket, Entrance, Listening};
 use crate::steering::{Steered, Steerer};
 use crate::swap::{guard, watch};
+use crate::upgrade::{self, Heir, Inheritance, Predecessor, Program};
 use crate::worker::Ended;
 use crate::world::{Change, News, Role, Unchanged, World};
 
@@ -49,43 +50,46 @@ use crate::world::{Change, News, Role, Unchanged, World};
 const TICK: Duration = Duration::from_millis(100);
 /// How long a worker may take to end after a drain is over before it is taken to be stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
+/// How long whoever is in at the admin interface may take to get his answer.
+const ANSWERING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Runs a balancer until it is told to end.
+/// What a balancer begins with.
+pub struct Start {
+    /// Where its configuration was read from.
+    pub source: Source,
+    /// As it was read.
+    pub config: Config,
+    /// What it says.
+    pub plan: Plan,
+    /// Sockets that whoever started the process has opened.
+    pub inherited: Inherited,
+    /// What it was started as.
+    pub program: Program,
+}
+
+/// Runs a balancer until it is told to end. If there is one before it that it takes over from, that is
+/// taken away once that is done: until then whoever fails had better tell it.
 ///
 /// # Errors
 /// It cannot start, or a worker broke.
-pub async fn run(
-    (source, config, mut plan): (Source, Config, Plan),
-    inherited: Inherited,
-) -> Result<ExitCode, Failure> {
+pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<ExitCode, Failure> {
     // First of all: a signal that comes while starting must not be lost.
     let signals = Signals::new()?;
-    let (_, descriptors) = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
-    let budget = Budget::divide(&mut plan, Supply::read(descriptors));
-    let compiled = Plugins::compile(&plan, read_plugins(&plan).await).map_err(Failure::Input)?;
-    let (plugins, loaded) = compiled;
-    let handed = inherited.deal(&plan).map_err(Failure::Input)?;
-    let listening = sockets::listen(&plan, handed.listeners).map_err(Failure::input)?;
-    let hash_key = [random::secret()?, random::secret()?];
-    let mut world = World::new(&plan, &listening.addresses, hash_key);
-    let discovery = Discovery::start(&plan, &mut world).await;
-    let seated = assembly::seat(&plan, (&plugins, &loaded), &mut world).map_err(Failure::Input)?;
-    let (unix, admin_socket) = AdminSocket::open(&plan, handed.admin).map_err(Failure::input)?;
-    let http = open_http(&plan, handed.http).await?;
-    let log = Log::open(&plan)?;
-    give_up_privileges(&plan)?;
-    ask_for_transparency(&plan).map_err(Failure::input)?;
-
+    let ready = Ready::new(start, predecessor.as_ref()).await?;
+    let Ready { source, config, plan, program, budget, plugins, loaded, .. } = ready;
+    let Ready { inheritance, mut listening, mut world, mut entrance, log, .. } = ready;
     let (retired_sender, retired) = unbounded_channel();
     let (ended_sender, ended) = unbounded_channel();
     let (seen_sender, seen) = unbounded_channel();
     let (steered_sender, steered) = unbounded_channel();
-    let snapshot = world.publish();
+    let (left_sender, left) = unbounded_channel();
+    // Who takes over begins with all its sockets at once.
+    let own = if predecessor.is_some() { listening.set_aside() } else { Vec::new() };
     let outfit = Outfit {
         sockets: listening.sockets,
-        policies: seated.policies,
+        policies: ready.seated.policies,
         engine: plugins.engine(),
-        snapshot: Arc::clone(&snapshot),
+        snapshot: world.publish(),
         budget: &budget,
         channels: Channels {
             retired: retired_sender,
@@ -94,7 +98,17 @@ pub async fn run(
         },
     };
     let fleet = assembly::start(&plan, outfit).await?;
-    tell_addresses(&snapshot);
+    let heir = Heir {
+        plan: &plan,
+        inheritance: &inheritance,
+        world: &mut world,
+        fleet: &fleet,
+        own,
+        entrance: &mut entrance,
+    };
+    let upgrades = predecessor.as_mut().map(|before| heir.succeed(before)).transpose()?;
+    tell_addresses(&world.snapshot());
+    let (unix, admin_socket) = entrance.unix.context("the admin socket is nobody's")?;
     let parts = Parts {
         source,
         budget,
@@ -103,29 +117,103 @@ pub async fn run(
         fleet,
         log: log.keeper,
         notifier: Notifier::from_environment(),
+        program,
+        doors: Doors::new(&unix, entrance.http.as_ref(), admin_socket.owns_file())?,
+        left: left_sender,
     };
-    let setup = Setup { config, plan, loaded, seats: seated.seats };
-    let service = Arc::new(Service::new(parts, setup, world));
-    begin(&service, seated.steerers, (unix, http))?;
+    let setup = Setup { config, plan, loaded, seats: ready.seated.seats };
+    let service = Arc::new(Service::new(parts, setup, world, upgrades.unwrap_or_default()));
+    begin(&service, ready.seated.steerers, (unix, entrance.http))?;
+    say_ready(&service, predecessor.take());
     let control = Control {
         workers_left: service.fleet().len(),
         watchdog: Watchdog::from_environment(service.notifier().clone()),
         service,
         signals,
         prober: Prober::new(seen_sender),
-        discovery,
+        discovery: ready.discovery,
         seen,
         ended,
         retired,
         steered,
+        left,
         log: log.writer.map(access_log::LogWriter::start),
         drain_until: None,
+        has_left: false,
         admin_socket,
     };
     control.run().await
 }
 
-/// Sets what stands beside the workers to work, and says that everything does.
+/// Everything that may fail has been done, but for the workers.
+struct Ready {
+    source: Source,
+    config: Config,
+    plan: Plan,
+    program: Program,
+    budget: Budget,
+    plugins: Plugins,
+    loaded: Vec<Arc<Loaded>>,
+    inheritance: Inheritance,
+    listening: Listening,
+    world: World,
+    discovery: Discovery,
+    seated: Seated,
+    entrance: Entrance,
+    log: Log,
+}
+
+impl Ready {
+    async fn new(start: Start, predecessor: Option<&Predecessor>) -> Result<Self, Failure> {
+        let Start { source, config, mut plan, inherited, program } = start;
+        let limit = raise_descriptor_limit().context("cannot raise the descriptor limit")?;
+        let budget = Budget::divide(&mut plan, Supply::read(limit.1));
+        let compiled = Plugins::compile(&plan, read_plugins(&plan).await);
+        let (plugins, loaded) = compiled.map_err(Failure::Input)?;
+        let estate = predecessor.map(Predecessor::estate);
+        let inheritance = Inheritance::new(estate, &plan).map_err(Failure::Input)?;
+        let handed = inherited.deal(&plan).map_err(Failure::Input)?;
+        let origins = inheritance.origins(handed.listeners);
+        let listening = sockets::listen(&plan, origins).map_err(Failure::input)?;
+        let hash_key = [random::secret()?, random::secret()?];
+        let mut world = World::new(&plan, &listening.addresses, hash_key);
+        world.inherit(estate.map_or(&[], |estate| &estate.clusters));
+        let discovery = Discovery::start(&plan, &mut world).await;
+        let seated = assembly::seat(&plan, (&plugins, &loaded), &mut world);
+        let seated = seated.map_err(Failure::Input)?;
+        let entrance = Entrance {
+            unix: match inheritance.admin_socket {
+                true => None,
+                false => Some(AdminSocket::open(&plan, handed.admin).map_err(Failure::input)?),
+            },
+            http: match inheritance.admin_http {
+                true => None,
+                false => open_http(&plan, handed.http).await?,
+            },
+        };
+        let log = Log::open(&plan)?;
+        give_up_privileges(&plan)?;
+        ask_for_transparency(&plan).map_err(Failure::input)?;
+        Ok(Self {
+            source,
+            config,
+            plan,
+            program,
+            budget,
+            plugins,
+            loaded,
+            inheritance,
+            listening,
+            world,
+            discovery,
+            seated,
+            entrance,
+            log,
+        })
+    }
+}
+
+/// Sets what stands beside the workers to work.
 fn begin(
     service: &Arc<Service>,
     steerers: Vec<(ClusterId, Steerer)>,
@@ -138,12 +226,22 @@ fn begin(
         service.steer((cluster, Role::Live), Some(steerer));
     }
     watch::start(service)?;
-    admin::serve_unix(unix, Arc::clone(service));
+    admin::serve_unix(unix, service);
     if let Some(http) = http {
         admin::serve_http(http, service).context("admin.http")?;
     }
-    service.notifier().ready();
     Ok(())
+}
+
+/// Says that everything works, once the service manager takes this process for the service.
+fn say_ready(service: &Arc<Service>, predecessor: Option<Predecessor>) {
+    let Some(predecessor) = predecessor else { return service.notifier().ready() };
+    let notifier = service.notifier().clone();
+    runtime::spawn(async move {
+        // Without a thread it is said earlier than the manager may want to hear it.
+        let _ = runtime::aside("farewell", || predecessor.await_farewell()).await;
+        notifier.ready();
+    });
 }
 
 /// Becomes whom the plan says. Everything that only root may bind is bound, and no worker has started.
@@ -203,6 +301,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     user1: Signal,
+    user2: Signal,
     hangup: Signal,
 }
 
@@ -212,6 +311,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
             hangup: signal(SignalKind::hangup())?,
         })
     }
@@ -222,6 +322,7 @@ impl Signals {
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
             _ = self.user1.recv() => SignalKind::user_defined1(),
+            _ = self.user2.recv() => SignalKind::user_defined2(),
             _ = self.hangup.recv() => SignalKind::hangup(),
         }
     }
@@ -255,9 +356,12 @@ struct Control {
     ended: UnboundedReceiver<Ended>,
     retired: UnboundedReceiver<Retired>,
     steered: UnboundedReceiver<Steered>,
+    left: UnboundedReceiver<Left>,
     log: Option<LogTask>,
     workers_left: usize,
     drain_until: Option<Instant>,
+    /// Whether another process has taken over.
+    has_left: bool,
     admin_socket: AdminSocket,
 }
 
@@ -272,15 +376,8 @@ impl Control {
                 Some(ended) = self.ended.recv() => self.on_ended(ended)?,
                 Some(retired) = self.retired.recv() => drop(retired),
                 Some(steered) = self.steered.recv() => self.on_steered(steered),
+                Some(left) = self.left.recv() => self.on_left(left),
                 signal = self.signals.next() => {
-                    if signal == SignalKind::user_defined1() {
-                        self.log.iter().for_each(LogTask::reopen);
-                        continue;
-                    }
-                    if signal == SignalKind::hangup() {
-                        reload::on_signal(&self.service);
-                        continue;
-                    }
                     if let Some(code) = self.on_signal(signal) {
                         self.leave(code);
                     }
@@ -289,6 +386,10 @@ impl Control {
             }
         }
         tracing::info!("every flow has ended");
+        if self.has_left {
+            // Whoever has asked for the other process is still to be answered.
+            let _ = timeout(ANSWERING_PATIENCE, self.service.doors().emptied()).await;
+        }
         if let Some(log) = self.log.take()
             && !log.finish().await
         {
@@ -368,20 +469,49 @@ impl Control {
         }
     }
 
+    /// Does what a signal says. Tells with which code to end at once, if so.
+    fn on_signal(&mut self, signal: SignalKind) -> Option<i32> {
+        if signal == SignalKind::user_defined1() {
+            self.log.iter().for_each(LogTask::reopen);
+        } else if signal == SignalKind::user_defined2() {
+            upgrade::on_signal(&self.service);
+        } else if signal == SignalKind::hangup() {
+            reload::on_signal(&self.service);
+        } else {
+            return self.on_end_signal(signal);
+        }
+        None
+    }
+
     /// The first signal drains. The second ends the process with the code that a shell gives to a
     /// process that the signal killed: 130 or 143.
-    fn on_signal(&mut self, signal: SignalKind) -> Option<i32> {
+    fn on_end_signal(&mut self, signal: SignalKind) -> Option<i32> {
         if self.drain_until.is_some() {
             tracing::warn!("second signal: ends at once");
             self.service.fleet().stop();
             return Some(128 + signal.as_raw_value());
         }
+        self.service.notifier().stopping();
+        self.drain();
+        None
+    }
+
+    /// Another process has taken over. What has stayed here ends as in any drain.
+    fn on_left(&mut self, left: Left) {
+        self.has_left = true;
+        if left.admin_socket {
+            self.admin_socket.leave_file();
+        }
+        if self.drain_until.is_none() {
+            self.drain();
+        }
+    }
+
+    fn drain(&mut self) {
         let timeout = self.service.setup().plan.drain_timeout;
         let until = Clock.now() + timeout;
         self.drain_until = Some(until);
-        self.service.notifier().stopping();
         tracing::info!(timeout_ms = timeout.as_millis(), "draining; a second signal ends at once");
         self.service.change(|world| world.drain(until));
-        None
     }
 }

@@ -2,20 +2,26 @@
 
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use pointsman_core::handover::TakenOver;
 use pointsman_core::listing::EntryId;
 use pointsman_core::{ClusterId, Snapshot};
 use pointsman_ring::Waker;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::timeout;
 
 use crate::flows::{Answer, Question};
-use crate::mailbox::{Address, Command, PolicyCommand, Renewal, Report};
+use crate::mailbox::{Address, Command, Handover, PolicyCommand, Renewal, Report};
 
 /// How long a worker may take to answer. A turn is far below a millisecond; one that takes a second
 /// is stuck, and whoever asks must not wait for it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long it may take to hand over or take over a million flows on a machine that is busy with something
+/// else, and how often that is looked at.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(20);
+const HANDOVER_LOOK: Duration = Duration::from_micros(200);
 
 /// The workers, by number.
 pub struct Fleet {
@@ -23,7 +29,8 @@ pub struct Fleet {
 }
 
 /// A worker does not answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("worker {number} does not answer; ask again")]
 pub struct Silent {
     /// Which one.
     pub number: usize,
@@ -145,6 +152,63 @@ impl Fleet {
         answers.collect()
     }
 
+    /// Has every worker stop receiving and hand over what it receives by; one for each, in order. Waits on
+    /// this thread, and is not for the control thread.
+    ///
+    /// # Errors
+    /// One does not answer; the others have what they had.
+    pub fn hand_over(&self) -> Result<Vec<Handover>, Silent> {
+        let ask = |member: &Member| {
+            let (reply, answer) = oneshot::channel();
+            member.address.post(Command::HandOver(reply));
+            answer
+        };
+        let asked: Vec<_> = self.members.iter().map(ask).collect();
+        let give_up = Instant::now() + HANDOVER_TIMEOUT;
+        let handed: Vec<_> = asked.into_iter().map(|answer| await_until(answer, give_up)).collect();
+        match handed.iter().position(Option::is_none) {
+            None => Ok(handed.into_iter().flatten().collect()),
+            Some(number) => {
+                self.give_back(handed);
+                Err(Silent { number })
+            }
+        }
+    }
+
+    /// Has every worker go on with what was handed over: one for each, in order. Waits on this thread
+    /// until all have, and tells what has become of it.
+    ///
+    /// # Errors
+    /// One does not answer; it will go on with it all the same.
+    pub fn take_over(&self, handed: Vec<Handover>) -> Result<TakenOver, Silent> {
+        let answers = self.give_back(handed.into_iter().map(Some));
+        let give_up = Instant::now() + HANDOVER_TIMEOUT;
+        let mut sum = TakenOver::default();
+        for (number, answer) in answers.into_iter().enumerate() {
+            let taken = await_until(answer, give_up).ok_or(Silent { number })?;
+            sum.flows += taken.flows;
+            sum.kept += taken.kept;
+            for (sum, count) in sum.untaken.iter_mut().zip(taken.untaken) {
+                *sum += count;
+            }
+        }
+        Ok(sum)
+    }
+
+    fn give_back(
+        &self,
+        handed: impl IntoIterator<Item = Option<Handover>>,
+    ) -> Vec<oneshot::Receiver<TakenOver>> {
+        let members = self.members.iter().zip(handed);
+        let give = |(member, handed): (&Member, Option<Handover>)| {
+            let (reply, answer) = oneshot::channel();
+            let handover = Box::new(handed?);
+            member.address.post(Command::TakeOver { handover, reply });
+            Some(answer)
+        };
+        members.filter_map(give).collect()
+    }
+
     async fn ask<T>(
         &self,
         number: usize,
@@ -154,6 +218,21 @@ impl Fleet {
         self.members[number].address.post(command(reply));
         let answer = timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| Silent { number })?;
         Ok(answer.ok())
+    }
+}
+
+/// What is answered by then. Whoever answers later keeps it: nobody is there to take it.
+fn await_until<T>(mut answer: oneshot::Receiver<T>, give_up: Instant) -> Option<T> {
+    loop {
+        match answer.try_recv() {
+            Ok(answer) => return Some(answer),
+            Err(TryRecvError::Closed) => return None,
+            Err(TryRecvError::Empty) if Instant::now() < give_up => thread::sleep(HANDOVER_LOOK),
+            Err(TryRecvError::Empty) => {
+                answer.close();
+                return answer.try_recv().ok();
+            }
+        }
     }
 }
 

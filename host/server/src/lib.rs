@@ -55,6 +55,7 @@ pub mod steering;
 pub mod swap;
 pub mod table;
 pub mod turns;
+pub mod upgrade;
 pub mod view;
 pub mod worker;
 pub mod world;

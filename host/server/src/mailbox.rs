@@ -4,11 +4,13 @@
 //! is posted takes effect at a point where no decision is half made. What a command replaces goes
 //! back to the control thread: dropping a world or a plugin takes time that flows would wait for.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel};
 use std::time::Duration;
 
 use pointsman_core::boundary::ListenerId;
+use pointsman_core::handover::{HandedDecision, HandedFlow, HandedPort, TakenOver};
 use pointsman_core::listing::EntryId;
 use pointsman_core::policy::{OnSwap, Policy};
 use pointsman_core::{ClusterId, FlowFacts, NewPolicy, Snapshot, Stats, Trial};
@@ -46,8 +48,31 @@ pub enum Command {
         /// Where to answer.
         reply: oneshot::Sender<bool>,
     },
+    /// Give away the sockets, the flows of datagrams and the kept decisions, and go on without them.
+    /// If nobody hears the answer, all of it is taken back at once.
+    HandOver(oneshot::Sender<Handover>),
+    /// Go on with what another process, or this worker before, has given away.
+    TakeOver {
+        /// What that is.
+        handover: Box<Handover>,
+        /// Where to tell what has become of it.
+        reply: oneshot::Sender<TakenOver>,
+    },
     /// End at once, whatever is under way.
     Stop,
+}
+
+/// What a worker gives away so that another process can go on with it.
+#[derive(Debug, Default)]
+pub struct Handover {
+    /// The sockets of listeners.
+    pub sockets: Vec<(ListenerId, WorkerSocket)>,
+    /// Upstream ports, with their sockets.
+    pub ports: Vec<(HandedPort, OwnedFd)>,
+    /// Flows of datagrams, in the order in which they are to be taken over.
+    pub flows: Vec<HandedFlow>,
+    /// Kept decisions.
+    pub kept: Vec<HandedDecision>,
 }
 
 /// What a worker has counted.

@@ -15,6 +15,7 @@ use pointsman_core::growth::STEPS;
 use pointsman_core::policy::Source;
 use pointsman_core::{
     CloseReason, ClusterStats, DropReason, EndpointState, KeylessReason, ListenerStats, ShedReason,
+    Untaken,
 };
 use pointsman_plugin::FaultKind;
 
@@ -22,6 +23,7 @@ use crate::discovery::{self, LeftOut};
 use crate::plan::limit_shown;
 use crate::reload;
 use crate::seat::Outcome;
+use crate::upgrade;
 use crate::view::{ClusterView, PluginView, View};
 
 /// The content type of the text.
@@ -50,6 +52,18 @@ fn listeners(view: &View, text: &mut Exposition) {
     };
     each("pointsman_flows_total", "counter", "Flows admitted.", &|s| s.flows_total);
     each("pointsman_flows_active", "gauge", "Flows admitted and not ended.", &|s| s.flows_active);
+    each(
+        "pointsman_flows_taken_over_total",
+        "counter",
+        "Flows of datagrams that another process has handed over; they were not admitted here.",
+        &|s| s.taken_over_total,
+    );
+    each(
+        "pointsman_flows_handed_over_total",
+        "counter",
+        "Flows of datagrams that were handed over to another process; they have not ended.",
+        &|s| s.handed_over_total,
+    );
     each(
         "pointsman_connect_retries_total",
         "counter",
@@ -330,6 +344,26 @@ fn process(view: &View, text: &mut Exposition) {
     text.family(name, "counter", "Ended flows that the access log had no room for.");
     text.sample(name, &[], view.access_log_dropped);
     reloads(view, text);
+    let name = "pointsman_upgrades_total";
+    text.family(
+        name,
+        "counter",
+        "Times another process was to take over, over all processes so far, by what came of it.",
+    );
+    for outcome in upgrade::Outcome::ALL {
+        let count = view.upgrades.outcomes[outcome as usize];
+        text.sample(name, &[("outcome", outcome.label())], count);
+    }
+    let name = "pointsman_flows_untaken_total";
+    text.family(
+        name,
+        "counter",
+        "Flows of datagrams that another process has handed over and that cannot go on here.",
+    );
+    for reason in Untaken::ALL {
+        let count = view.untaken[reason.index()];
+        text.sample(name, &[("reason", reason.label())], count);
+    }
     let name = "pointsman_build_info";
     text.family(name, "gauge", "Always 1; the labels say what is running.");
     text.sample(name, &[("version", crate::VERSION)], 1);
@@ -459,6 +493,10 @@ mod tests {
             "reloads_total",
             "last_reload_successful",
             "last_reload_timestamp_seconds",
+            "upgrades_total",
+            "flows_taken_over_total",
+            "flows_handed_over_total",
+            "flows_untaken_total",
             "build_info",
         ] {
             assert!(text.contains(&format!("# HELP pointsman_{name} ")), "{name}");
@@ -501,6 +539,7 @@ mod tests {
             "pointsman_buffers_starved_total{worker=\"0\",pool=\"datagrams\"} 2",
             "pointsman_reloads_total{outcome=\"refused\"} 0",
             "pointsman_last_reload_successful 1",
+            "pointsman_upgrades_total{outcome=\"applied\"} 0",
             "pointsman_closes_total{listener=\"web\",reason=\"idle-timeout\"} 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

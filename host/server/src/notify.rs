@@ -9,6 +9,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::{Duration, Instant};
 
 use pointsman_ring::Clock;
@@ -16,7 +18,14 @@ use pointsman_ring::Clock;
 /// A way to the service manager, if there is one.
 #[derive(Debug, Clone, Default)]
 pub struct Notifier {
-    socket: Option<Arc<UnixDatagram>>,
+    line: Option<Arc<Line>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    socket: UnixDatagram,
+    /// Whether another process speaks for the service.
+    is_anothers: AtomicBool,
 }
 
 /// The manager's wish to hear from us again and again.
@@ -31,7 +40,8 @@ impl Notifier {
     /// What the environment says.
     pub fn from_environment() -> Self {
         let socket = env::var_os("NOTIFY_SOCKET").and_then(|path| connect(&path));
-        Self { socket: socket.map(Arc::new) }
+        let line = |socket| Arc::new(Line { socket, is_anothers: AtomicBool::new(false) });
+        Self { line: socket.map(line) }
     }
 
     /// Everything is bound, and all workers accept; or a reload is over.
@@ -51,9 +61,16 @@ impl Notifier {
         self.send("STOPPING=1");
     }
 
+    /// This process is the service from here on, and the calling one says nothing any more: its end is
+    /// nobody's concern.
+    pub fn give_way_to(&self, process: u32) {
+        self.send(&format!("MAINPID={process}"));
+        self.line.iter().for_each(|line| line.is_anothers.store(true, Release));
+    }
+
     fn send(&self, message: &str) {
-        if let Some(socket) = &self.socket {
-            let _ = socket.send(message.as_bytes());
+        if let Some(line) = self.line.as_ref().filter(|line| !line.is_anothers.load(Acquire)) {
+            let _ = line.socket.send(message.as_bytes());
         }
     }
 }

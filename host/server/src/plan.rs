@@ -65,6 +65,8 @@ pub struct Plan {
     pub workers: usize,
     /// How long established flows may go on after a signal to end.
     pub drain_timeout: Duration,
+    /// How long the new process of an upgrade may take until it has taken over.
+    pub upgrade_timeout: Duration,
     /// Kept decisions per worker.
     pub flow_table_entries: u32,
     /// Flows at a time, of all listeners and over all workers; 0 if that is not limited.
@@ -388,6 +390,7 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let plan = Plan {
         workers: process.workers,
         drain_timeout: process.drain_timeout,
+        upgrade_timeout: process.upgrade_timeout,
         flow_table_entries: process.flow_table_entries,
         flows_max: process.flows_max,
         plugin_cpu_percent: process.plugin_cpu_percent,

@@ -66,7 +66,7 @@ pub enum Refused {
     #[error("{}", .0.join("\n"))]
     Problems(Vec<String>),
     /// Somebody else has asked for the same.
-    #[error("a reload is under way; ask again")]
+    #[error("another reload or an upgrade is under way; ask again")]
     Busy,
     /// The process is about to end.
     #[error("the balancer is draining; start another one")]
@@ -114,15 +114,15 @@ pub fn reload(service: &Arc<Service>) -> Result<Answer, Refused> {
     outcome
 }
 
-/// That nobody else reloads, and that places stay as they are.
-struct Turn<'a> {
+/// That nobody else reloads or upgrades, and that places stay as they are.
+pub(crate) struct Turn<'a> {
     service: &'a Service,
 }
 
 impl<'a> Turn<'a> {
-    fn take(service: &'a Service) -> Option<Self> {
+    pub(crate) fn take(service: &'a Service) -> Option<Self> {
         let is_free = service.look(World::hold_places);
-        is_free.then_some(Self { service })
+        is_free.then(|| Self { service })
     }
 }
 

@@ -15,6 +15,7 @@ use pointsman_ring::Clock;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::access_log::LogKeeper;
+use crate::admin::Doors;
 use crate::budget::Budget;
 use crate::fleet::{Fleet, Silent};
 use crate::flows::{self, Describer, Filter, FlowId, Page, PageToken, Query, Search, Shown};
@@ -26,6 +27,7 @@ use crate::reload::{Reloads, Source};
 use crate::seat::Seat;
 use crate::setup::Setup;
 use crate::steering::{Place, Steered, Steerer, Steering};
+use crate::upgrade::{Program, Upgrades};
 use crate::view::{Gathered, PluginView, SeatView, View};
 use crate::world::{Outlook, World};
 
@@ -74,6 +76,7 @@ pub struct Service {
     steering: OnceLock<Steering>,
     world: Mutex<World>,
     reloads: Mutex<Reloads>,
+    upgrades: Mutex<Upgrades>,
     /// Whether files of plugins are watched.
     pub is_watching: AtomicBool,
     since: Instant,
@@ -95,17 +98,32 @@ pub struct Parts {
     pub log: LogKeeper,
     /// The way to the service manager.
     pub notifier: Notifier,
+    /// What it was started as.
+    pub program: Program,
+    /// The admin interface's sockets.
+    pub doors: Doors,
+    /// Where it is told that another process has taken over.
+    pub left: UnboundedSender<Left>,
+}
+
+/// Another process has taken over.
+#[derive(Debug, Clone, Copy)]
+pub struct Left {
+    /// Whether the admin socket is its from here on.
+    pub admin_socket: bool,
 }
 
 impl Service {
-    /// Puts the parts together; from here on it counts as running.
-    pub fn new(parts: Parts, setup: Setup, world: World) -> Self {
+    /// Puts the parts together; from here on it counts as running. `upgrades` is what has come of those so
+    /// far.
+    pub fn new(parts: Parts, setup: Setup, world: World, upgrades: Upgrades) -> Self {
         Self {
             parts,
             setup: Mutex::new(Arc::new(setup)),
             steering: OnceLock::new(),
             world: Mutex::new(world),
             reloads: Mutex::default(),
+            upgrades: Mutex::new(upgrades),
             is_watching: AtomicBool::new(false),
             since: Instant::now(),
         }
@@ -245,6 +263,27 @@ impl Service {
         }
     }
 
+    /// What it was started as.
+    pub fn program(&self) -> &Program {
+        &self.parts.program
+    }
+
+    /// The admin interface's sockets.
+    pub fn doors(&self) -> &Doors {
+        &self.parts.doors
+    }
+
+    /// What has come of upgrades so far.
+    pub fn upgrades(&self) -> MutexGuard<'_, Upgrades> {
+        self.upgrades.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another process has taken over; what is left here is drained.
+    pub fn leave(&self, left: Left) {
+        // Fails only when the control thread has ended.
+        let _ = self.parts.left.send(left);
+    }
+
     /// Shows a policy what it needs to see, and tells all workers if that is something else than
     /// before.
     pub fn show(&self, place: Place, outlook: Outlook) {
@@ -270,6 +309,7 @@ impl Service {
             seats: setup.seats.iter().map(|seat| SeatView::new(seat)).collect(),
             access_log_dropped: self.log().dropped(),
             reloads: self.reloads().clone(),
+            upgrades: self.upgrades().clone(),
         };
         View::new(setup, snapshot, workers, gathered)
     }

@@ -14,13 +14,15 @@ use std::path::{Path, PathBuf};
 
 use pointsman_core::Protocol;
 use pointsman_ring::{RingError, bind_tcp, bind_udp, prepare_tcp, prepare_udp};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener as TokioTcpListener, UnixListener};
 
 use crate::plan::{ListenerPlan, Plan};
 
 /// Connections that wait to be accepted, per worker and listener; the kernel lowers it to
 /// `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// What to do where the admin socket cannot be had.
+const ADMIN_ADVICE: &str = "choose another admin.socket in the configuration";
 
 /// The listeners' sockets.
 #[derive(Debug)]
@@ -29,6 +31,14 @@ pub struct Listening {
     pub addresses: Vec<SocketAddr>,
     /// By worker, then by listener.
     pub sockets: Vec<Vec<Option<WorkerSocket>>>,
+}
+
+impl Listening {
+    /// The sockets, which then are nobody's here.
+    pub fn set_aside(&mut self) -> Vec<Vec<Option<WorkerSocket>>> {
+        let nobodys = self.sockets.iter().map(|_| Vec::new()).collect();
+        std::mem::replace(&mut self.sockets, nobodys)
+    }
 }
 
 /// What one worker listens with for one listener.
@@ -49,15 +59,26 @@ pub struct Opened {
     pub sockets: Vec<Option<WorkerSocket>>,
 }
 
-/// Opens every listener. `handed` has those sockets that each was handed.
+/// Where a listener's sockets come from.
+#[derive(Debug)]
+pub enum Origin {
+    /// They are bound.
+    New,
+    /// Whoever started the process has opened them.
+    Handed(Vec<OwnedFd>),
+    /// They have this address, and come later.
+    Awaited(SocketAddr),
+}
+
+/// Opens every listener, each as it is said.
 ///
 /// # Errors
 /// One line that names the listener and says what to do.
-pub fn listen(plan: &Plan, handed: Vec<Vec<OwnedFd>>) -> Result<Listening, String> {
+pub fn listen(plan: &Plan, origins: Vec<Origin>) -> Result<Listening, String> {
     let mut addresses = Vec::with_capacity(plan.listeners.len());
     let mut sockets: Vec<_> = (0..plan.workers).map(|_| Vec::new()).collect();
-    for (place, (listener, handed)) in plan.listeners.iter().zip(handed).enumerate() {
-        let opened = open(listener, handed, (place, plan.workers))
+    for (place, (listener, origin)) in plan.listeners.iter().zip(origins).enumerate() {
+        let opened = open(listener, origin, (place, plan.workers))
             .map_err(|error| format!("listener \"{}\": {error}", listener.name))?;
         addresses.push(opened.address);
         for (sockets, socket) in sockets.iter_mut().zip(opened.sockets) {
@@ -75,16 +96,20 @@ pub fn listen_at(listener: &ListenerPlan, workers: usize) -> Result<Opened, Stri
     bind_all(listener, workers).map_err(|error| format!("listener \"{}\": {error}", listener.name))
 }
 
-/// Gets the sockets of one listener for so many workers: those that were handed over, or new ones. Its
-/// place among the listeners says which workers begin where there are fewer sockets.
+/// Gets the sockets of one listener for so many workers. Its place among the listeners says which workers
+/// begin where there are fewer sockets.
 fn open(
     listener: &ListenerPlan,
-    handed: Vec<OwnedFd>,
+    origin: Origin,
     (place, workers): (usize, usize),
 ) -> Result<Opened, RingError> {
-    if handed.is_empty() {
-        return bind_all(listener, workers);
-    }
+    let handed = match origin {
+        Origin::New => return bind_all(listener, workers),
+        Origin::Awaited(address) => {
+            return Ok(Opened { address, sockets: (0..workers).map(|_| None).collect() });
+        }
+        Origin::Handed(handed) => handed,
+    };
     let address = listener.address;
     let taken = match listener.protocol {
         Protocol::Tcp => share(&handed, workers),
@@ -166,6 +191,15 @@ fn refuse_if_taken(address: SocketAddr, protocol: Protocol) -> Result<(), RingEr
     bound.map_err(|source| RingError::Bind { address, source })
 }
 
+/// Where the admin interface is entered, as far as that is open.
+#[derive(Debug)]
+pub struct Entrance {
+    /// The Unix socket.
+    pub unix: Option<(UnixListener, AdminSocket)>,
+    /// The address, if there is one.
+    pub http: Option<TokioTcpListener>,
+}
+
 /// The Unix socket that the command line talks to; its file goes when this does, unless somebody else
 /// has made it.
 #[derive(Debug)]
@@ -180,12 +214,34 @@ impl AdminSocket {
     /// One line that says what to do.
     pub fn open(plan: &Plan, handed: Option<OwnedFd>) -> Result<(UnixListener, Self), String> {
         let Some(handed) = handed else { return Self::bind(plan) };
-        let listener = std::os::unix::net::UnixListener::from(handed);
-        let listener =
-            listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
-        let listener =
-            listener.map_err(|error| format!("cannot take the admin socket: {error}"))?;
-        Ok((listener, Self { path: None }))
+        Ok((listener_of(handed)?, Self { path: None }))
+    }
+
+    /// Takes over the socket from a process that has bound it as the plan says, with its file if that was
+    /// its own.
+    ///
+    /// # Errors
+    /// One line that says what to do.
+    pub fn take_over(
+        plan: &Plan,
+        handed: OwnedFd,
+        owns_file: bool,
+    ) -> Result<(UnixListener, Self), String> {
+        let listener = listener_of(handed)?;
+        if owns_file {
+            restrict(plan)?;
+        }
+        Ok((listener, Self { path: owns_file.then(|| plan.admin_socket.clone()) }))
+    }
+
+    /// Whether the file goes when this does.
+    pub fn owns_file(&self) -> bool {
+        self.path.is_some()
+    }
+
+    /// Somebody else has the file from here on.
+    pub fn leave_file(&mut self) {
+        self.path = None;
     }
 
     /// Binds the socket, for those whom the plan says. A file left behind by a balancer that is gone
@@ -197,26 +253,38 @@ impl AdminSocket {
         let path = &*plan.admin_socket;
         let shown = path.display();
         remove_stale(path)?;
-        let advice = "choose another admin.socket in the configuration";
         let owner = plan.run_as.as_ref().map(|it| it.user);
         if let Some(folder) = path.parent()
             && !folder.exists()
         {
-            fs::create_dir_all(folder)
-                .and_then(|()| chown(folder, owner, None))
-                .map_err(|error| format!("cannot make {}: {error}; {advice}", folder.display()))?;
+            fs::create_dir_all(folder).and_then(|()| chown(folder, owner, None)).map_err(
+                |error| format!("cannot make {}: {error}; {ADMIN_ADVICE}", folder.display()),
+            )?;
         }
         let listener = UnixListener::bind(path)
-            .map_err(|error| format!("cannot listen on {shown}: {error}; {advice}"))?;
+            .map_err(|error| format!("cannot listen on {shown}: {error}; {ADMIN_ADVICE}"))?;
         let socket = Self { path: Some(path.to_owned()) };
-        let group = plan.admin.socket_group.or(plan.run_as.as_ref().map(|it| it.group));
-        chown(path, owner, group)
-            .and_then(|()| {
-                fs::set_permissions(path, fs::Permissions::from_mode(plan.admin.socket_mode))
-            })
-            .map_err(|error| format!("cannot restrict {shown} to its owner: {error}; {advice}"))?;
+        restrict(plan)?;
         Ok((listener, socket))
     }
+}
+
+/// Makes the admin socket's file theirs whom the plan says.
+fn restrict(plan: &Plan) -> Result<(), String> {
+    let path = &*plan.admin_socket;
+    let owner = plan.run_as.as_ref().map(|it| it.user);
+    let group = plan.admin.socket_group.or(plan.run_as.as_ref().map(|it| it.group));
+    let mode = fs::Permissions::from_mode(plan.admin.socket_mode);
+    chown(path, owner, group).and_then(|()| fs::set_permissions(path, mode)).map_err(|error| {
+        let shown = path.display();
+        format!("cannot restrict {shown} to its owner: {error}; {ADMIN_ADVICE}")
+    })
+}
+
+fn listener_of(handed: OwnedFd) -> Result<UnixListener, String> {
+    let listener = std::os::unix::net::UnixListener::from(handed);
+    let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+    listener.map_err(|error| format!("cannot take the admin socket: {error}"))
 }
 
 impl Drop for AdminSocket {

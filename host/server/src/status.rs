@@ -18,6 +18,7 @@ use crate::plan::{ClusterPlan, ListenerPlan, PolicyPlan, limit_shown, protocol_n
 use crate::reload::{Last, Outcome};
 use crate::swap::short;
 use crate::table::Table;
+use crate::upgrade;
 use crate::view::{ClusterView, ListenerView, PluginView, View};
 
 pub use load::{Buffers, Load};
@@ -33,6 +34,9 @@ pub type Counts = BTreeMap<String, u64>;
 pub struct Status {
     /// The program's version.
     pub version: String,
+    /// The process' number.
+    #[serde(default)]
+    pub pid: u32,
     /// Since it began to accept.
     pub uptime_s: u64,
     /// Threads that carry traffic.
@@ -59,6 +63,12 @@ pub struct Status {
     /// The last time.
     #[serde(default)]
     pub last_reload: Option<Last>,
+    /// Times that another process was to take over, over all processes so far, by what came of it.
+    #[serde(default)]
+    pub upgrades: Counts,
+    /// The last time.
+    #[serde(default)]
+    pub last_upgrade: Option<upgrade::Last>,
 }
 
 /// A listener.
@@ -111,6 +121,9 @@ pub struct Datagrams {
     pub downstream: u64,
     /// Forwarded by a stateless policy without a flow.
     pub stateless: u64,
+    /// Flows that the process before has handed over; they are not among `flows_total`.
+    #[serde(default)]
+    pub flows_taken_over: u64,
 }
 
 /// A cluster.
@@ -267,6 +280,7 @@ impl Status {
         };
         Self {
             version: crate::VERSION.to_owned(),
+            pid: std::process::id(),
             uptime_s,
             workers: plan.workers,
             generation: view.snapshot.generation.0,
@@ -278,6 +292,11 @@ impl Status {
             loads: view.workers.iter().map(Load::new).collect(),
             reloads: counts(Outcome::ALL.map(Outcome::label), &view.reloads.outcomes),
             last_reload: view.reloads.last.clone(),
+            upgrades: counts(
+                upgrade::Outcome::ALL.map(upgrade::Outcome::label),
+                &view.upgrades.outcomes,
+            ),
+            last_upgrade: view.upgrades.last.clone(),
         }
     }
 
@@ -292,6 +311,9 @@ impl Status {
         );
         if let Some(last) = &self.last_reload {
             let _ = writeln!(text, "{}\n", reloaded(last));
+        }
+        if let Some(last) = &self.last_upgrade {
+            let _ = writeln!(text, "{}\n", upgraded(last));
         }
         text.push_str(&self.listeners_table());
         text.push('\n');
@@ -419,6 +441,7 @@ impl Listener {
             upstream: stats.datagrams_total[Side::Upstream.index()],
             downstream: stats.datagrams_total[Side::Downstream.index()],
             stateless: stats.stateless_total,
+            flows_taken_over: stats.taken_over_total,
         };
         Self {
             name: view.name.clone(),
@@ -582,11 +605,28 @@ impl Policy {
     }
 }
 
+/// How many seconds ago something was.
+fn seconds_since(at_unix_ms: u64) -> u64 {
+    let then = Duration::from_millis(at_unix_ms);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(then).as_secs()
+}
+
+/// How the last upgrade went, for a person.
+fn upgraded(last: &upgrade::Last) -> String {
+    let ago = seconds_since(last.at_unix_ms);
+    let upgrade::Last { flows, flows_lost, from_version, problems, .. } = last;
+    match from_version {
+        Some(version) => format!(
+            "took over from pointsman {version} {ago} s ago: {flows} flow(s) of datagrams, {flows_lost} lost"
+        ),
+        None => format!("an upgrade was refused {ago} s ago:\n  {}", problems.join("\n  ")),
+    }
+}
+
 /// How the last reload went, for a person.
 fn reloaded(last: &Last) -> String {
-    let then = Duration::from_millis(last.at_unix_ms);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let ago = now.saturating_sub(then).as_secs();
+    let ago = seconds_since(last.at_unix_ms);
     let problems = last.problems.join("\n  ");
     match last.generation {
         Some(generation) => format!("reloaded {ago} s ago: generation {generation}"),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use pointsman_core::boundary::ListenerId;
 use pointsman_core::eligibility::Footing;
 use pointsman_core::{
-    ClusterId, ClusterStats, EndpointState, Listener, ListenerStats, Openness, Snapshot,
+    ClusterId, ClusterStats, EndpointState, Listener, ListenerStats, Openness, Snapshot, Untaken,
 };
 use pointsman_plugin::{Module, PolicyCounts, Shape};
 
@@ -19,6 +19,7 @@ use crate::plan::{DiscoveryPlan, Plan, PluginId};
 use crate::reload::Reloads;
 use crate::seat::{Outcome, Seat};
 use crate::setup::Setup;
+use crate::upgrade::Upgrades;
 
 /// Everything there is to see.
 pub struct View {
@@ -34,10 +35,14 @@ pub struct View {
     pub plugins: Vec<PluginView>,
     /// By worker: what it has counted.
     pub workers: Vec<Report>,
+    /// Flows that another process has handed over and that cannot go on here, by [`Untaken`].
+    pub untaken: [u64; Untaken::ALL.len()],
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
     /// What came of reloads.
     pub reloads: Reloads,
+    /// What came of upgrades.
+    pub upgrades: Upgrades,
 }
 
 /// A listener's counts.
@@ -126,6 +131,8 @@ pub struct Gathered {
     pub access_log_dropped: u64,
     /// What came of reloads.
     pub reloads: Reloads,
+    /// What came of upgrades.
+    pub upgrades: Upgrades,
 }
 
 /// A plugin's counts.
@@ -147,14 +154,19 @@ impl View {
         workers: Vec<Report>,
         gathered: Gathered,
     ) -> Self {
-        let Gathered { plugins, seats, leaving, standings, access_log_dropped, reloads } = gathered;
+        let Gathered { plugins, seats, leaving, standings, access_log_dropped, .. } = gathered;
+        let Gathered { reloads, upgrades, .. } = gathered;
+        let mut untaken = [0; Untaken::ALL.len()];
+        workers.iter().for_each(|worker| add_each(&mut untaken, &worker.stats.untaken_total));
         Self {
             listeners: listeners(&setup.plan, &snapshot, &workers),
             clusters: clusters(&setup.plan, &snapshot, &workers, (seats, leaving, standings)),
             plugins,
             workers,
+            untaken,
             access_log_dropped,
             reloads,
+            upgrades,
             setup,
             snapshot,
         }
@@ -231,6 +243,8 @@ fn clusters(
 fn add_listener(sum: &mut ListenerStats, one: &ListenerStats) {
     sum.flows_total += one.flows_total;
     sum.flows_active += one.flows_active;
+    sum.taken_over_total += one.taken_over_total;
+    sum.handed_over_total += one.handed_over_total;
     sum.connect_retries_total += one.connect_retries_total;
     sum.reallocations_total += one.reallocations_total;
     sum.stateless_total += one.stateless_total;
@@ -295,12 +309,14 @@ endpoints = [{ address = "127.0.0.1:1" }]
         (cluster.overflows_total, cluster.queued_total) = (1, 2);
         cluster.queued_time = Duration::from_millis(750);
         cluster.decisions_total[Source::Native.index()] = 2 * factor;
+        let untaken_total = Default::default();
         let stats = Stats {
             listeners: vec![listener],
             clusters: vec![cluster],
             sessions_active: 0,
             flow_table_entries: 4,
             ports_open: 5,
+            untaken_total,
         };
         let mut ring = RingStats { enters_total: 3 * factor, ..RingStats::default() };
         let datagrams = &mut ring.buffers[BufferPool::Datagrams.index()];

@@ -10,6 +10,8 @@
 //! No executor, no futures, no locks. Everything that takes long (compiling, resolving, dropping a
 //! world, writing logs) is done by the control thread.
 
+mod handing;
+
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -24,7 +26,9 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::access_log::LogSender;
 use crate::cores::Core;
-use crate::mailbox::{Command, Mailbox, PolicyCommand, Renewal, Report, Retired, Swapped};
+use crate::mailbox::{
+    Command, Handover, Mailbox, PolicyCommand, Renewal, Report, Retired, Swapped,
+};
 use crate::sockets::WorkerSocket;
 use crate::turns::Turns;
 
@@ -118,6 +122,8 @@ struct Worker {
     /// All workers, once all of them have started.
     others: Arc<[Waker]>,
     log: Option<LogSender>,
+    /// Who waits for what this worker has, until it can be given away.
+    heir: Option<oneshot::Sender<Handover>>,
     turns: Turns,
     told_to_stop: bool,
 }
@@ -159,6 +165,7 @@ impl Worker {
             mailbox: parts.mailbox,
             others: Arc::new([]),
             log: parts.log,
+            heir: None,
             turns: Turns::default(),
             told_to_stop: false,
         })
@@ -205,6 +212,9 @@ impl Worker {
     }
 
     fn take_commands(&mut self, now: Instant) {
+        if self.is_still_preparing(now) {
+            return;
+        }
         while let Some(command) = self.mailbox.take() {
             match command {
                 Command::Apply(snapshot) => {
@@ -225,6 +235,10 @@ impl Worker {
                 Command::Forget { id, reply } => {
                     let _ = reply.send(self.balancer.forget(now, id, &mut self.ops));
                     return self.take_the_rest_soon();
+                }
+                Command::HandOver(heir) => return self.begin_handing_over(heir),
+                Command::TakeOver { handover, reply } => {
+                    let _ = reply.send(self.take_over(now, *handover));
                 }
                 Command::Stop => self.told_to_stop = true,
             }

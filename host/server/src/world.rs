@@ -24,12 +24,14 @@ use crate::plan::{ClusterPlan, EndpointPlan, ListenerPlan, Plan};
 mod change;
 mod discovered;
 mod growth;
+mod inheritance;
 mod passive;
 mod reload;
 mod sight;
 
 pub use change::{EndpointChange, Target};
 pub use discovered::Unchanged;
+pub use inheritance::ClusterLegacy;
 pub use passive::News;
 pub use reload::Place;
 pub use sight::{Author, Made, Needs, Outlook};

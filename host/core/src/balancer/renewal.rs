@@ -105,124 +105,14 @@ impl Listener {
 #[cfg(test)]
 mod tests {
     use alloc::vec;
-    use core::net::SocketAddr;
 
     use super::*;
-    use crate::BalancerConfig;
-    use crate::boundary::{
-        Buffer, Completion, DatagramSocket, Link, Memory, Path, PoolSizes, Train,
-    };
+    use crate::balancer::rig::{Nothing, Rig, goes_on};
+    use crate::boundary::Completion;
     use crate::policy::RoundRobin;
     use crate::snapshot::Generation;
     use crate::stats::{CloseReason, ShedReason};
     use crate::testing;
-
-    /// Nobody looks at bytes here.
-    struct Nothing;
-
-    impl Memory for Nothing {
-        fn bytes(&self, _: &Buffer) -> &[u8] {
-            &[]
-        }
-
-        fn first_datagram(&self, _: &Train) -> &[u8] {
-            &[]
-        }
-
-        fn write(&mut self, _: &[u8]) -> Option<Buffer> {
-            None
-        }
-
-        fn local_address(&self, _: Link) -> Option<SocketAddr> {
-            None
-        }
-    }
-
-    struct Rig {
-        now: Instant,
-        balancer: Balancer,
-        ops: Ops,
-    }
-
-    impl Rig {
-        /// A listener of datagrams named `dns`, and a cluster.
-        fn new() -> Self {
-            let config = BalancerConfig {
-                worker: 0,
-                sessions_max: 1,
-                datagram_flows_max: 16,
-                flow_table_entries_max: 16,
-                board: None,
-                pools: PoolSizes { small: 4, bulk: 4 },
-                hash_key: [1, 2],
-                seed: 3,
-                record_flows: false,
-            };
-            let snapshot = Arc::new(testing::snapshot(16));
-            snapshot.listeners[0].sockets_open.add(1);
-            let policies: Vec<Box<dyn Policy>> = vec![Box::new(RoundRobin::new())];
-            let balancer = Balancer::new(&config, snapshot, policies);
-            let ops = Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX);
-            Self { now: Instant::from_millis(1), balancer, ops }
-        }
-
-        /// The world there is, to be changed.
-        fn world(&self) -> (Vec<Listener>, Vec<Cluster>) {
-            let cluster = |old: &Cluster| Cluster {
-                name: old.name.clone(),
-                endpoints: old.endpoints.clone(),
-                candidates: Arc::clone(&old.candidates),
-                footing: old.footing,
-                proxy: old.proxy,
-                transparent: old.transparent,
-                trial: None,
-                queue: old.queue.clone(),
-            };
-            let Snapshot { listeners, clusters, .. } = &*self.balancer.snapshot;
-            (listeners.to_vec(), clusters.iter().map(cluster).collect())
-        }
-
-        fn publish(
-            &mut self,
-            (listeners, clusters): (Vec<Listener>, Vec<Cluster>),
-            policies: Vec<NewPolicy>,
-        ) -> Vec<Op> {
-            let snapshot = Snapshot {
-                generation: Generation(self.balancer.snapshot.generation.0 + 1),
-                listeners: listeners.into(),
-                clusters: clusters.into(),
-                drain_until: None,
-            };
-            self.balancer.renew(self.now, Arc::new(snapshot), policies, &mut self.ops);
-            self.turn()
-        }
-
-        fn turn(&mut self) -> Vec<Op> {
-            self.balancer.handle_timeout(self.now, &mut self.ops);
-            self.balancer.check_invariants();
-            self.ops.drain().collect()
-        }
-
-        fn send(&mut self, listener: u16, client: u16) -> Vec<Op> {
-            let socket = DatagramSocket::Listener(ListenerId(listener));
-            let peer = SocketAddr::from(([192, 0, 2, 1], client));
-            let path = Path { peer, local: Some([192, 0, 2, 9].into()) };
-            let train = Train::new(0, 8, 0);
-            let completion = Completion::Datagrams { socket, path, train };
-            self.balancer.handle(self.now, completion, &mut Nothing, &mut self.ops);
-            self.turn()
-        }
-
-        fn set(&mut self, place: usize, openness: Openness) -> Vec<Op> {
-            let mut world = self.world();
-            world.0[place].openness = openness;
-            self.publish(world, Vec::new())
-        }
-    }
-
-    fn goes_on(ops: &[Op]) -> bool {
-        ops.iter().any(|op| matches!(op, Op::Forward { .. }))
-    }
 
     #[test]
     fn a_listener_that_is_closed_ends_its_flows_and_gives_up_its_socket_once() {

@@ -5,10 +5,10 @@
 //! the endpoint is configured or has flows.
 
 use alloc::vec::Vec;
+use core::net::SocketAddr;
 
 use super::lane::Lane;
 use crate::boundary::ListenerId;
-use crate::session::Allocation;
 use crate::snapshot::{ClusterId, Endpoint, EndpointId, Snapshot};
 
 /// An endpoint, as one listener's flows know it.
@@ -56,17 +56,48 @@ impl Bindings {
     }
 
     /// The listener's binding to this endpoint, which comes into being when it is first used.
-    pub(super) fn number_of(&mut self, listener: ListenerId, allocation: &Allocation) -> u32 {
-        let Allocation { cluster, endpoint, .. } = allocation;
-        let key = (listener, *cluster, endpoint.id);
+    pub(super) fn number_of(
+        &mut self,
+        listener: ListenerId,
+        (cluster, endpoint): (ClusterId, &Endpoint),
+    ) -> u32 {
+        let key = (listener, cluster, endpoint.id);
         match self.numbers.binary_search_by_key(&key, |&(key, _)| key) {
             Ok(place) => self.numbers[place].1,
             Err(place) => {
-                let number = self.add(listener, *cluster, endpoint.clone());
+                let number = self.add(listener, cluster, endpoint.clone());
                 self.numbers.insert(place, (key, number));
                 number
             }
         }
+    }
+
+    /// The same for an endpoint that may be down, and its flows may not stay for that.
+    pub(super) fn number_in(
+        &mut self,
+        snapshot: &Snapshot,
+        listener: ListenerId,
+        (cluster, endpoint): (ClusterId, &Endpoint),
+    ) -> u32 {
+        let number = self.number_of(listener, (cluster, endpoint));
+        if let Some(Some(binding)) = self.slots.get_mut(number as usize) {
+            binding.serves = snapshot.clusters[cluster.index()].serves(endpoint.id);
+        }
+        number
+    }
+
+    /// An endpoint that flows of this listener have been bound to, whether it is still configured or
+    /// not.
+    pub(super) fn endpoint_at(
+        &self,
+        (listener, cluster): (ListenerId, ClusterId),
+        address: SocketAddr,
+    ) -> Option<&Endpoint> {
+        let place = (listener, cluster, address);
+        let bindings = self.slots.iter().flatten();
+        let mut found =
+            bindings.filter(|it| (it.listener, it.cluster, it.endpoint.address) == place);
+        found.next().map(|binding| &binding.endpoint)
     }
 
     fn add(&mut self, listener: ListenerId, cluster: ClusterId, endpoint: Endpoint) -> u32 {
@@ -85,6 +116,12 @@ impl Bindings {
         });
         self.slots[place] = Some(binding);
         place as u32
+    }
+
+    /// Those that have flows.
+    pub(super) fn in_use(&self) -> Vec<u32> {
+        let in_use = self.iter().filter(|(_, binding)| binding.flows > 0);
+        in_use.map(|(number, _)| number).collect()
     }
 
     /// The free ports of a binding.

@@ -77,6 +77,11 @@ impl Coarse {
         Self(((now.as_millis() >> Self::SHIFT) + 1) as u32)
     }
 
+    /// The first such time that is not before `then`, which was read from one before.
+    const fn again(then: Instant) -> Self {
+        Self(then.as_nanos().div_ceil(1_000_000 << Self::SHIFT) as u32)
+    }
+
     /// This time on the full clock, `now` being no earlier and not a year later.
     pub(super) fn to_instant(self, now: Instant) -> Instant {
         let behind = Self::of(now).0.wrapping_sub(self.0);
@@ -219,6 +224,23 @@ impl Flow {
     #[inline]
     pub(super) fn is_confirmed(&self) -> bool {
         self.datagrams[Side::Downstream.index()] > 0
+    }
+
+    /// Sets it back in time: it began, and something of it moved last, so long ago.
+    pub(super) fn set_ages(&mut self, now: Instant, age: Duration, silent: Duration) {
+        self.started = Coarse::again(now - age);
+        self.last_active = Coarse::again(now - silent);
+    }
+
+    /// What it has sent so far, elsewhere. One whose endpoint has replied is no longer among those
+    /// without a reply.
+    pub(super) fn set_counts(&mut self, bytes: [u64; 2], datagrams: [u32; 2]) {
+        self.datagrams = datagrams;
+        let up = Side::Upstream.index();
+        self.bytes[up] = bytes[up];
+        if self.is_confirmed() {
+            self.bytes = bytes;
+        }
     }
 
     /// Bytes, by the side they went to.

@@ -10,6 +10,11 @@ use crate::snapshot::{Listener, OnEndpointDown};
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 
 impl Datagrams {
+    /// Whether a listener is one of datagrams that has not ended.
+    pub(crate) fn receives(&self, id: ListenerId) -> bool {
+        self.open.get(id.index()).is_some_and(|open| *open)
+    }
+
     /// Takes in a new world.
     pub(crate) fn apply(&mut self, turn: &mut Turn<'_>) {
         let acts = |listener: &Listener| listener.on_endpoint_down != OnEndpointDown::Keep;

@@ -12,6 +12,7 @@ use core::net::SocketAddr;
 use super::flow::NONE;
 use super::lane::{Lane, Opened};
 use crate::boundary::{ListenerId, Op, Ops, PortId, PortKind};
+use crate::handover::HandedPort;
 use crate::snapshot::{DatagramSettings, Listener, Snapshot};
 
 /// Ports that are found taken before a flow is refused.
@@ -188,6 +189,64 @@ impl Ports {
         }
     }
 
+    /// The ports that flows of these listeners go through.
+    pub(super) fn in_use(
+        &self,
+        is_wanted: impl Fn(ListenerId) -> bool,
+    ) -> impl Iterator<Item = HandedPort> {
+        let ports = (0..).map(PortId).zip(&self.ports);
+        ports.filter_map(move |(number, &Port { listener, flows, state, .. })| {
+            let connected = match state {
+                State::Owned => true,
+                State::Shared => false,
+                _ => return None,
+            };
+            let goes = flows > 0 && is_wanted(listener);
+            goes.then_some(HandedPort { port: number, listener, connected })
+        })
+    }
+
+    /// A flow has gone over to another process, and its port will.
+    pub(super) fn on_flow_handed_over(&mut self, port: PortId) {
+        self.ports[port.index()].flows -= 1;
+    }
+
+    /// They have gone over to another process with all their flows: their numbers are free.
+    pub(super) fn on_handed_over(&mut self, gone: &[HandedPort]) {
+        gone.iter().for_each(|port| self.release(port.port));
+        let ports = &self.ports;
+        for pool in self.pools.iter_mut().flatten() {
+            pool.ports.retain(|port| ports[port.index()].state == State::Shared);
+        }
+    }
+
+    /// Finds a number for a port that is open already. As many may come as there is room for, whatever
+    /// a listener may open by itself: they have flows.
+    pub(super) fn take_in(
+        &mut self,
+        listener: ListenerId,
+        towards: SocketAddr,
+        connected: bool,
+    ) -> Option<PortId> {
+        let state = if connected { State::Owned } else { State::Shared };
+        (self.total < self.total_max).then(|| self.add(listener, towards, state))
+    }
+
+    /// Tells an endpoint that has been given flows of all ports there are: those that `is_its_own` have
+    /// such a flow, the others are free.
+    pub(super) fn make_known(
+        &self,
+        wish: &Wish,
+        lane: &mut Lane,
+        is_its_own: impl Fn(PortId) -> bool,
+    ) {
+        while let Some(opened) = self.next_unknown(wish, lane) {
+            if !is_its_own(opened.port) {
+                lane.put(opened, |it| self.is_open(it));
+            }
+        }
+    }
+
     /// Whose port it is.
     pub(super) fn listener(&self, port: PortId) -> ListenerId {
         self.ports[port.index()].listener
@@ -315,27 +374,12 @@ impl Ports {
     }
 
     fn open(&mut self, wish: &Wish, state: State, ops: &mut Ops) -> Option<PortId> {
-        let count = &mut self.counts[wish.listener.index()];
+        let count = self.counts[wish.listener.index()];
         let possible = wish.settings.ports_max.min(self.possible[wish.listener.index()]);
-        if *count >= possible || self.total >= self.total_max {
+        if count >= possible || self.total >= self.total_max {
             return None;
         }
-        *count += 1;
-        self.total += 1;
-        let port = self.free.pop().unwrap_or(PortId(self.ports.len() as u32));
-        let pool = &mut self.pools[wish.listener.index()][family(wish.endpoint)];
-        match state {
-            State::Shared => pool.ports.push(port),
-            State::Stateless => pool.stateless = Some(port),
-            _ => {}
-        }
-        let opening = self.openings;
-        self.openings += 1;
-        let entry = Port { listener: wish.listener, opening, flows: 0, owner: NONE, state };
-        match self.ports.get_mut(port.index()) {
-            Some(slot) => *slot = entry,
-            None => self.ports.push(entry),
-        }
+        let port = self.add(wish.listener, wish.endpoint, state);
         let kind = PortKind {
             towards: wish.endpoint,
             connected: state == State::Owned,
@@ -343,6 +387,27 @@ impl Ports {
         };
         ops.push(Op::OpenPort { port, kind });
         Some(port)
+    }
+
+    /// Gives a port that is open, or will be, a number and its place.
+    fn add(&mut self, listener: ListenerId, towards: SocketAddr, state: State) -> PortId {
+        self.counts[listener.index()] += 1;
+        self.total += 1;
+        let port = self.free.pop().unwrap_or(PortId(self.ports.len() as u32));
+        let pool = &mut self.pools[listener.index()][family(towards)];
+        match state {
+            State::Shared => pool.ports.push(port),
+            State::Stateless => pool.stateless = Some(port),
+            _ => {}
+        }
+        let opening = self.openings;
+        self.openings += 1;
+        let entry = Port { listener, opening, flows: 0, owner: NONE, state };
+        match self.ports.get_mut(port.index()) {
+            Some(slot) => *slot = entry,
+            None => self.ports.push(entry),
+        }
+        port
     }
 
     fn close(&mut self, port: PortId, ops: &mut Ops) {

@@ -198,6 +198,28 @@ impl FlowTable {
         self.details.get(flow.details)
     }
 
+    /// Whether there is a place for another.
+    pub(super) fn has_place(&self) -> bool {
+        self.len < self.capacity
+    }
+
+    /// All flows: first those with a reply, then the others of each listener, oldest first.
+    pub(super) fn in_order(&self) -> Vec<u32> {
+        let mut order = Vec::with_capacity(self.len as usize);
+        let is_confirmed = |number: &u32| self.get(*number).is_some_and(Flow::is_confirmed);
+        order.extend((0..self.entries_end()).filter(is_confirmed));
+        let number = |number: u32| (number != NONE).then_some(number);
+        let after = |before: &u32| number(self.entries[*before as usize].neighbours()[1]);
+        let listed = |list: &List| core::iter::successors(number(list.first), after);
+        order.extend(self.lists.iter().flat_map(listed));
+        order
+    }
+
+    /// When a flow's timer is due, at the earliest.
+    pub(super) fn due(&self, number: u32) -> Instant {
+        self.timers.due(number)
+    }
+
     /// Whether a new flow needs another's place: flows without a reply may have what others do not
     /// need of half the table, and beyond that their own share.
     pub(super) fn is_full(&self) -> bool {

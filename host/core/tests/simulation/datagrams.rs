@@ -9,6 +9,7 @@ mod model;
 mod net;
 mod oracle;
 mod setup;
+mod succession;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,14 +19,15 @@ use pointsman_core::boundary::{Completion, DatagramSocket, ListenerId, Op, Ops, 
 use pointsman_core::listing::{Cursor, Entry, EntryKind};
 use pointsman_core::policy::OnSwap;
 use pointsman_core::{
-    Balancer, BalancerConfig, Board, ClusterId, DropReason, Generation, Instant, Openness, Snapshot,
+    Balancer, BalancerConfig, Board, ClusterId, DropReason, Generation, Instant, ListenerStats,
+    Openness, Snapshot,
 };
 
 use crate::passive::Passive;
 use crate::rng::Rng;
 use crate::workload::{copy, reached};
 use kept::{KeptKey, Shelf};
-use model::{Model, Rests, Scene, Seen, Worker};
+use model::{Model, Scene, Seen, Worker};
 use net::{Cargo, Faults, Net};
 use setup::{CallLog, Kind, Taste};
 
@@ -52,8 +54,17 @@ pub(crate) fn trace(seed: u64) -> Vec<String> {
     run.trace
 }
 
+/// What every worker of a seed is made of.
+struct Sizes {
+    capacity: u32,
+    entries_max: u32,
+    has_board: bool,
+    faults: Faults,
+}
+
 struct Run {
     rng: Rng,
+    sizes: Sizes,
     now: Instant,
     workers: Vec<(Balancer, Net)>,
     model: Model,
@@ -83,13 +94,39 @@ impl Run {
         let snapshot = Arc::new(setup::first_snapshot(&mut rng, listeners, keyed));
         let kinds: Vec<Kind> = (0..listeners).map(|_| Kind::pick(&mut rng)).collect();
         let (taste, calls) = (Taste::pick(&mut rng), CallLog::default());
-        let board = shared.then(|| Arc::new(Board::new(1_000, [rng.next(), rng.next()])));
         let capacity = rng.pick(&[4, 16, 16, 60]);
-        let ports_max = snapshot.listeners.iter().map(|listener| listener.datagrams.ports_max);
-        let ports_max = ports_max.sum();
-        let faults = faults(&mut rng);
+        let sizes = Sizes { capacity, entries_max, has_board: shared, faults: faults(&mut rng) };
         let passive = Passive::new(&mut rng, listeners);
-        let worker = |number: usize, rng: &mut Rng| {
+        let mut run = Self {
+            model: model(&snapshot, workers, (kinds, capacity, shared)),
+            sizes,
+            clients: rng.pick(&[3, 16, 16]),
+            rng,
+            now: START,
+            workers: Vec::new(),
+            snapshot,
+            ops: Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX),
+            pending: Vec::new(),
+            calls,
+            taste,
+            passive,
+            endpoints: 100,
+            keyed,
+            noted: Vec::new(),
+            trace: Vec::new(),
+        };
+        run.workers = run.fresh_workers();
+        run
+    }
+
+    /// The workers of a process that starts.
+    fn fresh_workers(&mut self) -> Vec<(Balancer, Net)> {
+        let Sizes { capacity, entries_max, has_board, ref faults } = self.sizes;
+        let rng = &mut self.rng;
+        let board = has_board.then(|| Arc::new(Board::new(1_000, [rng.next(), rng.next()])));
+        let listeners = &self.snapshot.listeners;
+        let ports_max = listeners.iter().map(|listener| listener.datagrams.ports_max).sum();
+        let worker = |number: usize| {
             let config = BalancerConfig {
                 worker: number,
                 sessions_max: 1,
@@ -101,28 +138,12 @@ impl Run {
                 seed: rng.next(),
                 record_flows: true,
             };
-            let policies = kinds.iter().map(|kind| kind.policy(&calls, &taste)).collect();
-            let net = Net::new(Rng::new(rng.next()), faults.clone(), listeners, ports_max);
-            (Balancer::new(&config, snapshot.clone(), policies), net)
+            let kinds = self.model.kinds.iter();
+            let policies = kinds.map(|kind| kind.policy(&self.calls, &self.taste)).collect();
+            let net = Net::new(Rng::new(rng.next()), faults.clone(), listeners.len(), ports_max);
+            (Balancer::new(&config, self.snapshot.clone(), policies), net)
         };
-        let workers: Vec<_> = (0..workers).map(|number| worker(number, &mut rng)).collect();
-        Self {
-            model: model(&snapshot, workers.len(), (kinds, capacity, board.is_some())),
-            clients: rng.pick(&[3, 16, 16]),
-            rng,
-            now: START,
-            workers,
-            snapshot,
-            ops: Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX),
-            pending: Vec::new(),
-            calls,
-            taste,
-            passive,
-            endpoints: 100,
-            keyed,
-            noted: Vec::new(),
-            trace: Vec::new(),
-        }
+        (0..self.model.workers.len()).map(worker).collect()
     }
 
     /// Everything that can go wrong does.
@@ -144,6 +165,9 @@ impl Run {
         }
         if self.rng.chance(30) {
             self.forget();
+        }
+        if self.rng.chance(10) {
+            self.change_process();
         }
         if self.rng.chance(300) {
             self.pass_time();
@@ -446,21 +470,16 @@ impl Run {
             net.assert_nothing_is_held();
             assert!(net.all_listeners_have_ended() && model.stopped.iter().all(|stopped| *stopped));
             assert!(model.flows.is_empty());
-            for stats in &balancer.stats().listeners {
-                assert_eq!(stats.flows_total, stats.closes_total.iter().sum::<u64>());
-            }
+            assert!(balancer.stats().listeners.iter().all(all_are_accounted_for));
         }
-        for listener in &self.snapshot.listeners {
-            assert_eq!(listener.all_flows.active.get(), 0, "flows are counted off");
-            let Some(counts) = &listener.flows_per_client else { continue };
-            let max = setup::per_client_max(counts);
-            for client in setup::CLIENTS {
-                let free = (0..max).take_while(|_| counts.try_add(client.ip())).count();
-                (0..free).for_each(|_| counts.remove(client.ip()));
-                assert_eq!(free, max as usize, "a client's flows are counted off");
-            }
-        }
+        self.assert_given_back(&self.snapshot);
     }
+}
+
+/// Whether every flow that has come has ended here, or goes on elsewhere.
+fn all_are_accounted_for(stats: &ListenerStats) -> bool {
+    let came = stats.flows_total + stats.taken_over_total;
+    came == stats.closes_total.iter().sum::<u64>() + stats.handed_over_total
 }
 
 /// What a completion means to the model.
@@ -535,6 +554,8 @@ fn again_op(op: &Op) -> Op {
         Op::Discard { train } => Op::Discard { train: again(train) },
         Op::Announce { route, outbound } => Op::Announce { route: *route, outbound: *outbound },
         Op::StopAccepting { listener } => Op::StopAccepting { listener: *listener },
+        Op::Hold => Op::Hold,
+        Op::Resume => Op::Resume,
         other => panic!("no listener speaks streams: {other:?}"),
     }
 }
@@ -566,18 +587,9 @@ fn model(
     (kinds, capacity, has_board): (Vec<Kind>, u32, bool),
 ) -> Model {
     let listeners = snapshot.listeners.len();
-    let worker = || Worker {
-        flows: Vec::new(),
-        ports: BTreeMap::new(),
-        stats: vec![Default::default(); listeners],
-        decisions: vec![[0; 5]; listeners],
-        stopped: vec![false; listeners],
-        short_of_ports: vec![false; listeners],
-        rests: Rests::default(),
-    };
     let limits = snapshot.listeners.iter();
     Model {
-        workers: (0..workers).map(|_| worker()).collect(),
+        workers: (0..workers).map(|_| Worker::new(listeners)).collect(),
         shelf: Shelf::new(workers, has_board),
         fared: BTreeMap::new(),
         capacity: capacity as usize,

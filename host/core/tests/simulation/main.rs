@@ -3,7 +3,8 @@
 //! `world` is the kernel and the peers, `workload` decides what they do and when, `oracle` knows
 //! what must come of it. A seed is a schedule: sizes of everything, the order of completions, who
 //! resets whom, when the world changes. `introduction` has the headers by which clients are named.
-//! `datagrams` has the same three for flows of datagrams, in one or two workers of one process;
+//! `datagrams` has the same three for flows of datagrams, in one or two workers of one process, which
+//! other processes take over from (`succession`);
 //! `crowds` has two workers whose flows wait for each other. Replay one with `cargo xtask sim --seed N`; see that the
 //! oracle can fail with `cargo xtask sim --mutants`.
 
@@ -87,6 +88,7 @@ fn assert_everything_was_reached(reached: &BTreeSet<&'static str>) {
         .chain(&sheds)
         .chain(&drops)
         .chain(&keyless)
+        .chain(&[workload::TAKEN_OVER])
         .filter(|label| !reached.contains(**label))
         .collect();
     assert!(missing.is_empty(), "no seed led to {missing:?}");

@@ -1,6 +1,8 @@
 //! Proof that the simulation can fail: the core is broken on purpose, one way after another, in a
 //! copy, and every break must be caught.
 
+mod succession;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -623,13 +625,17 @@ const MUTANTS: &[Mutant] = &[
     },
 ];
 
+fn all() -> impl Iterator<Item = &'static Mutant> {
+    MUTANTS.iter().chain(succession::MUTANTS)
+}
+
 /// The one test that may catch a mutant: others in here look at the sources.
 const SIMULATION: &str = "every_schedule_keeps_the_contract";
 
 #[test]
 fn every_mutant_still_applies() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for mutant in MUTANTS {
+    for mutant in all() {
         let source = fs::read_to_string(sources.join(mutant.file)).expect("a source file");
         let places = source.matches(mutant.original).count();
         assert_eq!(places, 1, "{}: must stand once in {}", mutant.breaks, mutant.file);
@@ -644,7 +650,7 @@ fn mutants_are_caught() {
     assert!(copy.simulation_passes(), "the unbroken core must pass");
     let named = std::env::var("POINTSMAN_SIM_ONLY").unwrap_or_default();
     let chosen = |mutant: &&Mutant| named.split(',').any(|name| mutant.breaks.starts_with(name));
-    let chosen: Vec<_> = MUTANTS.iter().filter(chosen).collect();
+    let chosen: Vec<_> = all().filter(chosen).collect();
     let survivors: Vec<_> = chosen.iter().filter(|mutant| !copy.is_caught(mutant)).collect();
     let survivors: Vec<_> = survivors.iter().map(|mutant| mutant.breaks).collect();
     println!("{} of {} mutants caught", chosen.len() - survivors.len(), chosen.len());

@@ -584,6 +584,9 @@ impl Run {
 }
 
 /// The named reasons that were counted.
+/// That flows have been taken over.
+pub(crate) const TAKEN_OVER: &str = "taken-over";
+
 pub(crate) fn reached(stats: &Stats) -> Vec<&'static str> {
     let mut reached = Vec::new();
     for listener in &stats.listeners {
@@ -596,6 +599,7 @@ pub(crate) fn reached(stats: &Stats) -> Vec<&'static str> {
         let counted = counted.chain(listener.drops_total.iter().zip(drops));
         let counted = counted.chain(listener.keyless_total.iter().zip(keyless));
         reached.extend(counted.filter(|&(&count, _)| count > 0).map(|(_, label)| label));
+        reached.extend((listener.taken_over_total > 0).then_some(TAKEN_OVER));
     }
     reached
 }

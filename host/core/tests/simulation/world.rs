@@ -529,6 +529,7 @@ impl World {
                 assert_eq!(self.listeners[listener.index()], Listening::Open);
                 self.listeners[listener.index()] = Listening::Stopping;
             }
+            op @ (Op::Hold | Op::Resume) => panic!("nobody hands over: {op:?}"),
         }
     }
 

@@ -4,6 +4,9 @@
 //! What cannot be written is lost and counted, and the next lines are tried all the same, so that a
 //! log goes on by itself once there is room again.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::fchown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -17,6 +20,7 @@ use super::syslog::Syslog;
 use super::{BATCH_MAX, LogReader, LogSender, channel};
 use crate::failure::Failure;
 use crate::plan::{LogPlan, LogTarget, Plan};
+use crate::privileges::RunAs;
 use crate::problem::Problem;
 use crate::runtime::{self, Appender};
 
@@ -44,7 +48,8 @@ impl Log {
         let Some(log) = &plan.access_log else {
             return Ok(Self { sender: None, writer: None, keeper: LogKeeper::default() });
         };
-        let sink = Sink::open(log).map_err(|error| {
+        let sink = make_for(plan.run_as.as_ref(), log).and_then(|()| Sink::open(log));
+        let sink = sink.map_err(|error| {
             Failure::input(Problem::new("access_log.path", format!("cannot be opened: {error}")))
         })?;
         let (sender, reader, dropped) = channel(plan, log);
@@ -57,6 +62,19 @@ impl Log {
     }
 }
 
+/// Makes the file, if it is not there, the user's that the process is to become: it is opened again by
+/// whoever follows it in an upgrade.
+fn make_for(user: Option<&RunAs>, log: &LogPlan) -> io::Result<()> {
+    let (Some(RunAs { user, group, .. }), LogTarget::File(path)) = (user, &log.target) else {
+        return Ok(());
+    };
+    match fs::File::options().append(true).create_new(true).open(path) {
+        Ok(file) => fchown(file, Some(*user), Some(*group)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Where lines go.
 pub(super) enum Sink {
     /// The end of a file; whether what it ends with is the beginning of a line.
@@ -66,16 +84,16 @@ pub(super) enum Sink {
 
 impl Sink {
     /// Whether it could be opened.
-    pub(super) fn try_out(log: &LogPlan) -> std::io::Result<()> {
+    pub(super) fn try_out(log: &LogPlan) -> io::Result<()> {
         match &log.target {
             LogTarget::Syslog(_) | LogTarget::Stdout => Ok(()),
             LogTarget::File(path) => {
-                std::fs::File::options().append(true).create(true).open(path).map(drop)
+                fs::File::options().append(true).create(true).open(path).map(drop)
             }
         }
     }
 
-    fn open(log: &LogPlan) -> std::io::Result<Self> {
+    fn open(log: &LogPlan) -> io::Result<Self> {
         Ok(match &log.target {
             LogTarget::Syslog(address) => Self::Syslog(Syslog::new(address.clone())),
             LogTarget::Stdout => Self::File(Appender::stdout()?, false),
@@ -187,7 +205,7 @@ impl LogWriter {
         }
     }
 
-    fn tell(&mut self, outcome: std::io::Result<()>) {
+    fn tell(&mut self, outcome: io::Result<()>) {
         match (outcome, self.fails) {
             (Err(error), false) => {
                 tracing::error!(%error, "cannot write the access log; what is lost is counted");
@@ -203,7 +221,7 @@ impl LogWriter {
 }
 
 /// Appends lines; tells how many are lost. A line that was torn by the last failure is ended first.
-async fn append(file: &Appender, torn: &mut bool, lines: Vec<u8>) -> (u64, std::io::Result<()>) {
+async fn append(file: &Appender, torn: &mut bool, lines: Vec<u8>) -> (u64, io::Result<()>) {
     let mut bytes = Vec::with_capacity(lines.len() + 1);
     bytes.extend(torn.then_some(b'\n'));
     bytes.extend(lines);
@@ -222,7 +240,7 @@ async fn append(file: &Appender, torn: &mut bool, lines: Vec<u8>) -> (u64, std::
 }
 
 /// Sends a batch; tells how many were sent, and how many are lost, and why.
-fn send_some(reader: &LogReader, syslog: &mut Syslog) -> (u64, u64, std::io::Result<()>) {
+fn send_some(reader: &LogReader, syslog: &mut Syslog) -> (u64, u64, io::Result<()>) {
     let (mut sent, mut lost, mut outcome) = (0, 0, Ok(()));
     let mut line = Vec::new();
     for _ in 0..BATCH_MAX / 16 {

@@ -94,7 +94,12 @@ impl TlsListener {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         runtime::spawn(async move {
             while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-                let Ok((stream, peer)) = listener.accept().await else {
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    // Nobody is let in any more.
+                    () = sender.closed() => break,
+                };
+                let Ok((stream, peer)) = accepted else {
                     sleep(REST).await;
                     continue;
                 };

@@ -1,6 +1,7 @@
 //! Looks up what concerns the process as a whole.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -16,9 +17,13 @@ use crate::privileges::RunAs;
 /// More threads than any machine of today has cores.
 const WORKERS_MAX: u32 = 1024;
 
+/// Whoever asks for an upgrade waits for no more than its end.
+const UPGRADE_TIMEOUT_MS: RangeInclusive<u64> = 1..=600_000;
+
 pub(super) struct Process {
     pub(super) workers: usize,
     pub(super) drain_timeout: Duration,
+    pub(super) upgrade_timeout: Duration,
     pub(super) flow_table_entries: u32,
     pub(super) flows_max: u32,
     pub(super) plugin_cpu_percent: u32,
@@ -36,6 +41,11 @@ pub(super) fn resolve(config: &Config, findings: &mut Findings) -> Process {
     Process {
         workers: workers(config.workers, findings),
         drain_timeout: findings.millis("drain_timeout_ms", config.drain_timeout_ms),
+        upgrade_timeout: Duration::from_millis(findings.within(
+            "upgrade_timeout_ms",
+            config.upgrade_timeout_ms,
+            UPGRADE_TIMEOUT_MS,
+        )),
         flow_table_entries: findings.within(
             "flow_table_entries",
             config.flow_table_entries,

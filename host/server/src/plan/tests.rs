@@ -378,6 +378,7 @@ fn all_problems_of_a_file_are_told_at_once() {
     let text = r#"
 workers = 0
 drain_timeout_ms = 0
+upgrade_timeout_ms = 600001
 nonsense = true
 [buffers]
 small = 1
@@ -405,6 +406,7 @@ native = "maglew"
         [
             "workers",
             "drain_timeout_ms",
+            "upgrade_timeout_ms",
             "nonsense",
             "buffers.small",
             "listeners[0].address",

@@ -71,6 +71,31 @@ impl Kept {
 
 type Table = BTreeMap<KeptKey, Kept>;
 
+/// What becomes of kept decisions between two processes.
+pub(super) struct Passed<'a> {
+    pub(super) now: Instant,
+    /// How long they were with nobody, and did not age.
+    pub(super) gap: Duration,
+    /// The endpoint at the address that another has or had, by cluster.
+    pub(super) renamed: &'a dyn Fn(u16, EndpointId) -> Option<EndpointId>,
+}
+
+impl Passed<'_> {
+    fn after(&self, floors: &BTreeMap<u16, Floor>, key: KeptKey, kept: &Kept) -> Option<Kept> {
+        let (KeptKey::Client { cluster, .. } | KeptKey::Key { cluster, .. }) = key;
+        let floor = floors.get(&cluster).copied().unwrap_or_default();
+        let holds = kept.policy >= floor.flushed.max(floor.stale);
+        if !holds || kept.expires <= self.now - self.gap {
+            return None;
+        }
+        let verdict = match kept.verdict {
+            Ok(id) => Ok((self.renamed)(cluster, id)?),
+            Err(reason) => Err(reason),
+        };
+        Some(Kept { verdict, expires: kept.expires + self.gap, ..*kept })
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Shelf {
     own: Vec<Table>,
@@ -94,6 +119,39 @@ impl Shelf {
             OnSwap::Revalidate => floor.stale = floor.policy,
             OnSwap::Flush => floor.flushed = floor.policy,
         }
+    }
+
+    /// Another process has taken over what holds. There has been one policy only.
+    pub(super) fn start_afresh(&mut self, passed: &Passed<'_>) {
+        let floors = std::mem::take(&mut self.floors);
+        for table in &mut self.own {
+            let before = std::mem::take(table);
+            table.extend(before.into_iter().filter_map(|(key, kept)| {
+                let after = passed.after(&floors, key, &kept)?;
+                Some((key, Kept { policy: 0, ..after }))
+            }));
+        }
+        if let Some(board) = &mut self.board {
+            board.clear();
+            self.own.iter().for_each(|table| board.extend(table));
+        }
+    }
+
+    /// A worker has taken back what holds. Most of it is there yet; tells how much of it is not.
+    pub(super) fn come_back(&mut self, worker: usize, passed: &Passed<'_>) -> u32 {
+        let mut back = 0;
+        for (key, kept) in &mut self.own[worker] {
+            if kept.expires > passed.now {
+                continue;
+            }
+            let Some(after) = passed.after(&self.floors, *key, kept) else { continue };
+            *kept = after;
+            if let Some(board) = &mut self.board {
+                board.insert(*key, after);
+            }
+            back += 1;
+        }
+        back
     }
 
     /// Which of its policies a cluster has.

@@ -173,6 +173,20 @@ pub(super) struct Worker {
     pub(super) rests: Rests,
 }
 
+impl Worker {
+    pub(super) fn new(listeners: usize) -> Self {
+        Self {
+            flows: Vec::new(),
+            ports: BTreeMap::new(),
+            stats: vec![Default::default(); listeners],
+            decisions: vec![[0; 5]; listeners],
+            stopped: vec![false; listeners],
+            short_of_ports: vec![false; listeners],
+            rests: Rests::default(),
+        }
+    }
+}
+
 /// A listener's way to an endpoint.
 pub(super) type Way = (usize, EndpointId);
 
@@ -475,6 +489,8 @@ impl Model {
                 [
                     stats.flows_total,
                     stats.flows_active,
+                    stats.taken_over_total,
+                    stats.handed_over_total,
                     stats.reallocations_total,
                     stats.stateless_total,
                     stats.bytes_total[0],

@@ -13,7 +13,9 @@ use pointsman_core::boundary::{
     Buffer, Completion, DatagramSocket, Link, ListenerId, LossCause, Memory, Op, Path, PortId,
     PortKind, Train,
 };
+use pointsman_core::handover::{HandedPort, TakenPort};
 
+use super::succession::renumbered;
 use crate::rng::Rng;
 
 /// How badly things go, in times per thousand.
@@ -94,6 +96,33 @@ pub(super) struct Net {
     trains: BTreeMap<u32, Vec<u8>>,
     buffers: u32,
     coming: Vec<(Instant, Coming)>,
+    /// Whether datagrams are received.
+    receives: bool,
+    /// Whether it has been asked to hold, and has not said yet that it does.
+    is_asked_to_hold: bool,
+}
+
+/// Sockets on their way to another process, and what waits in them.
+pub(super) struct Sockets {
+    /// In the order of the list.
+    ports: Vec<Port>,
+    coming: Vec<(Instant, Coming)>,
+}
+
+impl Coming {
+    /// Whether it waits in a socket.
+    fn waits(&self) -> bool {
+        use LossCause::Truncated;
+        matches!(self, Self::Datagrams { .. } | Self::Lost { cause: Truncated, .. })
+    }
+
+    /// Where, if it does not concern a port as such.
+    fn socket(&mut self) -> Option<&mut DatagramSocket> {
+        match self {
+            Self::Datagrams { socket, .. } | Self::Lost { socket, .. } => Some(socket),
+            _ => None,
+        }
+    }
 }
 
 impl Net {
@@ -109,6 +138,8 @@ impl Net {
             trains: BTreeMap::new(),
             buffers: 0,
             coming: Vec::new(),
+            receives: true,
+            is_asked_to_hold: false,
         }
     }
 
@@ -130,8 +161,11 @@ impl Net {
         let mut completions = Vec::new();
         self.just_failed.clear();
         for _ in 0..count {
-            let due: Vec<usize> =
-                (0..self.coming.len()).filter(|&place| self.coming[place].0 <= now).collect();
+            let is_due = |&place: &usize| {
+                let (at, coming) = &self.coming[place];
+                *at <= now && (self.receives || !coming.waits())
+            };
+            let due: Vec<usize> = (0..self.coming.len()).filter(is_due).collect();
             if due.is_empty() {
                 break;
             }
@@ -145,7 +179,79 @@ impl Net {
                 completions.push(Completion::AcceptEnded { listener });
             }
         }
+        if self.is_asked_to_hold && self.rng.chance(300) && (self.receives || !self.has_news()) {
+            (self.is_asked_to_hold, self.receives) = (false, false);
+            completions.push(Completion::Held);
+        }
         completions
+    }
+
+    /// Whether something is to be said yet of what has been sent and opened.
+    fn has_news(&self) -> bool {
+        let is_news = |coming: &Coming| !coming.waits() && !matches!(coming, Coming::Closed(_));
+        self.coming.iter().any(|(_, coming)| is_news(coming))
+    }
+
+    fn hold(&mut self, now: Instant) {
+        self.is_asked_to_hold = true;
+        for (at, coming) in &mut self.coming {
+            if !coming.waits() {
+                *at = now.min(*at);
+            }
+        }
+    }
+
+    /// Gives the sockets of listeners and of these ports away.
+    pub(super) fn give(&mut self, ports: &[HandedPort]) -> Sockets {
+        assert!(!self.receives && !self.has_news(), "something is under way");
+        let is_given = |number: PortId| ports.iter().position(|port| port.port == number);
+        let mut sockets = Sockets { ports: Vec::new(), coming: Vec::new() };
+        for port in ports {
+            let open = self.ports.remove(&port.port).expect("an open port goes over");
+            assert!(!open.fails && !open.closing && open.kind.connected == port.connected);
+            sockets.ports.push(open);
+        }
+        for (at, mut coming) in std::mem::take(&mut self.coming) {
+            let goes = match coming.socket() {
+                None => false,
+                Some(DatagramSocket::Listener(_)) => true,
+                Some(DatagramSocket::Port(number)) => match is_given(*number) {
+                    Some(place) => {
+                        *number = PortId(place as u32);
+                        true
+                    }
+                    None => false,
+                },
+            };
+            if goes { sockets.coming.push((at, coming)) } else { self.coming.push((at, coming)) }
+        }
+        sockets
+    }
+
+    /// Opens the sockets that are needed here.
+    pub(super) fn take(&mut self, sockets: Sockets, taken: &[TakenPort]) {
+        let mut numbers = BTreeMap::new();
+        for (place, port) in sockets.ports.into_iter().enumerate() {
+            let Some(TakenPort { port: number, kind, .. }) = renumbered(taken, place) else {
+                continue;
+            };
+            let one_family = kind.towards.is_ipv4() == port.kind.towards.is_ipv4();
+            assert!(one_family && kind.connected == port.kind.connected);
+            assert!(!kind.connected || kind.towards == port.kind.towards);
+            assert!(number.0 < self.ports_max, "numbers are below the maximum");
+            self.failed.remove(number);
+            self.just_failed.remove(number);
+            let old = self.ports.insert(*number, port);
+            assert!(old.is_none(), "{number:?} is not free");
+            numbers.insert(PortId(place as u32), *number);
+        }
+        for (at, mut coming) in sockets.coming {
+            if let Some(DatagramSocket::Port(number)) = coming.socket() {
+                let Some(known) = numbers.get(number) else { continue };
+                *number = *known;
+            }
+            self.coming.push((at, coming));
+        }
     }
 
     fn complete(&mut self, coming: Coming) -> Option<Completion> {
@@ -235,6 +341,8 @@ impl Net {
             }
             Op::Discard { train } => self.give_back(&train),
             Op::Announce { .. } => {}
+            Op::Hold => self.hold(now),
+            Op::Resume => self.receives = true,
             Op::StopAccepting { listener } => {
                 assert_eq!(self.listeners[listener.index()], Listening::Open, "stopped once");
                 self.listeners[listener.index()] = Listening::Stopping;

@@ -17,6 +17,7 @@ use pointsman_core::{
     Protocol, Queue, SharedRate, Snapshot, SourceCounts, SourceRates, Timeouts,
 };
 
+use super::model::Model;
 use crate::passive::all_of;
 use crate::rng::Rng;
 
@@ -179,6 +180,41 @@ fn listener(rng: &mut Rng, number: usize, keyed: bool, all_flows: &AllFlows) -> 
             announce: crate::introduction::outbound(rng),
         },
     }
+}
+
+/// How much larger the numbers of endpoints are in a process that takes over from another.
+pub(super) const RENUMBERED_BY: u32 = 7;
+
+/// The same world as another process has it: it has counted nothing, its endpoints have other numbers,
+/// and sometimes one of them is no longer configured.
+pub(super) fn afresh(rng: &mut Rng, before: &Snapshot, model: &Model) -> Snapshot {
+    let mut after = crate::workload::copy(before);
+    let all_flows = AllFlows { active: Arc::default(), ..before.listeners[0].all_flows.clone() };
+    for (place, listener) in after.listeners.iter_mut().enumerate() {
+        listener.flows_active = Arc::default();
+        listener.all_flows = all_flows.clone();
+        let rate = model.per_second[place].map(|rate| SharedRate::new(rate as u32));
+        listener.new_flow_rate = rate.map(Arc::new);
+        let own = model.per_second_of_client[place].map(|rate| rate as u32);
+        let own = own.map(|rate| SourceRates::new(rate, 1, PREFIX, apart(rng)));
+        listener.new_flow_rate_per_client = own.map(Arc::new);
+        let counts = model.per_client[place];
+        let counts = counts.map(|max| SourceCounts::new(max, 1, PREFIX, apart(rng)));
+        listener.flows_per_client = counts.map(Arc::new);
+    }
+    for cluster in &mut after.clusters {
+        let mut endpoints = cluster.endpoints.to_vec();
+        if endpoints.len() > 1 && rng.chance(200) {
+            endpoints.remove(rng.below(endpoints.len() as u64) as usize);
+        }
+        for EndpointState { endpoint, .. } in &mut endpoints {
+            endpoint.id.0 += RENUMBERED_BY;
+            endpoint.load = Arc::default();
+        }
+        cluster.candidates = Arc::new(all_of(after.generation, &endpoints));
+        cluster.endpoints = endpoints.into();
+    }
+    after
 }
 
 /// Networks of whose clients some may come where there is a list.
