@@ -228,7 +228,7 @@ mod tests {
         fn stats(&self) -> ListenerStats {
             let (reply, stats) = oneshot::channel();
             assert!(self.address.post(Command::Report(reply)));
-            stats.blocking_recv().expect("an answer").listeners.swap_remove(0)
+            stats.blocking_recv().expect("an answer").stats.listeners.swap_remove(0)
         }
 
         /// Lets it finish what it has. Tells what it has counted of `dns`.
@@ -237,7 +237,7 @@ mod tests {
             assert!(self.address.post(Command::Apply(self.world.snapshot())));
             let_go();
             let ended = self.endings.blocking_recv().expect("it ends");
-            ended.outcome.expect("it has not failed").listeners.swap_remove(0)
+            ended.outcome.expect("it has not failed").stats.listeners.swap_remove(0)
         }
     }
 
