@@ -4,6 +4,7 @@
 //! in use, and the kernel's limits.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +15,11 @@ use crate::failure::Failure;
 use crate::plan::{Plan, PluginFolders, PluginId, PolicyPlan, resolve_what_can_be};
 use crate::plugins::Plugins;
 use crate::problem::Problem;
+use crate::settling::read_at_most;
 use crate::world::World;
+
+/// More than any configuration has.
+const BYTES_MAX: u64 = 1 << 30;
 
 /// A configuration whose keys and names are all right.
 pub struct Checked {
@@ -48,7 +53,8 @@ pub fn read_again(
     folders: &[PathBuf],
     settled: impl Fn(&Config, &Problem) -> bool,
 ) -> Result<Checked, Failure> {
-    let document = read_text(file)?;
+    // Whoever starts a balancer may hand it a pipe; it cannot be read again.
+    let document = text(read_at_most(file, BYTES_MAX))?;
     let folders = PluginFolders::new(file, folders);
     let (plan, mut problems) = resolve_what_can_be(&document.config, &folders);
     problems.retain(|problem| !settled(&document.config, problem));
@@ -74,7 +80,11 @@ pub fn check(file: &Path, folders: &[PathBuf]) -> Result<Plan, Failure> {
 }
 
 fn read_text(file: &Path) -> Result<Document, Failure> {
-    let bytes = fs::read(file)
+    text(fs::read(file))
+}
+
+fn text(read: io::Result<Vec<u8>>) -> Result<Document, Failure> {
+    let bytes = read
         .map_err(|error| Failure::input(format!("cannot be read: {error}; give another file")))?;
     let text = String::from_utf8(bytes)
         .map_err(|_| Failure::input("is not UTF-8 text; save it as UTF-8".to_owned()))?;

@@ -18,6 +18,7 @@ use crate::access_log::LogKeeper;
 use crate::budget::Budget;
 use crate::fleet::{Fleet, Silent};
 use crate::flows::{self, Describer, Filter, FlowId, Page, PageToken, Query, Search, Shown};
+use crate::logging;
 use crate::mailbox::Renewal;
 use crate::notify::Notifier;
 use crate::plan::PluginId;
@@ -269,6 +270,7 @@ impl Service {
             standings,
             seats: setup.seats.iter().map(|seat| SeatView::new(seat)).collect(),
             access_log_dropped: self.log().dropped(),
+            log_lost: logging::lost(),
             reloads: self.reloads().clone(),
         };
         View::new(setup, snapshot, &stats, gathered)

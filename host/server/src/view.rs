@@ -37,6 +37,8 @@ pub struct View {
     pub ports_open: Vec<u32>,
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
+    /// Lines of the log that nobody has read in time.
+    pub log_lost: u64,
     /// What came of reloads.
     pub reloads: Reloads,
 }
@@ -125,6 +127,8 @@ pub struct Gathered {
     pub standings: Vec<Option<(Arc<DiscoveryPlan>, Standing)>>,
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
+    /// Lines of the log that nobody has read in time.
+    pub log_lost: u64,
     /// What came of reloads.
     pub reloads: Reloads,
 }
@@ -148,7 +152,8 @@ impl View {
         workers: &[Stats],
         gathered: Gathered,
     ) -> Self {
-        let Gathered { plugins, seats, leaving, standings, access_log_dropped, reloads } = gathered;
+        let Gathered { plugins, seats, leaving, standings, access_log_dropped, log_lost, reloads } =
+            gathered;
         Self {
             listeners: listeners(&setup.plan, &snapshot, workers),
             clusters: clusters(&setup.plan, &snapshot, workers, (seats, leaving, standings)),
@@ -156,6 +161,7 @@ impl View {
             flow_table_entries: workers.iter().map(|worker| worker.flow_table_entries).collect(),
             ports_open: workers.iter().map(|worker| worker.ports_open).collect(),
             access_log_dropped,
+            log_lost,
             reloads,
             setup,
             snapshot,
