@@ -5,6 +5,7 @@
 //! Read [`handle`](Balancer::handle) as the table of contents.
 
 mod introduction;
+mod relief;
 mod renewal;
 mod survey;
 mod waiting;
@@ -38,6 +39,7 @@ use crate::time::Instant;
 use crate::timers::Timers;
 use crate::trial::Trial;
 
+use relief::Relief;
 pub use renewal::NewPolicy;
 
 /// Sizes and secrets, fixed for a worker's life.
@@ -77,6 +79,7 @@ pub struct Balancer {
     records: Option<Vec<FlowRecord>>,
     listeners_open: usize,
     sweep: Sweep,
+    relief: Relief,
 }
 
 /// A walk over all sessions after the world has changed, a few at a time.
@@ -120,6 +123,7 @@ impl Balancer {
             datagrams: Datagrams::new(config, &snapshot),
             records: config.record_flows.then(|| Vec::with_capacity(Self::RECORDS_PER_TURN)),
             sweep: Sweep::default(),
+            relief: Relief::default(),
             snapshot,
         }
     }
@@ -196,6 +200,7 @@ impl Balancer {
             self.sweep = Sweep { next: Some(0), drain_ended: true };
         }
         self.sweep_some(now, ops);
+        self.relieve(now, ops);
         self.allocator.tick(now, &self.snapshot);
         let (datagrams, mut turn) = self.datagrams(now, ops);
         datagrams.handle_timeout(&mut turn, Self::STEPS_PER_TURN, Self::OPS_PER_COMPLETION_MAX);
@@ -242,7 +247,8 @@ impl Balancer {
         let drain_end = self.snapshot.drain_until.filter(|_| drain_awaited);
         let (ticks, datagrams) = (self.allocator.next_tick(), self.datagrams.next_timeout());
         let waiting = self.allocator.waiting.next_timeout();
-        let due = [self.timers.next(), drain_end, ticks, datagrams, waiting];
+        let due =
+            [self.timers.next(), drain_end, ticks, datagrams, waiting, self.relief.next_timeout()];
         due.into_iter().flatten().min()
     }
 

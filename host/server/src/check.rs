@@ -11,8 +11,9 @@ use std::sync::Arc;
 use pointsman_core::Candidates;
 
 use crate::config::{self, Config, Document};
+use crate::discovery;
 use crate::failure::Failure;
-use crate::plan::{Plan, PluginFolders, PluginId, PolicyPlan, resolve_what_can_be};
+use crate::plan::{Plan, PluginFolders, PluginId, PolicyPlan, Source, resolve_what_can_be};
 use crate::plugins::Plugins;
 use crate::problem::Problem;
 use crate::settling::read_at_most;
@@ -73,6 +74,7 @@ pub fn check(file: &Path, folders: &[PathBuf]) -> Result<Plan, Failure> {
     let folders = PluginFolders::new(file, folders);
     let (plan, mut problems) = resolve_what_can_be(&document.config, &folders);
     problems.extend(Plugins::try_all(&plan, &candidates(&plan)));
+    problems.extend(files_of_endpoints(&plan));
     if problems.is_empty() && document.problems.is_empty() {
         return Ok(plan);
     }
@@ -89,6 +91,18 @@ fn text(read: io::Result<Vec<u8>>) -> Result<Document, Failure> {
     let text = String::from_utf8(bytes)
         .map_err(|_| Failure::input("is not UTF-8 text; save it as UTF-8".to_owned()))?;
     Ok(config::read(&text))
+}
+
+/// What is wrong with the files in which clusters find their endpoints.
+fn files_of_endpoints(plan: &Plan) -> Vec<Problem> {
+    let clusters = plan.clusters.iter().enumerate();
+    let mistakes = clusters.filter_map(|(place, cluster)| {
+        let discovery = cluster.discovery.as_ref()?;
+        let Source::File(path) = &discovery.source else { return None };
+        let told = discovery::mistake(path, discovery.endpoints_max)?;
+        Some(Problem::new(format!("clusters[{place}].discovery.path"), told))
+    });
+    mistakes.collect()
 }
 
 /// For each plugin the endpoints of a cluster that uses it, or of any.
