@@ -6,6 +6,7 @@
 
 mod handing;
 mod introduction;
+mod relief;
 mod renewal;
 #[cfg(test)]
 mod rig;
@@ -42,6 +43,7 @@ use crate::timers::Timers;
 use crate::trial::Trial;
 
 use handing::Handing;
+use relief::Relief;
 pub use renewal::NewPolicy;
 
 /// Sizes and secrets, fixed for a worker's life.
@@ -82,6 +84,7 @@ pub struct Balancer {
     listeners_open: usize,
     sweep: Sweep,
     handing: Handing,
+    relief: Relief,
 }
 
 /// A walk over all sessions after the world has changed, a few at a time.
@@ -126,6 +129,7 @@ impl Balancer {
             records: config.record_flows.then(|| Vec::with_capacity(Self::RECORDS_PER_TURN)),
             sweep: Sweep::default(),
             handing: Handing::default(),
+            relief: Relief::default(),
             snapshot,
         }
     }
@@ -203,6 +207,7 @@ impl Balancer {
             self.sweep = Sweep { next: Some(0), drain_ended: true };
         }
         self.sweep_some(now, ops);
+        self.relieve(now, ops);
         self.allocator.tick(now, &self.snapshot);
         if !self.is_handing_over() {
             let (datagrams, mut turn) = self.datagrams(now, ops);
@@ -252,7 +257,8 @@ impl Balancer {
         let datagrams = self.datagrams.next_timeout().filter(|_| !self.is_handing_over());
         let ticks = self.allocator.next_tick();
         let waiting = self.allocator.waiting.next_timeout();
-        let due = [self.timers.next(), drain_end, ticks, datagrams, waiting];
+        let due =
+            [self.timers.next(), drain_end, ticks, datagrams, waiting, self.relief.next_timeout()];
         due.into_iter().flatten().min()
     }
 

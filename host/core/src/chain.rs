@@ -142,6 +142,12 @@ impl Chains {
         self.in_use[pool.index()] >= size - size / 8
     }
 
+    /// Whether hardly one is left.
+    pub(crate) fn is_exhausted(&self, pool: Pool) -> bool {
+        let size = self.sizes.of(pool);
+        self.in_use[pool.index()] >= size - size / 64
+    }
+
     /// Asserts that nobody holds a buffer when nobody is there.
     pub(crate) fn check_invariants(&self, sessions: u32) {
         assert!(sessions > 0 || self.in_use == [0; 2], "a buffer outlived its session");

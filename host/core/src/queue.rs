@@ -41,9 +41,10 @@ impl Queue {
         Self { flows_max: 0, timeout: Duration::ZERO, line: Arc::new(Line::new(workers)) }
     }
 
-    /// Whether somebody waits whom a newcomer must not overtake.
+    /// Whether somebody waits whom a newcomer must not overtake, be it from before the queue was taken
+    /// away.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.flows_max > 0 && !self.line.is_empty()
+        !self.line.is_empty()
     }
 
     pub(crate) fn try_enter(&self) -> bool {
@@ -310,4 +311,19 @@ impl Waiting {
 /// Whether a flow that waits has something to hope for: a place, or to hear that nobody is left.
 fn has_place(among: &Candidates) -> bool {
     among.is_empty() || !among.endpoints.iter().all(Endpoint::is_full)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_overtakes_those_who_wait_in_a_queue_that_was_taken_away() {
+        let queue = Queue { flows_max: 1, ..Queue::none(1) };
+        assert!(queue.try_enter());
+        let taken_away = Queue { flows_max: 0, ..queue };
+        assert!(!taken_away.try_enter() && taken_away.is_awaited());
+        taken_away.line.waiting.decrement();
+        assert!(!taken_away.is_awaited());
+    }
 }

@@ -79,6 +79,8 @@ pub(crate) struct Relay {
     pace: Option<Pace>,
     /// When a throttled source is to be started again, if it waits for that.
     resumes: Option<Instant>,
+    /// When the last run of sends began.
+    sends_since: Instant,
 }
 
 impl Relay {
@@ -94,6 +96,7 @@ impl Relay {
             announced: 0,
             pace: None,
             resumes: None,
+            sends_since: Instant::ZERO,
         }
     }
 
@@ -172,12 +175,12 @@ impl Relay {
         if let Some(pace) = &mut self.pace {
             pace.on_received(step.now, buffer.len());
         }
+        let is_short = step.chains.is_short(buffer.pool());
         step.chains.push(&mut self.queue, buffer);
+        let waiting_max = self.waiting_max(is_short);
         if self.outbound == Outbound::Idle {
             self.send(step);
-        } else if self.inbound == Inbound::Subscribed
-            && self.waiting_buffers() >= self.waiting_max()
-        {
+        } else if self.inbound == Inbound::Subscribed && self.waiting_buffers() >= waiting_max {
             self.inbound = Inbound::Pausing;
             step.ops.push(Op::Pause { link: self.source(step) });
         }
@@ -238,6 +241,11 @@ impl Relay {
         !self.queue.is_empty() || self.outbound == Outbound::Sending
     }
 
+    /// Since when the destination has not taken what it is sent, if it has not taken all.
+    pub(crate) fn stalls_since(&self) -> Option<Instant> {
+        (self.outbound == Outbound::Sending).then_some(self.sends_since)
+    }
+
     /// Whether the source has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.inbound == Inbound::Ended
@@ -255,13 +263,21 @@ impl Relay {
         }
     }
 
-    fn waiting_max(&self) -> u32 {
+    fn waiting_max(&self, is_short: bool) -> u32 {
+        if is_short && self.outbound != Outbound::Held {
+            return 1;
+        }
         if self.outbound == Outbound::Held { HELD_MAX } else { WAITING_MAX }
     }
 
     fn proceed(&mut self, step: &mut Step<'_>) {
-        let little_waits = self.waiting_bytes() <= self.gauge.pool.window_bytes() / 2
-            && self.waiting_buffers() <= WAITING_MAX / 2;
+        let little_waits = if step.chains.is_short(self.next_pool(step.chains)) {
+            // What is left is for those who have none.
+            self.waiting_buffers() == 0
+        } else {
+            self.waiting_bytes() <= self.gauge.pool.window_bytes() / 2
+                && self.waiting_buffers() <= WAITING_MAX / 2
+        };
         if self.inbound == Inbound::Paused && little_waits && self.outbound != Outbound::Held {
             self.resumes = self.pace.and_then(|pace| pace.waits_until(step.now));
             if self.resumes.is_none() {
@@ -271,12 +287,8 @@ impl Relay {
     }
 
     fn subscribe(&mut self, step: &mut Step<'_>) {
-        let slice = self.pace.map_or(u32::MAX, |pace| pace.slice_bytes());
-        let mut pool = self.gauge.next_pool();
-        // The last buffer may overshoot the credit: a bulk one would be many slices at once.
-        if slice < Pool::Bulk.buffer_bytes() || step.chains.is_short(Pool::Bulk) {
-            pool = Pool::Small;
-        }
+        let slice = self.slice_bytes();
+        let pool = self.next_pool(step.chains);
         let credit = if step.chains.is_short(pool) {
             pool.buffer_bytes()
         } else {
@@ -288,9 +300,22 @@ impl Relay {
         step.ops.push(Op::Receive { link: self.source(step), pool, credit });
     }
 
+    fn slice_bytes(&self) -> u32 {
+        self.pace.map_or(u32::MAX, |pace| pace.slice_bytes())
+    }
+
+    fn next_pool(&self, chains: &Chains) -> Pool {
+        // The last buffer may overshoot the credit: a bulk one would be many slices at once.
+        if self.slice_bytes() < Pool::Bulk.buffer_bytes() || chains.is_short(Pool::Bulk) {
+            return Pool::Small;
+        }
+        self.gauge.next_pool()
+    }
+
     fn send(&mut self, step: &mut Step<'_>) {
         let link = self.destination(step);
         self.outbound = Outbound::Sending;
+        self.sends_since = step.now;
         for sent in 1..=RUN_MAX {
             let Some(buffer) = step.chains.pop(&mut self.queue) else { break };
             self.sending.add(&buffer);

@@ -512,6 +512,11 @@ impl Session {
         }
     }
 
+    /// Since when a side has not taken what it is sent, if one has not taken all.
+    pub(crate) fn stalls_since(&self) -> Option<Instant> {
+        self.relays.iter().filter_map(Relay::stalls_since).min()
+    }
+
     /// What must be true between any two completions.
     pub(crate) fn check_invariants(&self) {
         if self.state == State::Established {

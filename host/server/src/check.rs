@@ -4,17 +4,23 @@
 //! in use, and the kernel's limits.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pointsman_core::Candidates;
 
 use crate::config::{self, Config, Document};
+use crate::discovery;
 use crate::failure::Failure;
-use crate::plan::{Plan, PluginFolders, PluginId, PolicyPlan, resolve_what_can_be};
+use crate::plan::{Plan, PluginFolders, PluginId, PolicyPlan, Source, resolve_what_can_be};
 use crate::plugins::Plugins;
 use crate::problem::Problem;
+use crate::settling::read_at_most;
 use crate::world::World;
+
+/// More than any configuration has.
+const BYTES_MAX: u64 = 1 << 30;
 
 /// A configuration whose keys and names are all right.
 pub struct Checked {
@@ -48,7 +54,8 @@ pub fn read_again(
     folders: &[PathBuf],
     settled: impl Fn(&Config, &Problem) -> bool,
 ) -> Result<Checked, Failure> {
-    let document = read_text(file)?;
+    // Whoever starts a balancer may hand it a pipe; it cannot be read again.
+    let document = text(read_at_most(file, BYTES_MAX))?;
     let folders = PluginFolders::new(file, folders);
     let (plan, mut problems) = resolve_what_can_be(&document.config, &folders);
     problems.retain(|problem| !settled(&document.config, problem));
@@ -67,6 +74,7 @@ pub fn check(file: &Path, folders: &[PathBuf]) -> Result<Plan, Failure> {
     let folders = PluginFolders::new(file, folders);
     let (plan, mut problems) = resolve_what_can_be(&document.config, &folders);
     problems.extend(Plugins::try_all(&plan, &candidates(&plan)));
+    problems.extend(files_of_endpoints(&plan));
     if problems.is_empty() && document.problems.is_empty() {
         return Ok(plan);
     }
@@ -74,11 +82,27 @@ pub fn check(file: &Path, folders: &[PathBuf]) -> Result<Plan, Failure> {
 }
 
 fn read_text(file: &Path) -> Result<Document, Failure> {
-    let bytes = fs::read(file)
+    text(fs::read(file))
+}
+
+fn text(read: io::Result<Vec<u8>>) -> Result<Document, Failure> {
+    let bytes = read
         .map_err(|error| Failure::input(format!("cannot be read: {error}; give another file")))?;
     let text = String::from_utf8(bytes)
         .map_err(|_| Failure::input("is not UTF-8 text; save it as UTF-8".to_owned()))?;
     Ok(config::read(&text))
+}
+
+/// What is wrong with the files in which clusters find their endpoints.
+fn files_of_endpoints(plan: &Plan) -> Vec<Problem> {
+    let clusters = plan.clusters.iter().enumerate();
+    let mistakes = clusters.filter_map(|(place, cluster)| {
+        let discovery = cluster.discovery.as_ref()?;
+        let Source::File(path) = &discovery.source else { return None };
+        let told = discovery::mistake(path, discovery.endpoints_max)?;
+        Some(Problem::new(format!("clusters[{place}].discovery.path"), told))
+    });
+    mistakes.collect()
 }
 
 /// For each plugin the endpoints of a cluster that uses it, or of any.

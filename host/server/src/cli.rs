@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and who does it.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,7 +8,6 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use pointsman_plugin::Profile;
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
 
 use crate::check::Checked;
 use crate::config::Admin;
@@ -20,7 +19,7 @@ use crate::reload::{Answer, Source};
 use crate::status::Status;
 use crate::swap::compile;
 use crate::upgrade::{self, Predecessor, Program};
-use crate::{check, client, control, demo, doctor, runtime};
+use crate::{check, client, control, demo, doctor, logging, runtime};
 
 mod author;
 mod endpoint;
@@ -169,8 +168,10 @@ pub fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
-    start_logging();
-    dispatch(cli.command).unwrap_or_else(|failure| complain(&failure, json))
+    logging::start(matches!(cli.command, Command::Run { .. }));
+    let outcome = dispatch(cli.command);
+    logging::finish();
+    outcome.unwrap_or_else(|failure| complain(&failure, json))
 }
 
 /// Tells a person on standard error, or a program on standard output, where it reads the answer.
@@ -183,22 +184,6 @@ fn complain(failure: &Failure, json: bool) -> ExitCode {
         failure.lines().iter().for_each(|line| eprintln!("error: {line}"));
     }
     failure.code()
-}
-
-/// What is logged unless somebody says otherwise. Discovery tells what came of its questions, once; the
-/// resolver's own lines come with each datagram, and whoever sends it may choose how many.
-const LOGGED: &str = "info,hickory_net=off,hickory_resolver=off,hickory_proto=off";
-
-/// Logs go to standard error; `POINTSMAN_LOG` says how much, as in `debug` or `pointsman=trace`.
-fn start_logging() {
-    let filter =
-        EnvFilter::try_from_env("POINTSMAN_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
 }
 
 fn dispatch(command: Command) -> Result<ExitCode, Failure> {

@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::discovery::{Discovery, Found};
 use crate::failure::Failure;
 use crate::inherited::Inherited;
+use crate::logging;
 use crate::mailbox::Retired;
 use crate::notify::{Notifier, Watchdog};
 use crate::plan::{Plan, protocol_name};
@@ -191,7 +192,7 @@ impl Ready {
                 false => open_http(&plan, handed.http).await?,
             },
         };
-        let log = Log::open(&plan)?;
+        let log = Log::open(&plan).await?;
         give_up_privileges(&plan)?;
         ask_for_transparency(&plan).map_err(Failure::input)?;
         Ok(Self {
@@ -402,6 +403,7 @@ impl Control {
     /// Ends the process although something may still be under way that the runtime would wait for.
     fn leave(self, code: i32) -> ! {
         drop(self.admin_socket);
+        logging::finish();
         std::process::exit(code)
     }
 

@@ -29,6 +29,7 @@ use crate::runtime;
 use crate::world::{Unchanged, World};
 
 pub use answer::{Answer, Failure, LeftOut, Outcome};
+pub use file::mistake;
 pub use standing::{Standing, Who};
 
 use asker::Askers;

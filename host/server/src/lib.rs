@@ -34,6 +34,7 @@ pub mod failure;
 pub mod fleet;
 pub mod flows;
 pub mod inherited;
+pub mod logging;
 pub mod mailbox;
 pub mod metrics;
 pub mod notify;

@@ -343,6 +343,9 @@ fn process(view: &View, text: &mut Exposition) {
     let name = "pointsman_access_log_dropped_total";
     text.family(name, "counter", "Ended flows that the access log had no room for.");
     text.sample(name, &[], view.access_log_dropped);
+    let name = "pointsman_log_lines_dropped_total";
+    text.family(name, "counter", "Lines of the log that nobody has read in time.");
+    text.sample(name, &[], view.log_lost);
     reloads(view, text);
     let name = "pointsman_upgrades_total";
     text.family(
@@ -490,6 +493,7 @@ mod tests {
             "buffers_free",
             "buffers_starved_total",
             "access_log_dropped_total",
+            "log_lines_dropped_total",
             "reloads_total",
             "last_reload_successful",
             "last_reload_timestamp_seconds",

@@ -103,25 +103,30 @@ impl Target {
         let mut doubt = Doubt { is_down: !self.was_up, ..Doubt::default() };
         loop {
             sleep_until(next).await;
-            let passed = self.passes(&plan).await;
-            let what = Seen { cluster: self.cluster, endpoint: self.endpoint, passed };
-            if seen.send(what).is_err() {
-                return;
+            let mut interval = plan.interval;
+            if let Some(passed) = self.passes(&plan).await {
+                let what = Seen { cluster: self.cluster, endpoint: self.endpoint, passed };
+                if seen.send(what).is_err() {
+                    return;
+                }
+                if doubt.after(passed, &plan) {
+                    interval = plan.fast_interval;
+                }
             }
-            let interval = match doubt.after(passed, &plan) {
-                true => plan.fast_interval,
-                false => plan.interval,
-            };
             next = (next + jittered(interval)).max(Instant::now());
         }
     }
 
-    async fn passes(&self, plan: &CheckPlan) -> bool {
+    /// `None` if it could not be asked, for want of something of our own.
+    async fn passes(&self, plan: &CheckPlan) -> Option<bool> {
         let checked = plan.check.run((self.address, plan.proxy), plan.timeout).await;
         if let Err(error) = &checked {
             tracing::debug!(address = %self.address, %error, "check failed");
+            if error.is_ours() {
+                return None;
+            }
         }
-        checked.is_ok()
+        Some(checked.is_ok())
     }
 }
 

@@ -70,13 +70,9 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Opens a file, which is made if it is not there.
-    ///
-    /// # Errors
-    /// Whatever the kernel says.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = StdFile::options().append(true).create(true).open(path)?;
-        Ok(Self { file: File::from_std(file) })
+    /// Goes on at the end of a file that was opened for that.
+    pub fn new(file: StdFile) -> Self {
+        Self { file: File::from_std(file) }
     }
 
     /// Standard output.
@@ -84,8 +80,7 @@ impl Appender {
     /// # Errors
     /// It is closed.
     pub fn stdout() -> io::Result<Self> {
-        let file = StdFile::from(io::stdout().as_fd().try_clone_to_owned()?);
-        Ok(Self { file: File::from_std(file) })
+        Ok(Self::new(StdFile::from(io::stdout().as_fd().try_clone_to_owned()?)))
     }
 
     /// Appends all of `bytes`.

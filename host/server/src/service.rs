@@ -19,6 +19,7 @@ use crate::admin::Doors;
 use crate::budget::Budget;
 use crate::fleet::{Fleet, Silent};
 use crate::flows::{self, Describer, Filter, FlowId, Page, PageToken, Query, Search, Shown};
+use crate::logging;
 use crate::mailbox::Renewal;
 use crate::notify::Notifier;
 use crate::plan::PluginId;
@@ -308,6 +309,7 @@ impl Service {
             standings,
             seats: setup.seats.iter().map(|seat| SeatView::new(seat)).collect(),
             access_log_dropped: self.log().dropped(),
+            log_lost: logging::lost(),
             reloads: self.reloads().clone(),
             upgrades: self.upgrades().clone(),
         };

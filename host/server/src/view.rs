@@ -39,6 +39,8 @@ pub struct View {
     pub untaken: [u64; Untaken::ALL.len()],
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
+    /// Lines of the log that nobody has read in time.
+    pub log_lost: u64,
     /// What came of reloads.
     pub reloads: Reloads,
     /// What came of upgrades.
@@ -129,6 +131,8 @@ pub struct Gathered {
     pub standings: Vec<Option<(Arc<DiscoveryPlan>, Standing)>>,
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
+    /// Lines of the log that nobody has read in time.
+    pub log_lost: u64,
     /// What came of reloads.
     pub reloads: Reloads,
     /// What came of upgrades.
@@ -155,7 +159,7 @@ impl View {
         gathered: Gathered,
     ) -> Self {
         let Gathered { plugins, seats, leaving, standings, access_log_dropped, .. } = gathered;
-        let Gathered { reloads, upgrades, .. } = gathered;
+        let Gathered { log_lost, reloads, upgrades, .. } = gathered;
         let mut untaken = [0; Untaken::ALL.len()];
         workers.iter().for_each(|worker| add_each(&mut untaken, &worker.stats.untaken_total));
         Self {
@@ -165,6 +169,7 @@ impl View {
             workers,
             untaken,
             access_log_dropped,
+            log_lost,
             reloads,
             upgrades,
             setup,

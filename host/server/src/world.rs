@@ -115,6 +115,8 @@ struct Watched {
     /// `None` counts as up: nobody checks it.
     health: Option<Health>,
     draining: bool,
+    /// Whether it was removed, and serves until another does.
+    outgoing: bool,
     backup: bool,
     ejection: Ejection,
     growth: Growth,
@@ -469,6 +471,7 @@ impl Watched {
             endpoint: Endpoint { id, address, weight, flows_max, load: Arc::new(Load::default()) },
             health,
             draining: false,
+            outgoing: false,
             backup: plan.backup,
             ejection: Ejection::default(),
             growth: Growth::default(),

@@ -148,6 +148,25 @@ plugin = "gone.wasm"
 }
 
 #[test]
+fn what_is_wrong_with_a_file_of_endpoints_is_told_and_one_that_is_not_there_may_come() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let endpoints = folder.path().join("web.toml");
+    let text = format!(
+        "[[listeners]]\nname = \"web\"\naddress = \"127.0.0.1:0\"\ncluster = \"web\"\n\
+         [[clusters]]\nname = \"web\"\ndiscovery = {{ kind = \"file\", path = {endpoints:?} }}\n"
+    );
+    assert!(check(&text).status.success());
+    let key = "clusters[0].discovery.path: ";
+    fs::write(&endpoints, "endpoints = [{ adress = 1 }, { address = \"x\" }]").expect("a file");
+    let first = format!("{}:1:16: endpoints[0].adress: ", endpoints.display());
+    assert_refused(&check(&text), &[&[key, &first, "(and 1 more)"]]);
+    fs::write(&endpoints, "endpoints = [{ address = \"0.0.0.0:80\" }]").expect("a file");
+    assert_refused(&check(&text), &[&[key, "no address that can be connected to"]]);
+    fs::write(&endpoints, "endpoints = [{ address = \"10.0.0.1:80\" }]").expect("a file");
+    assert!(check(&text).status.success());
+}
+
+#[test]
 fn a_file_that_is_not_there_or_no_toml_is_one_line() {
     assert_refused(
         &pointsman(&["check", "/no/such/file"]),

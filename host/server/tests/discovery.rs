@@ -114,6 +114,8 @@ fn without_answers_the_last_endpoints_serve_and_a_new_answer_is_taken_when_it_co
     server.set("web.test", hosts(&[one.address]));
     let balancer = Balancer::start(&by_name(&server, one.address.port(), ""));
     let web = balancer.address("web");
+    let mut established = Client::connect(web).expect("a connection");
+    assert_eq!(established.ask("before").expect("an answer"), one.address);
     let load = Traffic::start(web, 2);
     let bad: [(&str, &dyn Fn()); 5] = [
         ("error", &|| server.set_mood(Mood::ServFail)),
@@ -130,6 +132,7 @@ fn without_answers_the_last_endpoints_serve_and_a_new_answer_is_taken_when_it_co
         assert_eq!(shown.state, "failing", "{shown:?}");
         assert!(shown.problem.is_some_and(|problem| problem.starts_with("web.test.")));
         assert_eq!(ask_once(web).expect("an answer"), [&one, &two][place % 2].address);
+        assert_eq!(established.ask("during").expect("an answer"), one.address);
 
         server.set_mood(Mood::Answers);
         let next = [&two, &one][place % 2].address;
@@ -145,22 +148,52 @@ fn without_answers_the_last_endpoints_serve_and_a_new_answer_is_taken_when_it_co
 
 #[test]
 fn the_balancer_starts_without_dns_and_serves_once_there_is_an_answer() {
-    let [one] = on_one_port();
+    let moods = [(Mood::Silent, "timeout"), (Mood::ServFail, "error"), (Mood::Answers, "nxdomain")];
+    for (mood, outcome) in moods {
+        let [one] = on_one_port();
+        let server = NameServer::start();
+        server.set_mood(mood);
+        let balancer =
+            Balancer::start(&by_name(&server, one.address.port(), ", start_timeout_ms = 50"));
+        let web = balancer.address("web");
+        assert!(cluster(&balancer).endpoints.is_empty());
+        let waited = balancer.log().contains("starts without endpoints");
+        assert!(waited || outcome != "timeout", "{}", balancer.log());
+        assert!(ask_once(web).is_err());
+        eventually("the flow has ended with a reason", || {
+            let closes = "pointsman_closes_total{listener=\"web\",reason=\"no-endpoint\"}";
+            balancer.metric(closes) >= 1.0
+        });
+        eventually("it is told", || search(&balancer).state == "absent");
+        eventually("it is counted", || attempts(&balancer, outcome) >= 1.0);
+        server.set("web.test", hosts(&[one.address]));
+        server.set_mood(Mood::Answers);
+        eventually("it serves", || ask_once(web).is_ok_and(|who| who == one.address));
+    }
+}
+
+#[test]
+fn those_who_serve_go_on_until_those_who_come_in_their_place_have_been_checked() {
+    let [one, two] = on_one_port();
     let server = NameServer::start();
     server.set("web.test", hosts(&[one.address]));
-    server.set_mood(Mood::Silent);
-    let balancer =
-        Balancer::start(&by_name(&server, one.address.port(), ", start_timeout_ms = 50"));
+    // Nobody is known to serve before the checks of all have come this far.
+    let health = "fail_open = false\nhealth = { interval_ms = 50, rise = 2, fall = 2 }\n";
+    let balancer = Balancer::start(&(by_name(&server, one.address.port(), "") + health));
     let web = balancer.address("web");
-    assert!(cluster(&balancer).endpoints.is_empty());
-    assert!(balancer.log().contains("starts without endpoints"), "{}", balancer.log());
-    assert!(ask_once(web).is_err());
-    eventually("the flow has ended with a reason", || {
-        balancer.metric("pointsman_closes_total{listener=\"web\",reason=\"no-endpoint\"}") >= 1.0
-    });
-    eventually("the silence is told", || search(&balancer).state == "absent");
-    server.set_mood(Mood::Answers);
-    eventually("it serves", || ask_once(web).is_ok_and(|who| who == one.address));
+    eventually("it serves", || ask_once(web).is_ok());
+    let mut established = Client::connect(web).expect("a connection");
+    assert_eq!(established.ask("before").expect("an answer"), one.address);
+    let refused = balancer.count("closes", "no-endpoint");
+    let load = Traffic::start(web, 4);
+    for (place, next) in [&two, &one].repeat(5).into_iter().enumerate() {
+        server.set("web.test", hosts(&[next.address]));
+        let only = BTreeSet::from([next.address]);
+        eventually("the other alone serves", || who_answers(web) == only);
+        assert_eq!(established.ask("during").expect("an answer"), one.address, "{place}");
+    }
+    assert!(load.stop() > 0, "there was traffic, and no flow failed");
+    assert_eq!(balancer.count("closes", "no-endpoint"), refused);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
-use support::raw::{connect, reset, rest};
+use support::raw::{connect, refusing, reset, rest};
 use support::udp::{Asker, Server};
 use support::{Balancer, Client, Endpoint, POINTSMAN, eventually};
 
@@ -84,6 +84,23 @@ fn flows_that_find_no_place_wait_and_are_served_as_they_came_in_whatever_worker(
     drop(served);
     eventually("all have ended", || balancer.web("flows_active") == 0.0);
     assert_eq!(balancer.decisions("web", "native"), 11.0, "each is decided on once");
+}
+
+#[test]
+fn a_retry_goes_back_to_the_endpoint_that_failed_it_only_where_no_other_has_a_place() {
+    // As HAProxy does: the other may be full for long, and it may have been a moment's failure.
+    let (_kept, refuses) = refusing();
+    let good = Endpoint::start();
+    let queue = "queue = { timeout_ms = 600000 }";
+    let text = config(1, "connect_attempts = 2", &[(refuses, 9), (good.address, 1)], queue);
+    let balancer = Balancer::start(&text);
+    let web = balancer.address("web");
+    let mut served = Client::connect(web).expect("a connection");
+    assert_eq!(served.ask("who").expect("an answer"), good.address, "the other has a place");
+    assert_eq!(rest(&mut connect(web)), Err(ErrorKind::ConnectionReset));
+    eventually("it failed twice", || balancer.count("closes", "connect-failed") == 1.0);
+    assert_eq!(balancer.metric("pointsman_cluster_queued_total{cluster=\"web\"}"), 0.0);
+    served.ask("after").expect("the flow that is there goes on");
 }
 
 #[test]

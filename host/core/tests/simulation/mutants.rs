@@ -24,6 +24,12 @@ const MUTANTS: &[Mutant] = &[
         mutated: "if self.inbound == Inbound::Paused && self.outbound",
     },
     Mutant {
+        breaks: "relief: flows yield that have not stalled",
+        file: "balancer/relief.rs",
+        original: "now.since(since) >= stall_max",
+        mutated: "now.since(since) >= stall_max / 4",
+    },
+    Mutant {
         breaks: "back-pressure: a source of single bytes is never paused",
         file: "relay.rs",
         original: "{ HELD_MAX } else { WAITING_MAX }",

@@ -54,6 +54,8 @@ const HELD_BYTES_MAX: u64 = 9 * 64 * 1024;
 const HELD_BUFFERS_MAX: u64 = 16 + 8 + 8;
 /// The same where the first bytes are waited for.
 const PREREAD_BUFFERS_MAX: u64 = 16;
+/// How long what is sent may not be taken at least before the flow yields, where buffers are short.
+const STALL_MAX: Duration = Duration::from_secs(1);
 
 /// Buffers of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -88,6 +90,10 @@ struct Flow {
     /// By the side the bytes come from: what the balancer holds, and what of it is being sent.
     held: [Held; 2],
     sending: [Held; 2],
+    /// When the last run of sends began, by the side the bytes come from, and whether one had stalled
+    /// when the flow was closed.
+    sends_since: [Instant; 2],
+    had_stalled: bool,
     method: Method,
     /// When the endpoint was connected, and what each side has sent since.
     connected: Instant,
@@ -125,6 +131,8 @@ impl Flow {
             progressed: arrival.now,
             held: Default::default(),
             sending: Default::default(),
+            sends_since: [arrival.now; 2],
+            had_stalled: false,
             method,
             connected: arrival.now,
             received: [0; 2],
@@ -185,11 +193,22 @@ impl Flow {
     }
 
     /// A buffer is being sent; one that is not of the stream has just come into being.
-    fn send(&mut self, from: usize, buffer: &Buffer, is_streams: bool) {
+    fn send(&mut self, now: Instant, (from, buffer, is_streams): (usize, &Buffer, bool)) {
         if !is_streams {
             self.held[from].add(buffer);
         }
+        if self.sending[from].buffers == 0 {
+            self.sends_since[from] = now;
+        }
         self.sending[from].add(buffer);
+    }
+
+    fn close(&mut self, now: Instant) {
+        let has_stalled = |side: usize| {
+            self.sending[side].buffers > 0 && now.since(self.sends_since[side]) >= STALL_MAX
+        };
+        self.had_stalled |= !self.closing && (0..2).any(has_stalled);
+        self.closing = true;
     }
 
     fn progress(&mut self, now: Instant) {
@@ -624,7 +643,7 @@ impl Oracle {
                 Op::Send { link, buffer, .. } => {
                     let from = link.side().other().index();
                     let is_streams = self.received.remove(&(buffer.pool().index(), buffer.index()));
-                    self.with(*link, |flow| flow.send(from, buffer, is_streams));
+                    self.with(*link, |flow| flow.send(now, (from, buffer, is_streams)));
                 }
                 Op::Recycle { buffer } => {
                     self.received.remove(&(buffer.pool().index(), buffer.index()));
@@ -638,7 +657,7 @@ impl Oracle {
                     *self.undecided.entry(cluster).or_default() +=
                         u64::from((prereading || head.is_some()) && !closing);
                     if link.side() == Side::Downstream || established {
-                        self.with(*link, |flow| flow.closing = true);
+                        self.with(*link, |flow| flow.close(now));
                     } else {
                         self.with(*link, |flow| flow.abandoning = true);
                     }

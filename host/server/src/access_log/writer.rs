@@ -4,13 +4,16 @@
 //! What cannot be written is lost and counted, and the next lines are tried all the same, so that a
 //! log goes on by itself once there is room again.
 
-use std::fs;
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::fchown;
+use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
@@ -44,14 +47,15 @@ impl Log {
     ///
     /// # Errors
     /// The file cannot be opened.
-    pub fn open(plan: &Plan) -> Result<Self, Failure> {
+    pub async fn open(plan: &Plan) -> Result<Self, Failure> {
         let Some(log) = &plan.access_log else {
             return Ok(Self { sender: None, writer: None, keeper: LogKeeper::default() });
         };
-        let sink = make_for(plan.run_as.as_ref(), log).and_then(|()| Sink::open(log));
-        let sink = sink.map_err(|error| {
+        let cannot_open = |error: io::Error| {
             Failure::input(Problem::new("access_log.path", format!("cannot be opened: {error}")))
-        })?;
+        };
+        make_for(plan.run_as.as_ref(), log).map_err(cannot_open)?;
+        let sink = Sink::open(log).await.map_err(cannot_open)?;
         let (sender, reader, dropped) = channel(plan, log);
         let (orders, taken) = unbounded_channel();
         let lost = Arc::clone(&dropped);
@@ -68,7 +72,7 @@ fn make_for(user: Option<&RunAs>, log: &LogPlan) -> io::Result<()> {
     let (Some(RunAs { user, group, .. }), LogTarget::File(path)) = (user, &log.target) else {
         return Ok(());
     };
-    match fs::File::options().append(true).create_new(true).open(path) {
+    match File::options().append(true).create_new(true).open(path) {
         Ok(file) => fchown(file, Some(*user), Some(*group)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
@@ -87,19 +91,39 @@ impl Sink {
     pub(super) fn try_out(log: &LogPlan) -> io::Result<()> {
         match &log.target {
             LogTarget::Syslog(_) | LogTarget::Stdout => Ok(()),
-            LogTarget::File(path) => {
-                fs::File::options().append(true).create(true).open(path).map(drop)
-            }
+            LogTarget::File(path) => open_at_end(path).map(drop),
         }
     }
 
-    fn open(log: &LogPlan) -> io::Result<Self> {
+    /// Opens it on a thread of its own: the disk may hang.
+    async fn open(log: &LogPlan) -> io::Result<Self> {
         Ok(match &log.target {
             LogTarget::Syslog(address) => Self::Syslog(Syslog::new(address.clone())),
             LogTarget::Stdout => Self::File(Appender::stdout()?, false),
-            LogTarget::File(path) => Self::File(Appender::open(path)?, false),
+            LogTarget::File(path) => {
+                let path = path.clone();
+                let file = runtime::aside("access-log-open", move || open_at_end(&path)).await??;
+                Self::File(Appender::new(file), false)
+            }
         })
     }
+}
+
+/// Opens a file to be made longer, which is made if it is not there. It may be a pipe; whoever opened
+/// one like a file would wait until somebody reads there.
+fn open_at_end(path: &Path) -> io::Result<File> {
+    let without_waiting = OFlags::NONBLOCK.bits().cast_signed();
+    let mut options = File::options();
+    let opened = options.append(true).create(true).custom_flags(without_waiting).open(path);
+    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NXIO) => {
+            io::Error::new(error.kind(), "nobody reads this pipe; start its reader first")
+        }
+        _ => error,
+    })?;
+    // Writing may wait: a pipe takes little at a time.
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 /// A log that is open.
@@ -147,7 +171,7 @@ impl LogWriter {
         let is_elsewhere = plan.target != self.plan.target;
         self.plan = plan;
         if is_elsewhere {
-            match Sink::open(&self.plan) {
+            match Sink::open(&self.plan).await {
                 Ok(sink) => self.replace(sink).await,
                 Err(error) => {
                     tracing::error!(%error, "cannot open the new access log; it stays where it is");
@@ -165,7 +189,7 @@ impl LogWriter {
     /// Goes on in the file that has the log's name by now. What waits still goes into the old one.
     async fn reopen(&mut self) {
         self.write().await;
-        match Sink::open(&self.plan) {
+        match Sink::open(&self.plan).await {
             Ok(sink @ Sink::File(..)) => self.replace(sink).await,
             Ok(Sink::Syslog(_)) => {
                 if let Sink::Syslog(syslog) = &mut self.sink {
@@ -222,7 +246,8 @@ impl LogWriter {
 
 /// Appends lines; tells how many are lost. A line that was torn by the last failure is ended first.
 async fn append(file: &Appender, torn: &mut bool, lines: Vec<u8>) -> (u64, io::Result<()>) {
-    let mut bytes = Vec::with_capacity(lines.len() + 1);
+    let end_of_torn = usize::from(*torn);
+    let mut bytes = Vec::with_capacity(lines.len() + end_of_torn);
     bytes.extend(torn.then_some(b'\n'));
     bytes.extend(lines);
     let whole = bytes.len();
@@ -232,9 +257,12 @@ async fn append(file: &Appender, torn: &mut bool, lines: Vec<u8>) -> (u64, io::R
             (0, Ok(()))
         }
         Err((error, rest)) => {
-            *torn |= rest.len() < whole;
-            let lost = rest.iter().filter(|byte| **byte == b'\n').count();
-            (lost as u64, Err(error))
+            let is_untouched = rest.len() == whole;
+            *torn |= !is_untouched;
+            // The torn line was counted when it was torn.
+            let counted = if is_untouched { end_of_torn } else { 0 };
+            let ends = rest.iter().filter(|byte| **byte == b'\n').count();
+            ((ends - counted) as u64, Err(error))
         }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +15,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+
+use crate::settling::read_at_most;
 
 /// Shorter ones can be guessed.
 const BYTES_MIN: usize = 16;
@@ -35,10 +36,8 @@ impl Token {
     /// What is wrong with the file.
     pub fn read(file: &Path) -> Result<Self, String> {
         refuse_if_others_read(file)?;
-        let mut text = Vec::new();
-        let opened = fs::File::open(file).map(|file| file.take(BYTES_MAX as u64 + 1));
-        let read = opened.and_then(|mut file| file.read_to_end(&mut text));
-        read.map_err(|error| format!("cannot be read: {error}"))?;
+        let text = read_at_most(file, BYTES_MAX as u64)
+            .map_err(|error| format!("cannot be read: {error}"))?;
         let text = text.trim_ascii();
         if text.len() < BYTES_MIN || text.len() > BYTES_MAX {
             return Err(format!(

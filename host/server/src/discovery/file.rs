@@ -149,6 +149,15 @@ impl Watched {
     }
 }
 
+/// What is wrong with a file, if it is there; it may come later.
+pub fn mistake(path: &Path, endpoints_max: usize) -> Option<String> {
+    match read_at_most(path, BYTES_MAX) {
+        Ok(bytes) => parse(path, &bytes, endpoints_max).err().map(|failure| failure.why),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(format!("\"{}\" cannot be read: {error}", path.display())),
+    }
+}
+
 fn parse(path: &Path, bytes: &[u8], endpoints_max: usize) -> Result<Answer, Failure> {
     let invalid = |why: String| Failure::new(Outcome::Invalid, why);
     if bytes.len() as u64 > BYTES_MAX {

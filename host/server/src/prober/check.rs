@@ -16,6 +16,7 @@ use hyper::header::{CONNECTION, HOST, USER_AGENT};
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
 use pointsman_core::proxy::{Header, Version};
+use rustix::io::Errno;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -126,6 +127,23 @@ pub enum Failed {
     /// The datagram that came back is not what it should be.
     #[error("the answer does not contain what is expected")]
     Answer,
+}
+
+impl Failed {
+    /// Whether it says nothing of the endpoint: this process has no descriptor for it, or the system no
+    /// port or memory.
+    pub fn is_ours(&self) -> bool {
+        let Self::Unreachable(error) = self else { return false };
+        let wants = [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOBUFS,
+            Errno::NOMEM,
+            Errno::AGAIN,
+            Errno::ADDRNOTAVAIL,
+        ];
+        Errno::from_io_error(error).is_some_and(|errno| wants.contains(&errno))
+    }
 }
 
 impl Check {

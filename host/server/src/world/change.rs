@@ -270,7 +270,7 @@ impl ClusterState {
             Some(mut watched) => {
                 watched.endpoint.weight = plan.weight;
                 watched.endpoint.flows_max = plan.flows_max;
-                Watched { health, backup: plan.backup, draining: false, ..watched }
+                Watched { health, backup: plan.backup, draining: false, outgoing: false, ..watched }
             }
             None => {
                 let id = self.next_id;

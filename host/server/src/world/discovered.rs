@@ -3,6 +3,9 @@
 //! What was found replaces what there was as one change, by address: who stays keeps its flows, its
 //! health and whether it drains, and only its weight, its limit and its rank are set. Nothing at all changes where
 //! the answer names the same, in whatever order.
+//!
+//! An answer that names nobody of those who serve would leave nobody until the first check of somebody
+//! new. So those who serve go on until one has passed, or all have been checked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,6 +65,15 @@ impl World {
         Ok(())
     }
 
+    /// Lets endpoints go that were removed and have served until others do. Tells whether any have.
+    pub(super) fn release_outgoing(&mut self) -> bool {
+        let waits = |cluster: &&mut ClusterState| cluster.endpoints.iter().any(|it| it.outgoing);
+        let waiting = self.clusters.iter_mut().filter(waits);
+        let any = waiting.map(ClusterState::release).sum::<usize>() > 0;
+        self.census += u64::from(any);
+        any
+    }
+
     /// By [`ClusterId`](pointsman_core::ClusterId): who knows the endpoints and how it goes, if they
     /// are found.
     pub fn standings(&self) -> Vec<Option<(Arc<DiscoveryPlan>, Standing)>> {
@@ -85,12 +97,12 @@ impl ClusterState {
         let mut staying = Vec::with_capacity(wanted.len());
         for mut watched in std::mem::take(&mut self.endpoints) {
             let Some(plan) = missing.remove(&watched.endpoint.address) else {
-                replaced.removed += 1;
-                tracing::debug!(endpoint = %watched.endpoint.address, "endpoint is removed");
-                self.leaving.push(watched);
+                watched.outgoing = true;
+                staying.push(watched);
                 continue;
             };
-            let Watched { endpoint, backup, .. } = &mut watched;
+            let Watched { endpoint, backup, outgoing, .. } = &mut watched;
+            replaced.added += usize::from(std::mem::take(outgoing));
             let wanted = (plan.weight, plan.flows_max, plan.backup);
             if (endpoint.weight, endpoint.flows_max, *backup) != wanted {
                 (endpoint.weight, endpoint.flows_max, *backup) = wanted;
@@ -100,12 +112,34 @@ impl ClusterState {
         }
         self.endpoints = staying;
         self.forget_idle();
-        replaced.added = missing.len();
+        replaced.added += missing.len();
         for plan in wanted.iter().filter(|plan| missing.contains_key(&plan.address)) {
             tracing::debug!(endpoint = %plan.address, "endpoint is added");
             self.add(plan);
         }
+        replaced.removed = self.release();
         replaced
+    }
+
+    /// Lets those go who were removed, unless they alone serve and somebody may soon do so in their
+    /// place. Tells how many have gone.
+    fn release(&mut self) -> usize {
+        let (going, staying): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.endpoints).into_iter().partition(|watched| watched.outgoing);
+        let is_served = staying.iter().any(|watched| watched.state().is_available());
+        let is_hopeful = staying.iter().any(|watched| watched.state().unproven);
+        let (held, gone): (Vec<_>, Vec<_>) = going.into_iter().partition(|watched| {
+            self.discovered.is_some() && is_hopeful && !is_served && watched.state().is_available()
+        });
+        let count = gone.len();
+        for watched in &gone {
+            tracing::debug!(endpoint = %watched.endpoint.address, "endpoint is removed");
+        }
+        self.leaving.extend(gone);
+        self.endpoints = staying;
+        self.endpoints.extend(held);
+        self.endpoints.sort_unstable_by_key(|watched| watched.endpoint.id);
+        count
     }
 }
 

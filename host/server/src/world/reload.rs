@@ -100,7 +100,8 @@ impl World {
         }
         let closed = self.listeners.iter_mut().filter_map(|listener| listener.close_if_due(now));
         let closed = closed.count() > 0;
-        self.let_clusters_go() || closed
+        let released = self.release_outgoing();
+        self.let_clusters_go() || closed || released
     }
 
     /// Has the endpoints leave of clusters that were removed and that no listener needs any more.

@@ -21,6 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 pub mod dns;
+pub mod kernel;
 pub mod policy;
 pub mod raw;
 pub mod udp;

@@ -85,6 +85,9 @@ impl Oracle {
                 let due = flow.progressed + self.timeout_of(&flow, view);
                 assert!(due <= world.now, "too early: {record:?}");
             }
+            (CloseReason::Shed, Some(_)) if record.connected.is_some() => {
+                assert!(flow.had_stalled && client.reset_from_us, "{record:?}");
+            }
             (CloseReason::ProxyTimeout, _) => {
                 let rule = view.listener(&flow).proxy.as_ref().expect("somebody asks for it");
                 assert!(flow.head.is_some() && flow.started + rule.timeout <= world.now);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use pointsman_core::health::Observation;
-use pointsman_core::{ClusterId, EndpointState};
+use pointsman_core::{ClusterId, EndpointState, Instant};
 
 use super::*;
 use crate::discovery::{Answer, Failure, LeftOut, Outcome};
@@ -161,6 +161,46 @@ fn who_is_not_found_any_more_is_told_of_while_it_has_flows() {
     assert_eq!(scene.world.leaving()[0].len(), 1);
     scene.find(&[1, 2]).expect("a change");
     assert!(Arc::ptr_eq(&scene.endpoints()[0].endpoint.load, &load), "it is who it was");
+}
+
+#[test]
+fn those_who_serve_go_when_somebody_new_is_known_to_or_all_are_known_not_to() {
+    for passes in [true, false] {
+        let mut scene = Scene::of(&TEXT.replace("health", "fail_open = false\nhealth"));
+        let candidates = |scene: &mut Scene| {
+            let endpoints = scene.world.publish().clusters[0].candidates.endpoints.clone();
+            endpoints.iter().map(|it| it.id).collect::<Vec<_>>()
+        };
+        scene.find(&[1]).expect("a change");
+        let old = scene.endpoints()[0].endpoint.id;
+        scene.world.observe(WEB, old, Observation::CheckPassed);
+        scene.find(&[2, 3]).expect("a change");
+        assert_eq!(candidates(&mut scene), [old], "nobody else has been checked");
+        assert_eq!(scene.find(&[3, 2]), Err(Unchanged), "another answer changes nothing");
+        let new = [1, 2].map(|place| scene.endpoints()[place].endpoint.id);
+        scene.world.observe(WEB, new[0], Observation::CheckFailed);
+        assert!(!scene.world.tidy(Instant::ZERO));
+        assert_eq!(candidates(&mut scene), [old]);
+        let seen = if passes { Observation::CheckPassed } else { Observation::CheckFailed };
+        scene.world.observe(WEB, new[1], seen);
+        assert!(scene.world.tidy(Instant::ZERO));
+        let expected = if passes { vec![new[1]] } else { Vec::new() };
+        assert_eq!(candidates(&mut scene), expected);
+        assert_eq!(scene.hosts(), [2, 3]);
+    }
+}
+
+#[test]
+fn an_answer_that_comes_after_the_first_check_lets_those_go_who_have_served_so_far() {
+    let mut scene = Scene::new();
+    scene.find(&[1]).expect("a change");
+    let old = scene.endpoints()[0].endpoint.id;
+    scene.world.observe(WEB, old, Observation::CheckPassed);
+    scene.find(&[2]).expect("a change");
+    let new = scene.endpoints()[1].endpoint.id;
+    scene.world.observe(WEB, new, Observation::CheckPassed);
+    assert_eq!(scene.find(&[2]), Ok(()), "there is something to publish");
+    assert_eq!(scene.hosts(), [2]);
 }
 
 #[test]
