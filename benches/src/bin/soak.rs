@@ -44,6 +44,8 @@ use table::Column;
 const SETTLING: Duration = Duration::from_secs(FLOW_IDLE.as_secs() + 2);
 /// How long that may take at most.
 const SETTLING_MAX: Duration = Duration::from_secs(60);
+/// How long a balancer may keep what so many flows called for.
+const COOLING: Duration = Duration::from_secs(25);
 /// By how much the last quiet phase may hold more than the first.
 const MEMORY_TOLERANCE: f64 = 0.10;
 const MEMORY_TOLERANCE_BYTES: f64 = (4 << 20) as f64;
@@ -108,6 +110,9 @@ fn run(arguments: &Arguments, folder: &Path) -> Result<bool> {
     let phases: Vec<_> = phases::ALL.iter().filter(is_wanted).collect();
     ensure!(!phases.is_empty(), "no phase has that in its name");
     let mut scene = Scene::new(arguments, folder)?;
+    if phases.iter().any(|phase| phase.name == QUIET[0]) {
+        scene.warm()?;
+    }
     for phase in phases {
         scene.claims.begin(phase.name);
         scene.hold(phase)?;
@@ -149,6 +154,12 @@ impl Scene {
         let (folder, claims) = (folder.to_owned(), Claims::default());
         let quiet = Vec::new();
         Ok(Self { duration, rounds, folder, endpoints, pointsman, claims, with_wrk, quiet })
+    }
+
+    /// Fills what grows with the first load, so that it is no growth later.
+    fn warm(&self) -> Result<()> {
+        load::warm(self.pointsman.balancer.target.udp.context("pointsman takes no datagrams")?)?;
+        pause(COOLING)
     }
 
     fn hold(&mut self, phase: &Phase) -> Result<()> {

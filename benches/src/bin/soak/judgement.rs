@@ -1,9 +1,10 @@
 //! Whose failure a failed request is.
 //!
 //! What an endpoint was killed with nobody else can serve: requests that had been relayed to it, and
-//! connections and flows that it had answered before. Everything else is the balancer's. For requests
-//! that nobody had answered yet its access log tells who had them; without one (HAProxy) what failed
-//! while an endpoint was away is taken to have been there.
+//! connections and flows that it had answered before. Everything else is the balancer's, and so is what
+//! it had connected to an endpoint and sent nothing of. For requests that nobody had answered yet its
+//! access log tells who had them; without one (HAProxy) what failed while an endpoint was away is taken
+//! to have been there.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,6 +21,9 @@ use crate::load::{Failure, Kind, Why};
 
 /// How far the log's end of a flow and the client's may lie apart. Ports are used again later.
 const APART_MAX: Duration = Duration::from_secs(8);
+
+/// What is held against the balancer where it had connected, and sent nothing.
+const UNSENT: &str = "its endpoint was killed before it was sent anything";
 
 /// What a flow was to the balancer.
 struct Record {
@@ -86,6 +90,8 @@ pub(crate) struct Judge<'a> {
 pub(crate) struct Verdict {
     /// The balancer's own failures, described.
     pub(crate) ours: Vec<(Kind, String)>,
+    /// Those among them of which an endpoint was connected, and killed before it was sent anything.
+    pub(crate) unsent: u64,
     /// What went with an endpoint, by kind.
     killed: [u64; Kind::ALL.len()],
 }
@@ -110,7 +116,10 @@ impl Judge<'_> {
         let mut verdict = Verdict::default();
         for failure in failures {
             match self.accuse(failure) {
-                Some(how) => verdict.ours.push((failure.kind, describe(failure, &how))),
+                Some(how) => {
+                    verdict.unsent += u64::from(how == UNSENT);
+                    verdict.ours.push((failure.kind, describe(failure, &how)));
+                }
                 None => verdict.killed[failure.kind as usize] += 1,
             }
         }
@@ -141,12 +150,14 @@ impl Judge<'_> {
         };
         let had = record.endpoint.and_then(|had| self.endpoints.iter().position(|it| *it == had));
         let was_away = had.is_some_and(|it| self.outages.touch(it, failure.began, failure.ended));
-        let was_relayed = record.bytes_upstream > 0;
-        (!was_away || !was_relayed).then(|| {
-            let Record { endpoint, bytes_upstream, reason, .. } = record;
-            let away = if was_away { "that was away" } else { "that was there" };
-            format!("logged as {reason} at {endpoint:?}, {away}, {bytes_upstream} bytes sent")
-        })
+        match (was_away, record.bytes_upstream) {
+            (true, 0) => Some(UNSENT.to_owned()),
+            (true, _) => None,
+            (false, bytes) => {
+                let Record { endpoint, reason, .. } = record;
+                Some(format!("logged as {reason} at {endpoint:?}, {bytes} bytes sent"))
+            }
+        }
     }
 }
 
@@ -194,7 +205,7 @@ mod tests {
     #[test]
     fn only_what_was_relayed_to_an_endpoint_that_was_killed_is_excused() {
         assert_eq!(accusation(40, true), None);
-        assert!(accusation(0, true).is_some(), "another endpoint could have served it");
+        assert_eq!(accusation(0, true).as_deref(), Some(UNSENT), "another could have served it");
         assert!(accusation(40, false).is_some(), "its endpoint was there");
     }
 }

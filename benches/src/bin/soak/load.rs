@@ -215,6 +215,21 @@ impl Drop for Load {
     }
 }
 
+/// Opens more flows of datagrams at a time than a load does, so that whatever a balancer keeps for them
+/// is there before it is measured.
+pub(crate) fn warm(balancer: SocketAddr) -> Result<()> {
+    let mut flows = Vec::new();
+    for _ in 0..8 * FLOWS {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.set_read_timeout(Some(DATAGRAM_PATIENCE))?;
+        socket.send_to(&[0; 8], balancer)?;
+        flows.push(socket);
+    }
+    // Who gets no answer is missed later, if it was the balancer's fault.
+    flows.iter().for_each(|socket| drop(socket.recv(&mut [0; 64])));
+    Ok(())
+}
+
 fn run_wrk(balancer: SocketAddr, watch: &Watch) -> Result<Wrk> {
     let mut sum = Wrk::default();
     while watch.goes_on() {

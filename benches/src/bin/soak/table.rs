@@ -24,6 +24,9 @@ pub(crate) fn print(phase: &str, columns: &[Column]) {
     for kind in Kind::ALL {
         row(kind.label(), &|it| it.tally.served(kind).count.to_string());
         row("    failed, a healthy endpoint could serve", &|it| it.verdict.ours(kind).to_string());
+        if kind == Kind::Short {
+            row("        connected, and nothing sent yet", &|it| it.verdict.unsent.to_string());
+        }
         row("    failed with the endpoint", &|it| it.verdict.killed(kind).to_string());
         row("    slowest, ms", &|it| it.tally.served(kind).slowest.as_millis().to_string());
     }
