@@ -26,9 +26,8 @@ const FLOWS: usize = 32;
 const SHORT_PAUSE: Duration = Duration::from_millis(2);
 const LONG_PAUSE: Duration = Duration::from_millis(8);
 
-/// An answer that takes longer is taken for lost.
+/// An answer that takes longer is taken for lost. The machine may be busy with other things.
 const PATIENCE: Duration = Duration::from_secs(5);
-const DATAGRAM_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long checks may take to find that an endpoint is away: so long after it was, its flows of
 /// datagrams may move.
@@ -221,7 +220,7 @@ pub(crate) fn warm(balancer: SocketAddr) -> Result<()> {
     let mut flows = Vec::new();
     for _ in 0..8 * FLOWS {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
-        socket.set_read_timeout(Some(DATAGRAM_PATIENCE))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         socket.send_to(&[0; 8], balancer)?;
         flows.push(socket);
     }
@@ -342,7 +341,7 @@ impl Client {
     fn flow(&mut self) {
         let opened = UdpSocket::bind("127.0.0.1:0").and_then(|socket| {
             socket.connect(self.balancer)?;
-            socket.set_read_timeout(Some(DATAGRAM_PATIENCE))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
             Ok(socket)
         });
         let Ok(socket) = opened else { return sleep(LONG_PAUSE) };
@@ -352,7 +351,7 @@ impl Client {
             match self.echo(&socket) {
                 Ok(endpoint) => {
                     let moved = home.filter(|home| *home != endpoint);
-                    if moved.is_some_and(|home| !self.may_leave(home)) {
+                    if moved.is_some_and(|home| !self.may_leave(home, well)) {
                         self.fail(Why::Moved, well, (client, home));
                     }
                     self.tally.note_served(self.kind, asked);
@@ -364,17 +363,18 @@ impl Client {
         }
     }
 
-    /// Whether an endpoint was away so lately that a flow of datagrams may move.
-    fn may_leave(&self, home: usize) -> bool {
-        let now = Instant::now();
-        self.outages.touch(home, now.checked_sub(DETECTION).unwrap_or(now), now)
+    /// Whether an endpoint was away since it last answered, or so shortly before that checks found it
+    /// later: then a flow of datagrams may move.
+    fn may_leave(&self, home: usize, well: Instant) -> bool {
+        let from = well.checked_sub(DETECTION).unwrap_or(well);
+        self.outages.touch(home, from, Instant::now())
     }
 
     /// One datagram and its answer; tells who gave it.
     fn echo(&mut self, socket: &UdpSocket) -> Result<usize, Why> {
         self.number += 1;
         let number = self.number.to_le_bytes();
-        let deadline = Instant::now() + DATAGRAM_PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         socket.send(&number).map_err(|error| why_of(&error))?;
         let mut answer = [0; 64];
         while Instant::now() < deadline {
