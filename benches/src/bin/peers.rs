@@ -40,13 +40,15 @@ use requests::Endpoint;
 
 /// What is measured against the others; those are its peers.
 const OURS: &str = "pointsman";
+/// A relay that is nobody's peer: it shows what of the cost is the kernel's.
+const BARE: &str = "bare";
 
 #[derive(Parser)]
 struct Arguments {
     /// Only scenarios with this in their name.
     filter: Option<String>,
 
-    /// Only these balancers, separated by commas: pointsman, nginx, haproxy, envoy.
+    /// Only these balancers, separated by commas: pointsman, nginx, haproxy, envoy, bare.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 
@@ -264,7 +266,11 @@ impl Contest<'_> {
     /// Prints what each has cost; tells the medians.
     fn print(&self, results: &mut [(Vec<f64>, u64)]) -> Vec<f64> {
         let medians: Vec<f64> = results.iter_mut().map(|(costs, _)| median(costs)).collect();
-        let of_peers = self.proxies.iter().zip(&medians).filter(|(proxy, _)| proxy.name != OURS);
+        let of_peers = self
+            .proxies
+            .iter()
+            .zip(&medians)
+            .filter(|(proxy, _)| ![OURS, BARE].contains(&proxy.name));
         let best_peer = of_peers.map(|(_, median)| *median).reduce(f64::min);
         for ((proxy, median), (costs, lost)) in self.proxies.iter().zip(&medians).zip(&*results) {
             let (low, high) = (costs[0], costs[costs.len() - 1]);

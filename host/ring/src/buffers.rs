@@ -34,6 +34,7 @@ use pointsman_core::boundary::{Buffer, Pool, PoolSizes, Train};
 
 use crate::RingError;
 use crate::message;
+use crate::stats::BufferPool;
 use crate::sys::Mapping;
 
 /// Buffers of a pool are numbered in 16 bits.
@@ -173,6 +174,16 @@ impl Buffers {
     /// Takes a buffer back; nobody needs its bytes.
     pub(crate) fn put(&mut self, buffer: &Buffer) {
         self.pools[buffer.pool().index()].put(buffer.index());
+    }
+
+    /// How many buffers a pool has, and how many of them are free.
+    pub(crate) fn fill(&self, pool: BufferPool) -> (u32, u32) {
+        let memory = match pool {
+            BufferPool::Small => Some(&self.pools[Pool::Small.index()]),
+            BufferPool::Bulk => Some(&self.pools[Pool::Bulk.index()]),
+            BufferPool::Datagrams => self.datagrams.as_ref(),
+        };
+        memory.map_or((0, 0), |memory| (memory.count, memory.free()))
     }
 
     /// How many buffers of a pool are free, whether the kernel sees them or not.

@@ -34,6 +34,7 @@ use crate::Ring;
 use crate::forward::is_unreachable;
 use crate::message::Message;
 use crate::ring::Event;
+use crate::stats::BufferPool;
 use crate::sys;
 use crate::token::Token;
 
@@ -277,7 +278,7 @@ impl Ring {
     /// Receives on an open gate, if there are buffers to receive into.
     fn arm_gate(&mut self, socket: DatagramSocket) {
         if self.uring.buffers().visible_messages() == 0 {
-            self.datagrams.starve(socket);
+            self.starve_gate(socket);
             return;
         }
         let Some(gate) = self.datagrams.gate_mut(socket) else { return };
@@ -336,10 +337,15 @@ impl Ring {
             self.report_unreachable(socket);
         }
         if result == -libc::ENOBUFS {
-            self.datagrams.starve(socket);
+            self.starve_gate(socket);
         } else {
             self.arm_gate(socket);
         }
+    }
+
+    fn starve_gate(&mut self, socket: DatagramSocket) {
+        self.starved_total[BufferPool::Datagrams.index()] += 1;
+        self.datagrams.starve(socket);
     }
 
     /// Tells that an ICMP error has come for the peer of a connected port.

@@ -36,6 +36,7 @@ mod probe;
 mod reap;
 mod ring;
 mod socket;
+mod stats;
 mod sys;
 mod token;
 mod wake;
@@ -44,6 +45,7 @@ pub use error::RingError;
 pub use perform::{Ring, RingConfig};
 pub use probe::{Probe, RingFeatures, probe};
 pub use reap::Reap;
+pub use stats::{BufferPool, BufferStats, RingStats};
 pub use sys::{
     Clock, DescriptorLimit, bind_tcp, bind_udp, descriptor_limit, may_be_transparent,
     prefer_large_pages, prepare_tcp, prepare_udp, raise_descriptor_limit, take_inherited,

@@ -24,6 +24,7 @@ use crate::listener::Listeners;
 use crate::reap::Reap;
 use crate::ring::{Run, Uring};
 use crate::socket::{Receive, Socket};
+use crate::stats::BufferPool;
 use crate::token::Token;
 use crate::{RingError, RingFeatures, Waker, sys};
 
@@ -80,6 +81,8 @@ pub struct Ring {
     pub(crate) pending: VecDeque<Completion>,
     /// Links that wait for buffers, longest first.
     pub(crate) starved: VecDeque<Link>,
+    /// Times a link or a gate began to wait, by [`BufferPool::index`].
+    pub(crate) starved_total: [u64; BufferPool::ALL.len()],
     pub(crate) listeners: Listeners,
     pub(crate) datagrams: Datagrams,
     pub(crate) routes: Routes,
@@ -105,6 +108,7 @@ impl Ring {
             run: None,
             pending: VecDeque::with_capacity(config.synthetic_completions()),
             starved: VecDeque::with_capacity(links),
+            starved_total: [0; BufferPool::ALL.len()],
             listeners: Listeners::new(config.listeners_max),
             datagrams: Datagrams::new(config.listeners_max, config.ports_max),
             routes: Routes::default(),
@@ -270,6 +274,7 @@ impl Ring {
     pub(crate) fn starve(&mut self, link: Link) {
         let socket = &mut self.sockets[link.index()];
         socket.receive = Receive::Starved;
+        self.starved_total[BufferPool::from(socket.pool).index()] += 1;
         if !socket.queued {
             socket.queued = true;
             self.starved.push_back(link);

@@ -30,6 +30,7 @@ use pointsman_core::boundary::{Buffer, Pool};
 use crate::RingError;
 use crate::buffers::{BufferId, Buffers, DATAGRAM_GROUP};
 use crate::message;
+use crate::stats::RingStats;
 use crate::sys::{self, Clock, RawAddress};
 use crate::token::Token;
 
@@ -98,6 +99,9 @@ pub(crate) struct Uring {
     features: Features,
     /// Entries whose last event has not been taken, but for cancels.
     in_flight: u32,
+    /// Times the kernel was entered, and times it then had more events than the queue holds.
+    enters_total: u64,
+    overflows_total: u64,
     scratch: Scratch,
     /// What a receive of messages wants to be told. Entries point to it.
     message: Box<libc::msghdr>,
@@ -120,6 +124,8 @@ impl Uring {
             enter_name,
             features: Features::default(),
             in_flight: 0,
+            enters_total: 0,
+            overflows_total: 0,
             scratch: Scratch::new(),
             message: Box::new(message_wanted()),
             failure: None,
@@ -143,6 +149,12 @@ impl Uring {
 
     pub(crate) fn buffers(&self) -> &Buffers {
         &self.buffers
+    }
+
+    /// What is counted here; of buffers nothing.
+    pub(crate) fn stats(&self) -> RingStats {
+        let Self { enters_total, overflows_total, in_flight, .. } = *self;
+        RingStats { enters_total, overflows_total, in_flight, ..RingStats::default() }
     }
 
     /// Arms a multishot accept.
@@ -237,7 +249,9 @@ impl Uring {
             None => arguments,
         };
         let result = self.enter_with(u32::from(wait), self.wait_flags(deadline), &arguments);
-        if self.ring.submission().is_empty() {
+        let submissions = self.ring.submission();
+        self.overflows_total += u64::from(submissions.cq_overflow());
+        if submissions.is_empty() {
             self.scratch.clear();
         }
         match result {
@@ -358,6 +372,7 @@ impl Uring {
         flags: EnterFlags,
         arguments: &SubmitArgs<'_, '_>,
     ) -> io::Result<u32> {
+        self.enters_total += 1;
         let queued = self.ring.submission().len() as u32;
         let (name, kind) = self.enter_name;
         sys_ring::enter(name, [queued, want], flags | kind | EnterFlags::EXT_ARG, arguments)

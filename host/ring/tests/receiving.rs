@@ -11,7 +11,7 @@ use common::{
     total, turn,
 };
 use pointsman_core::boundary::{Buffer, Completion, Goodbye, Link, Op, Pool, ReceiveEnd};
-use pointsman_ring::Ring;
+use pointsman_ring::{BufferPool, Ring};
 
 const SMALL: u32 = Pool::Small.buffer_bytes();
 
@@ -142,7 +142,11 @@ fn starved_links_get_all_their_bytes_in_the_end() {
     let counts = drink(&mut ring, LINKS * EACH);
     assert!((0..LINKS).all(|at| counts[&link(at)] == EACH), "{counts:?}");
     ring.wait(Some(pointsman_ring::Clock.now())).expect("wait");
-    assert_eq!(ring.free_buffers(Pool::Small), 3);
+    let stats = ring.stats();
+    let small = stats.buffers[BufferPool::Small.index()];
+    assert_eq!((small.count, small.free), (3, 3));
+    assert!(small.starved_total >= u64::from(LINKS - 3), "{small:?}");
+    assert!(stats.enters_total > 0);
 }
 
 #[test]

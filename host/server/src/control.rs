@@ -359,8 +359,8 @@ impl Control {
     fn on_ended(&mut self, ended: Ended) -> anyhow::Result<()> {
         let number = ended.number;
         match ended.outcome {
-            Ok(stats) => {
-                self.service.fleet().keep(number, stats);
+            Ok(report) => {
+                self.service.fleet().keep(number, report);
                 self.workers_left -= 1;
                 Ok(())
             }

@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pointsman_core::listing::EntryId;
-use pointsman_core::{ClusterId, Snapshot, Stats};
+use pointsman_core::{ClusterId, Snapshot};
 use pointsman_ring::Waker;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::flows::{Answer, Question};
-use crate::mailbox::{Address, Command, PolicyCommand, Renewal};
+use crate::mailbox::{Address, Command, PolicyCommand, Renewal, Report};
 
 /// How long a worker may take to answer. A turn is far below a millisecond; one that takes a second
 /// is stuck, and whoever asks must not wait for it.
@@ -32,7 +32,7 @@ pub struct Silent {
 struct Member {
     address: Address,
     /// What it had counted when it last said so: totals must not go backwards when it is silent.
-    last: Mutex<Option<Stats>>,
+    last: Mutex<Option<Report>>,
 }
 
 impl Fleet {
@@ -79,15 +79,15 @@ impl Fleet {
     }
 
     /// Keeps what a worker had counted when it ended.
-    pub fn keep(&self, number: usize, stats: Stats) {
-        self.members[number].keep(stats);
+    pub fn keep(&self, number: usize, report: Report) {
+        self.members[number].keep(report);
     }
 
     /// What each worker has counted. All are asked at once; one that does not answer is answered
     /// for with what it said last.
-    pub async fn stats(&self) -> Vec<Stats> {
+    pub async fn reports(&self) -> Vec<Report> {
         let asked: Vec<_> = self.members.iter().map(Member::ask).collect();
-        let mut stats = Vec::with_capacity(asked.len());
+        let mut reports = Vec::with_capacity(asked.len());
         let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
         for (number, (member, answer)) in self.members.iter().zip(asked).enumerate() {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
@@ -96,9 +96,9 @@ impl Fleet {
                 Ok(Err(_)) => {}
                 Err(_) => tracing::warn!(worker = number, "does not say what it has counted"),
             }
-            stats.extend(member.last());
+            reports.extend(member.last());
         }
-        stats
+        reports
     }
 
     /// What a worker finds; `None` if it has ended.
@@ -158,17 +158,17 @@ impl Fleet {
 }
 
 impl Member {
-    fn ask(&self) -> oneshot::Receiver<Stats> {
+    fn ask(&self) -> oneshot::Receiver<Report> {
         let (reply, answer) = oneshot::channel();
         self.address.post(Command::Report(reply));
         answer
     }
 
-    fn keep(&self, stats: Stats) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
+    fn keep(&self, report: Report) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
     }
 
-    fn last(&self) -> Option<Stats> {
+    fn last(&self) -> Option<Report> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -13,11 +13,12 @@ use pointsman_core::listing::EntryId;
 use pointsman_core::policy::{OnSwap, Policy};
 use pointsman_core::{ClusterId, FlowFacts, NewPolicy, Snapshot, Stats, Trial};
 use pointsman_plugin::Engine;
-use pointsman_ring::Waker;
+use pointsman_ring::{RingStats, Waker};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::flows::{Answer, Question};
 use crate::sockets::WorkerSocket;
+use crate::turns::Turns;
 
 /// What a worker can be told.
 pub enum Command {
@@ -30,7 +31,7 @@ pub enum Command {
     /// Something about a cluster's policy.
     Policy(ClusterId, PolicyCommand),
     /// Tell what you have counted.
-    Report(oneshot::Sender<Stats>),
+    Report(oneshot::Sender<Report>),
     /// Look for flows and kept decisions.
     Survey {
         /// Where, and for which.
@@ -47,6 +48,17 @@ pub enum Command {
     },
     /// End at once, whatever is under way.
     Stop,
+}
+
+/// What a worker has counted.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Of flows.
+    pub stats: Stats,
+    /// Of its ring and buffers.
+    pub ring: RingStats,
+    /// Of its loop.
+    pub turns: Turns,
 }
 
 /// A world after a reload, with what each worker is given of it for itself. All of it takes effect

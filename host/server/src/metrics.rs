@@ -3,6 +3,8 @@
 //! Written by hand: every number already exists as a plain integer of some worker, so a registry of
 //! metrics would only be a second copy of them.
 
+mod workers;
+
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
@@ -14,13 +16,13 @@ use pointsman_core::policy::Source;
 use pointsman_core::{
     CloseReason, ClusterStats, DropReason, EndpointState, KeylessReason, ListenerStats, ShedReason,
 };
-use pointsman_plugin::{FaultKind, PolicyCounts};
+use pointsman_plugin::FaultKind;
 
 use crate::discovery::{self, LeftOut};
 use crate::plan::limit_shown;
 use crate::reload;
 use crate::seat::Outcome;
-use crate::view::{ClusterView, View};
+use crate::view::{ClusterView, PluginView, View};
 
 /// The content type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -29,10 +31,12 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub fn render(view: &View) -> String {
     let mut text = Exposition::default();
     listeners(view, &mut text);
+    maxima(view, &mut text);
     clusters(view, &mut text);
     endpoints(view, &mut text);
     discoveries(view, &mut text);
     plugins(view, &mut text);
+    workers::render(view, &mut text);
     process(view, &mut text);
     text.text
 }
@@ -78,6 +82,15 @@ fn listeners(view: &View, text: &mut Exposition) {
     let reasons = KeylessReason::ALL.map(KeylessReason::label);
     let family = ("pointsman_keyless_flows_total", "Flows whose first bytes showed no key.");
     by_reason(view, text, family, &reasons, |s| &s.keyless_total);
+}
+
+fn maxima(view: &View, text: &mut Exposition) {
+    let name = "pointsman_flows_max";
+    text.family(name, "gauge", "Flows the listener may have at a time.");
+    for listener in &view.listeners {
+        let max = view.setup.plan.listeners[listener.id.index()].flows_max;
+        text.sample(name, &[("listener", &listener.name)], max);
+    }
 }
 
 fn by_side(
@@ -299,34 +312,20 @@ fn plugins(view: &View, text: &mut Exposition) {
             text.sample(name, &labels, count);
         }
     }
-    text.family("pointsman_decision_seconds", "histogram", "Time in calls of a plugin.");
-    for plugin in &view.plugins {
-        histogram(&plugin.name, &plugin.counts, text);
+    let name = "pointsman_decision_seconds";
+    text.family(name, "histogram", "Time in calls of a plugin.");
+    for PluginView { name: policy, counts, .. } in &view.plugins {
+        text.histogram(name, ("policy", policy), counts.decision_seconds());
+        let seconds = Duration::from_nanos(counts.decision_nanos).as_secs_f64();
+        text.sample("pointsman_decision_seconds_sum", &[("policy", policy)], seconds);
+        text.sample("pointsman_decision_seconds_count", &[("policy", policy)], counts.calls());
     }
-}
-
-fn histogram(policy: &str, counts: &PolicyCounts, text: &mut Exposition) {
-    for (bound, count) in counts.decision_seconds() {
-        let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
-        let labels = [("policy", policy), ("le", &bound)];
-        text.sample("pointsman_decision_seconds_bucket", &labels, count);
-    }
-    let seconds = Duration::from_nanos(counts.decision_nanos).as_secs_f64();
-    text.sample("pointsman_decision_seconds_sum", &[("policy", policy)], seconds);
-    text.sample("pointsman_decision_seconds_count", &[("policy", policy)], counts.calls());
 }
 
 fn process(view: &View, text: &mut Exposition) {
-    let name = "pointsman_flow_table_entries";
-    text.family(name, "gauge", "Kept decisions and flows of datagrams.");
-    for (worker, entries) in view.flow_table_entries.iter().enumerate() {
-        text.sample(name, &[("worker", &worker.to_string())], entries);
-    }
-    let name = "pointsman_upstream_ports";
-    text.family(name, "gauge", "Ports open towards endpoints of datagrams.");
-    for (worker, ports) in view.ports_open.iter().enumerate() {
-        text.sample(name, &[("worker", &worker.to_string())], ports);
-    }
+    let name = "pointsman_all_flows_max";
+    text.family(name, "gauge", "Flows that all listeners together may have at a time.");
+    text.sample(name, &[], view.setup.plan.flows_max);
     let name = "pointsman_access_log_dropped_total";
     text.family(name, "counter", "Ended flows that the access log had no room for.");
     text.sample(name, &[], view.access_log_dropped);
@@ -376,6 +375,20 @@ impl Exposition {
         }
         let end = if labels.is_empty() { "" } else { "}" };
         let _ = writeln!(self.text, "{end} {value}");
+    }
+
+    /// The buckets of a histogram: upper bounds in seconds, and how many were not above them.
+    fn histogram(
+        &mut self,
+        name: &str,
+        of: (&str, &str),
+        buckets: impl IntoIterator<Item = (f64, impl Display)>,
+    ) {
+        let name = format!("{name}_bucket");
+        for (bound, count) in buckets {
+            let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
+            self.sample(&name, &[of, ("le", &bound)], count);
+        }
     }
 }
 
@@ -430,6 +443,18 @@ mod tests {
             "drops_total",
             "connect_retries_total",
             "flow_table_entries",
+            "upstream_ports",
+            "flows_max",
+            "all_flows_max",
+            "sessions",
+            "completions_total",
+            "turn_seconds",
+            "ring_enters_total",
+            "ring_overflows_total",
+            "ring_requests",
+            "buffers",
+            "buffers_free",
+            "buffers_starved_total",
             "access_log_dropped_total",
             "reloads_total",
             "last_reload_successful",
@@ -465,6 +490,15 @@ mod tests {
             "pointsman_swaps_total{cluster=\"web\",outcome=\"rolled-back\"} 0",
             "pointsman_policy_counter_total{policy=\"p2c\",counter=\"3\"} 7",
             "pointsman_flow_table_entries{worker=\"1\"} 4",
+            "pointsman_turn_seconds_bucket{worker=\"0\",le=\"0.000016384\"} 0",
+            "pointsman_turn_seconds_bucket{worker=\"0\",le=\"+Inf\"} 1",
+            "pointsman_turn_seconds_sum{worker=\"1\"} 0.00002",
+            "pointsman_turn_seconds_count{worker=\"1\"} 1",
+            "pointsman_completions_total{worker=\"0\"} 3",
+            "pointsman_ring_enters_total{worker=\"1\"} 6",
+            "pointsman_buffers{worker=\"0\",pool=\"datagrams\"} 512",
+            "pointsman_buffers_free{worker=\"0\",pool=\"datagrams\"} 500",
+            "pointsman_buffers_starved_total{worker=\"0\",pool=\"datagrams\"} 2",
             "pointsman_reloads_total{outcome=\"refused\"} 0",
             "pointsman_last_reload_successful 1",
             "pointsman_closes_total{listener=\"web\",reason=\"idle-timeout\"} 2",

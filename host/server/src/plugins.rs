@@ -13,6 +13,7 @@ use pointsman_plugin::{
     Profile, Speaker,
 };
 
+use crate::compiler::Compiler;
 use crate::crew::{Berth, Crew};
 use crate::plan::{Native, Plan, PluginPlan, PolicyPlan};
 use crate::problem::Problem;
@@ -33,7 +34,7 @@ pub struct Plugins {
     /// By worker.
     governors: Vec<Arc<Governor>>,
     kept: Mutex<VecDeque<Module>>,
-    compiling: Mutex<()>,
+    compiler: Mutex<Compiler>,
 }
 
 /// A policy, and the module that its file holds.
@@ -69,7 +70,7 @@ impl Plugins {
             engine: OnceLock::new(),
             governors: governors(plan, plan.workers),
             kept: Mutex::default(),
-            compiling: Mutex::default(),
+            compiler: Mutex::default(),
         };
         let mut loaded = Vec::with_capacity(plan.plugins.len());
         if plan.plugins.is_empty() {
@@ -153,8 +154,8 @@ impl Plugins {
     }
 
     /// Waits until nobody else compiles: together they could take more memory than there is.
-    pub fn compiling(&self) -> MutexGuard<'_, ()> {
-        self.compiling.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn compiler(&self) -> MutexGuard<'_, Compiler> {
+        self.compiler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The module of this digest, compiled for this profile, if it is still there.

@@ -260,7 +260,7 @@ impl Service {
 
     /// What there is to see, with the workers' counts of this moment.
     pub async fn view(&self) -> View {
-        let stats = self.fleet().stats().await;
+        let workers = self.fleet().reports().await;
         let (snapshot, leaving, standings, setup) =
             self.look(|world| (world.snapshot(), world.leaving(), world.standings(), self.setup()));
         let gathered = Gathered {
@@ -271,7 +271,7 @@ impl Service {
             access_log_dropped: self.log().dropped(),
             reloads: self.reloads().clone(),
         };
-        View::new(setup, snapshot, &stats, gathered)
+        View::new(setup, snapshot, workers, gathered)
     }
 
     /// A page of what the workers keep.

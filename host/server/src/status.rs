@@ -1,5 +1,7 @@
 //! The status as JSON and as a table: what `/v1/status` answers and `pointsman status` prints.
 
+mod load;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,6 +19,8 @@ use crate::reload::{Last, Outcome};
 use crate::swap::short;
 use crate::table::Table;
 use crate::view::{ClusterView, ListenerView, PluginView, View};
+
+pub use load::{Buffers, Load};
 
 /// What a table tells of an endpoint.
 const ENDPOINT_HEADS: [&str; 6] = ["ENDPOINT", "WEIGHT", "STATE", "ACTIVE", "FLOWS", "FAILED"];
@@ -43,6 +47,12 @@ pub struct Status {
     pub clusters: Vec<Cluster>,
     /// The policies that are plugins.
     pub policies: Vec<Policy>,
+    /// What all listeners together may have at a time.
+    #[serde(default)]
+    pub flows_max: u32,
+    /// How busy each worker is, by number.
+    #[serde(default)]
+    pub loads: Vec<Load>,
     /// Times that the configuration was read again, by what came of it.
     #[serde(default)]
     pub reloads: Counts,
@@ -67,6 +77,9 @@ pub struct Listener {
     pub removed: bool,
     /// Flows now.
     pub flows_active: u64,
+    /// Flows it may have at a time.
+    #[serde(default)]
+    pub flows_max: u32,
     /// Flows ever.
     pub flows_total: u64,
     /// Bytes delivered towards endpoints.
@@ -261,6 +274,8 @@ impl Status {
             listeners: view.listeners.iter().map(listener).collect(),
             clusters: view.clusters.iter().map(cluster).collect(),
             policies: view.plugins.iter().filter_map(policy).collect(),
+            flows_max: plan.flows_max,
+            loads: view.workers.iter().map(Load::new).collect(),
             reloads: counts(Outcome::ALL.map(Outcome::label), &view.reloads.outcomes),
             last_reload: view.reloads.last.clone(),
         }
@@ -413,6 +428,7 @@ impl Listener {
             cluster: cluster.to_owned(),
             removed: plan.removed,
             flows_active: stats.flows_active,
+            flows_max: plan.flows_max,
             flows_total: stats.flows_total,
             bytes_upstream: stats.bytes_total[Side::Upstream.index()],
             bytes_downstream: stats.bytes_total[Side::Downstream.index()],

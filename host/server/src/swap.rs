@@ -249,14 +249,14 @@ fn compile(
     bytes: &[u8],
     digest: &str,
 ) -> Result<Module, Refusal> {
-    let _turn = plugins.compiling();
+    let mut compiler = plugins.compiler();
     if let Some(module) = plugins.kept(profile, digest) {
         return Ok(module);
     }
     compile::in_child(profile, bytes)?;
     // A cluster with a plugin has been found, so there is an engine.
     let engine = plugins.engine().expect("plugins have an engine").of_profile(profile)?;
-    let module = compile::in_background(&engine, bytes)?;
+    let module = compile::here(&mut compiler, &engine, bytes)?;
     plugins.keep(&module);
     Ok(module)
 }

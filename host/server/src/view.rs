@@ -9,11 +9,12 @@ use std::time::Duration;
 use pointsman_core::boundary::ListenerId;
 use pointsman_core::eligibility::Footing;
 use pointsman_core::{
-    ClusterId, ClusterStats, EndpointState, Listener, ListenerStats, Openness, Snapshot, Stats,
+    ClusterId, ClusterStats, EndpointState, Listener, ListenerStats, Openness, Snapshot,
 };
 use pointsman_plugin::{Module, PolicyCounts, Shape};
 
 use crate::discovery::Standing;
+use crate::mailbox::Report;
 use crate::plan::{DiscoveryPlan, Plan, PluginId};
 use crate::reload::Reloads;
 use crate::seat::{Outcome, Seat};
@@ -31,10 +32,8 @@ pub struct View {
     pub clusters: Vec<ClusterView>,
     /// The policies that are plugins.
     pub plugins: Vec<PluginView>,
-    /// Kept decisions and flows of datagrams, by worker.
-    pub flow_table_entries: Vec<u32>,
-    /// Upstream ports that are open, by worker.
-    pub ports_open: Vec<u32>,
+    /// By worker: what it has counted.
+    pub workers: Vec<Report>,
     /// Ended flows that the access log had no room for.
     pub access_log_dropped: u64,
     /// What came of reloads.
@@ -145,16 +144,15 @@ impl View {
     pub fn new(
         setup: Arc<Setup>,
         snapshot: Arc<Snapshot>,
-        workers: &[Stats],
+        workers: Vec<Report>,
         gathered: Gathered,
     ) -> Self {
         let Gathered { plugins, seats, leaving, standings, access_log_dropped, reloads } = gathered;
         Self {
-            listeners: listeners(&setup.plan, &snapshot, workers),
-            clusters: clusters(&setup.plan, &snapshot, workers, (seats, leaving, standings)),
+            listeners: listeners(&setup.plan, &snapshot, &workers),
+            clusters: clusters(&setup.plan, &snapshot, &workers, (seats, leaving, standings)),
             plugins,
-            flow_table_entries: workers.iter().map(|worker| worker.flow_table_entries).collect(),
-            ports_open: workers.iter().map(|worker| worker.ports_open).collect(),
+            workers,
             access_log_dropped,
             reloads,
             setup,
@@ -163,7 +161,7 @@ impl View {
     }
 }
 
-fn listeners(plan: &Plan, snapshot: &Snapshot, workers: &[Stats]) -> Vec<ListenerView> {
+fn listeners(plan: &Plan, snapshot: &Snapshot, workers: &[Report]) -> Vec<ListenerView> {
     let shown = |(_, listener): &(ListenerId, &Listener)| match listener.openness {
         Openness::Open => true,
         Openness::Draining | Openness::Closed => listener.flows_active.get() > 0,
@@ -182,7 +180,8 @@ fn listeners(plan: &Plan, snapshot: &Snapshot, workers: &[Stats]) -> Vec<Listene
         let places = all().filter(|(_, other)| other.name == listener.name);
         for (place, _) in places {
             // A worker may have told before it heard of a listener that has just come.
-            let counted = workers.iter().filter_map(|worker| worker.listeners.get(place.index()));
+            let counted =
+                workers.iter().filter_map(|worker| worker.stats.listeners.get(place.index()));
             counted.for_each(|counted| add_listener(&mut stats, counted));
         }
         ListenerView { id, name: listener.name.to_string(), stats }
@@ -197,7 +196,7 @@ type OfClusters =
 fn clusters(
     plan: &Plan,
     snapshot: &Snapshot,
-    workers: &[Stats],
+    workers: &[Report],
     (seats, leaving, standings): OfClusters,
 ) -> Vec<ClusterView> {
     let all = (0..).map(ClusterId).zip(&snapshot.clusters);
@@ -205,7 +204,7 @@ fn clusters(
     let mut standings = standings.into_iter();
     let views = all.map(|(id, cluster)| {
         let mut stats = ClusterStats::default();
-        let counted = workers.iter().filter_map(|worker| worker.clusters.get(id.index()));
+        let counted = workers.iter().filter_map(|worker| worker.stats.clusters.get(id.index()));
         counted.for_each(|counted| add_cluster(&mut stats, counted));
         ClusterView {
             id,
@@ -261,10 +260,12 @@ fn add_each(sum: &mut [u64], one: &[u64]) {
 pub(crate) mod tests {
     use pointsman_core::boundary::Side;
     use pointsman_core::policy::Source;
-    use pointsman_core::{CloseReason, KeylessReason};
+    use pointsman_core::{CloseReason, KeylessReason, Stats};
+    use pointsman_ring::{BufferPool, BufferStats, RingStats};
 
     use super::*;
     use crate::plan::{Plan, PluginFolders, resolve};
+    use crate::turns::Turns;
     use crate::world::World;
 
     const TEXT: &str = r#"
@@ -281,7 +282,7 @@ endpoints = [{ address = "127.0.0.1:1" }]
         resolve(&crate::config::read(TEXT).config, &PluginFolders::default()).expect("a plan")
     }
 
-    fn worker(factor: u64) -> Stats {
+    fn worker(factor: u64) -> Report {
         let mut listener = ListenerStats { flows_total: 2 * factor, ..ListenerStats::default() };
         listener.bytes_total[Side::Upstream.index()] = 10;
         listener.bytes_total[Side::Downstream.index()] = 20;
@@ -294,13 +295,19 @@ endpoints = [{ address = "127.0.0.1:1" }]
         (cluster.overflows_total, cluster.queued_total) = (1, 2);
         cluster.queued_time = Duration::from_millis(750);
         cluster.decisions_total[Source::Native.index()] = 2 * factor;
-        Stats {
+        let stats = Stats {
             listeners: vec![listener],
             clusters: vec![cluster],
             sessions_active: 0,
             flow_table_entries: 4,
             ports_open: 5,
-        }
+        };
+        let mut ring = RingStats { enters_total: 3 * factor, ..RingStats::default() };
+        let datagrams = &mut ring.buffers[BufferPool::Datagrams.index()];
+        *datagrams = BufferStats { count: 512, free: 500, starved_total: 2 };
+        let mut turns = Turns::default();
+        turns.on_turn(Duration::from_micros(20), 3);
+        Report { stats, ring, turns }
     }
 
     /// One listener, one cluster, one endpoint, one plugin, two workers.
@@ -313,7 +320,7 @@ endpoints = [{ address = "127.0.0.1:1" }]
         let gathered = Gathered { plugins: vec![plugin], ..Gathered::default() };
         let config = crate::config::read(TEXT).config;
         let setup = Setup { config, plan, loaded: Vec::new(), seats: Vec::new() };
-        View::new(Arc::new(setup), world.snapshot(), &[worker(1), worker(2)], gathered)
+        View::new(Arc::new(setup), world.snapshot(), vec![worker(1), worker(2)], gathered)
     }
 
     #[test]
@@ -324,7 +331,5 @@ endpoints = [{ address = "127.0.0.1:1" }]
         assert_eq!(view.clusters[0].stats.policy_generation, 1);
         assert_eq!(view.listeners[0].stats.stateless_total, 4);
         assert_eq!(view.listeners[0].stats.datagrams_total[Side::Upstream.index()], 6);
-        assert_eq!(view.flow_table_entries, [4, 4]);
-        assert_eq!(view.ports_open, [5, 5]);
     }
 }

@@ -17,17 +17,16 @@ use std::thread;
 
 use pointsman_core::boundary::{Completion, ListenerId, Ops};
 use pointsman_core::policy::Policy;
-use pointsman_core::{
-    Balancer, BalancerConfig, ClusterId, Instant, Listener, Protocol, Snapshot, Stats,
-};
+use pointsman_core::{Balancer, BalancerConfig, ClusterId, Instant, Listener, Protocol, Snapshot};
 use pointsman_plugin::Engine;
 use pointsman_ring::{Clock, Ring, RingConfig, RingError, Waker, prefer_large_pages};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::access_log::LogSender;
 use crate::cores::Core;
-use crate::mailbox::{Command, Mailbox, PolicyCommand, Renewal, Retired, Swapped};
+use crate::mailbox::{Command, Mailbox, PolicyCommand, Renewal, Report, Retired, Swapped};
 use crate::sockets::WorkerSocket;
+use crate::turns::Turns;
 
 /// Completions per turn: enough to share a system call among many, few enough that a turn stays
 /// well below a millisecond and the mailbox is looked at often.
@@ -65,7 +64,7 @@ pub struct Ended {
     /// Which one.
     pub number: usize,
     /// What it had counted, or what broke it.
-    pub outcome: Result<Stats, String>,
+    pub outcome: Result<Report, String>,
 }
 
 /// Says that a worker accepts, and how it is woken; or why it cannot start.
@@ -90,7 +89,7 @@ pub fn spawn(parts: Parts, started: Started, ended: UnboundedSender<Ended>) -> i
         .map(drop)
 }
 
-fn start_and_run(parts: Parts, started: Started) -> Result<Stats, String> {
+fn start_and_run(parts: Parts, started: Started) -> Result<Report, String> {
     let mut worker = match Worker::new(parts) {
         Ok(worker) => worker,
         Err(error) => {
@@ -100,7 +99,7 @@ fn start_and_run(parts: Parts, started: Started) -> Result<Stats, String> {
     };
     let _ = started.send(Ok(worker.ring.waker()));
     worker.run().map_err(|error| format!("its ring broke: {error}"))?;
-    Ok(worker.balancer.stats().clone())
+    Ok(worker.report())
 }
 
 fn describe(panic: &(dyn std::any::Any + Send)) -> String {
@@ -119,6 +118,7 @@ struct Worker {
     /// All workers, once all of them have started.
     others: Arc<[Waker]>,
     log: Option<LogSender>,
+    turns: Turns,
     told_to_stop: bool,
 }
 
@@ -159,16 +159,20 @@ impl Worker {
             mailbox: parts.mailbox,
             others: Arc::new([]),
             log: parts.log,
+            turns: Turns::default(),
             told_to_stop: false,
         })
     }
 
     fn run(&mut self) -> io::Result<()> {
+        let (mut begun, mut completions) = (self.clock.now(), 0);
         while !self.stopped() {
             self.ring.submit(self.ops.drain());
+            self.turns.on_turn(self.clock.now().since(begun), completions);
             self.ring.wait(self.balancer.next_timeout())?;
             let now = self.clock.now();
             self.completions.extend(self.ring.reap(REAP_MAX));
+            (begun, completions) = (now, self.completions.len());
             self.balancer.look_ahead(&self.completions);
             for completion in self.completions.drain(..) {
                 self.balancer.handle(now, completion, &mut self.ring, &mut self.ops);
@@ -181,6 +185,10 @@ impl Worker {
         // The last turn may have refused clients.
         self.ring.submit(self.ops.drain());
         Ok(())
+    }
+
+    fn report(&self) -> Report {
+        Report { stats: self.balancer.stats().clone(), ring: self.ring.stats(), turns: self.turns }
     }
 
     fn stopped(&self) -> bool {
@@ -208,7 +216,7 @@ impl Worker {
                 Command::Policy(cluster, command) => self.on_policy_command(cluster, command),
                 Command::Report(reply) => {
                     // Nobody listens any more if the answer took too long.
-                    let _ = reply.send(self.balancer.stats().clone());
+                    let _ = reply.send(self.report());
                 }
                 Command::Survey { question, reply } => {
                     let _ = reply.send(question.put_to(now, &self.balancer));

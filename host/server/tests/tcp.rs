@@ -46,6 +46,23 @@ fn bytes_arrive_whole_both_ways_at_once() {
 }
 
 #[test]
+fn a_worker_tells_how_busy_it_is_and_what_it_has_left() {
+    let (balancer, _origin, Ends { mut client, mut server }) = one_flow();
+    sent(&mut client, 1000);
+    expect_pattern(&mut server, 1000);
+    for pool in ["small", "bulk", "datagrams"] {
+        let of = |name: &str| balancer.metric(&format!("{name}{{worker=\"0\",pool=\"{pool}\"}}"));
+        let (all, free) = (of("pointsman_buffers"), of("pointsman_buffers_free"));
+        assert!(free <= all && (all > 0.0) == (pool != "datagrams"), "{pool}: {free} of {all}");
+    }
+    let of = |name: &str| balancer.metric(&format!("pointsman_{name}{{worker=\"0\"}}"));
+    assert_eq!(of("sessions"), 1.0);
+    assert!(of("turn_seconds_count") > 1.0 && of("turn_seconds_sum") > 0.0);
+    assert!(of("completions_total") > 1.0 && of("ring_enters_total") > 1.0);
+    assert!(of("ring_requests") > 1.0, "it accepts and receives");
+}
+
+#[test]
 fn requests_that_do_not_wait_for_answers_are_answered_in_order() {
     let (_balancer, _origin, Ends { mut client, mut server }) = one_flow();
     let requests = 1_000_u32;

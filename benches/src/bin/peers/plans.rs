@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use pointsman_benches::processes::{run_pointsman, target};
 
+use crate::BARE;
 use crate::network::Place;
+use crate::wire::SEGMENT;
 
 /// What is sent through the balancers.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,7 +68,10 @@ pub(crate) fn all(setting: &Setting<'_>) -> Result<Vec<Plan>> {
     let mut plans = vec![pointsman(setting)?, nginx(setting)?];
     match setting.traffic {
         Traffic::Connections => plans.push(haproxy(setting)?),
-        Traffic::Datagrams | Traffic::Trains => plans.extend(envoy(setting)?),
+        Traffic::Datagrams | Traffic::Trains => {
+            plans.extend(envoy(setting)?);
+            plans.push(bare(setting)?);
+        }
     }
     Ok(plans)
 }
@@ -100,6 +105,17 @@ plugin = "p2c.wasm"
         ),
     )?;
     Ok(Plan { name: "pointsman", address, command: run_pointsman(&config)? })
+}
+
+/// Who only passes datagrams on.
+fn bare(setting: &Setting<'_>) -> Result<Plan> {
+    let address = setting.free_address()?;
+    let binary = std::env::current_exe()?.with_file_name("bare").display().to_string();
+    let mut command = vec![binary, address.to_string(), setting.endpoint.to_string()];
+    if setting.traffic == Traffic::Trains {
+        command.extend(["--segment".to_owned(), SEGMENT.to_string()]);
+    }
+    Ok(Plan { name: BARE, address, command })
 }
 
 fn nginx(setting: &Setting<'_>) -> Result<Plan> {

@@ -18,6 +18,7 @@ use rustix::param::page_size;
 use rustix::process::{Resource, Rlimit, Signal, nice, setrlimit};
 
 use super::Refusal;
+use crate::compiler::{Compiler, NICE};
 
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "compile-plugin";
@@ -32,8 +33,6 @@ const MEMORY_MIB_MAX: u64 = 1024;
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two looks at the child.
 const LOOK: Duration = Duration::from_millis(2);
-/// How far compiling steps back: workers come first, and where they are busy it gets a tenth.
-const NICE: i32 = 10;
 /// The child has refused the file, and its output says why.
 const REFUSED: u8 = 2;
 
@@ -127,19 +126,14 @@ fn judge(status: ExitStatus, refusal: String, cry: &str) -> Refusal {
     })
 }
 
-/// Compiles it here, on a thread that gives way to all others.
-pub(super) fn in_background(engine: &Engine, bytes: &[u8]) -> Result<Module, Refusal> {
-    let compile = || {
-        // Where this is refused the thread competes with others as an equal.
-        let _ = nice(NICE);
-        engine.load(bytes)
-    };
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name("policy-compile".into());
-        let compiled = thread.spawn_scoped(scope, compile)?.join();
-        let compiled = compiled.map_err(|_| Refusal::Compile(Excess::Unclear))?;
-        Ok(compiled?)
-    })
+/// Compiles it in this process.
+pub(super) fn here(
+    compiler: &mut Compiler,
+    engine: &Engine,
+    bytes: &[u8],
+) -> Result<Module, Refusal> {
+    let compiled = compiler.compile(engine, bytes)?;
+    Ok(compiled.ok_or(Refusal::Compile(Excess::Unclear))??)
 }
 
 /// The child: limits itself, compiles what it reads, and says what is wrong with it.
