@@ -35,8 +35,8 @@ use balancers::{Balancer, FLOW_IDLE, Gauges, Pointsman, start_haproxy};
 use claims::Claims;
 use endpoints::Endpoints;
 use interrupt::pause;
-use judgement::{Judge, Records, Verdict};
-use load::{Kind, Load, Tally};
+use judgement::{Breach, Judge, Records};
+use load::Load;
 use phases::{Act, Phase, QUIET, Witness};
 use table::Column;
 
@@ -134,13 +134,6 @@ struct Scene {
     quiet: Vec<Gauges>,
 }
 
-/// What came of one load.
-struct Run {
-    tally: Tally,
-    verdict: Verdict,
-    note: String,
-}
-
 impl Scene {
     fn new(arguments: &Arguments, folder: &Path) -> Result<Self> {
         let endpoints = Endpoints::start()?;
@@ -164,42 +157,45 @@ impl Scene {
 
     fn hold(&mut self, phase: &Phase) -> Result<()> {
         let columns = match phase.act {
-            Act::Pointsman(act) => {
-                let before = self.log_length();
-                let load = self.load();
-                let (watch, claims) = (&load.watch, &mut self.claims);
-                let duration = self.duration;
-                let note = act(&mut self.pointsman, &mut Witness { watch, claims, duration })?;
-                let run = self.end(load, (note, before))?;
-                let errors = run.tally.wrk.unwrap_or_default().errors;
-                self.claims.note("wrk sees no error", errors == 0, || format!("{errors} errors"));
-                vec![self.column(phase, run)?]
-            }
-            Act::Endpoints(act) => self.take_turns(phase, act)?,
+            Act::Pointsman(act) => vec![self.run_alone(act)?],
+            Act::Endpoints(act) => self.take_turns(act)?,
         };
         table::print(phase.name, &columns);
+        if QUIET.contains(&phase.name) {
+            self.quiet.extend(columns.iter().filter_map(|column| column.gauges));
+        }
         Ok(())
+    }
+
+    /// Something is done with Pointsman, and no endpoint is away.
+    fn run_alone(
+        &mut self,
+        act: fn(&mut Pointsman, &mut Witness<'_>) -> Result<String>,
+    ) -> Result<Column> {
+        let (log_from, load) = (self.log_length(), self.load());
+        let (watch, claims, duration) = (&load.watch, &mut self.claims, self.duration);
+        let note = act(&mut self.pointsman, &mut Witness { watch, claims, duration })?;
+        let column = self.end(load, (note, log_from))?;
+        let errors = column.tally.wrk.unwrap_or_default().errors;
+        self.claims.note("wrk sees no error", errors == 0, || format!("{errors} errors"));
+        Ok(column)
     }
 
     /// Both balancers, one after the other, again and again.
     fn take_turns(
         &mut self,
-        phase: &Phase,
         act: fn(&mut Endpoints, Duration) -> Result<String>,
     ) -> Result<Vec<Column>> {
         let haproxy = start_haproxy(&self.folder, self.endpoints.addresses)?;
         let (mut columns, mut failed) = (Vec::new(), [0; 2]);
         for _ in 0..self.rounds {
-            let before = self.log_length();
-            let load =
-                Load::start(self.pointsman.balancer.target, &self.endpoints.outages, self.with_wrk);
+            let (log_from, load) = (self.log_length(), self.load());
             let note = act(&mut self.endpoints, self.duration)?;
-            let run = self.end(load, (note, before))?;
-            failed[0] += run.verdict.failed_tcp();
-            columns.push(self.column(phase, run)?);
-            let column = self.run_beside(&haproxy, act)?;
-            failed[1] += column.verdict.failed_tcp();
-            columns.push(column);
+            let turns = [self.end(load, (note, log_from))?, self.run_beside(&haproxy, act)?];
+            for (sum, column) in failed.iter_mut().zip(&turns) {
+                *sum += column.verdict.failed_tcp();
+            }
+            columns.extend(turns);
         }
         let [ours, theirs] = failed;
         // Who is hit by a kill is chance: three standard deviations of that are no difference.
@@ -227,21 +223,18 @@ impl Scene {
     }
 
     /// Ends a load on Pointsman, and judges what came of it.
-    fn end(&mut self, load: Load, (note, log_from): (String, u64)) -> Result<Run> {
+    fn end(&mut self, load: Load, (note, log_from): (String, u64)) -> Result<Column> {
         let tally = load.finish()?;
         self.settle()?;
         let records = Records::read(&self.pointsman.access_log, log_from, &tally.failures)?;
         let (outages, endpoints) = (&self.endpoints.outages, self.endpoints.addresses);
         let verdict = Judge { outages, endpoints, records: Some(records) }.judge(&tally.failures);
-        for (kind, claim) in [
-            (Kind::Short, "no request fails that a healthy endpoint could have served"),
-            (Kind::Long, "no established connection is lost"),
-            (Kind::Datagram, "no flow of datagrams is lost or moved"),
-        ] {
-            let own = verdict.ours.iter().filter(|(of, _)| *of == kind);
-            self.claims.note_all(claim, own.map(|(_, how)| how.clone()));
+        for (breach, claim) in Breach::CLAIMS {
+            let charges = verdict.charges.iter().filter(|charge| charge.breach == breach);
+            self.claims.note_all(claim, charges.map(|charge| charge.text.clone()));
         }
-        Ok(Run { tally, verdict, note })
+        let gauges = Some(self.pointsman.gauges().context("pointsman has ended")?);
+        Ok(Column { balancer: self.pointsman.balancer.name, note, tally, verdict, gauges })
     }
 
     /// Waits until flows of datagrams are over, and who was taken over from has ended.
@@ -263,16 +256,6 @@ impl Scene {
             || format!("{processes:?} run, {process} should: {}", self.pointsman.balancer.log()),
         );
         Ok(())
-    }
-
-    fn column(&mut self, phase: &Phase, run: Run) -> Result<Column> {
-        let gauges = self.pointsman.gauges().context("pointsman has ended")?;
-        if QUIET.contains(&phase.name) {
-            self.quiet.push(gauges);
-        }
-        let Run { tally, verdict, note } = run;
-        let balancer = self.pointsman.balancer.name;
-        Ok(Column { balancer, note, tally, verdict, gauges: Some(gauges) })
     }
 
     /// What it holds in the end beside what it held in the beginning.

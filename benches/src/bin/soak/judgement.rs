@@ -22,9 +22,6 @@ use crate::load::{Failure, Kind, Why};
 /// How far the log's end of a flow and the client's may lie apart. Ports are used again later.
 const APART_MAX: Duration = Duration::from_secs(8);
 
-/// What is held against the balancer where it had connected, and sent nothing.
-const UNSENT: &str = "its endpoint was killed before it was sent anything";
-
 /// What a flow was to the balancer.
 struct Record {
     endpoint: Option<SocketAddr>,
@@ -85,20 +82,52 @@ pub(crate) struct Judge<'a> {
     pub(crate) records: Option<Records>,
 }
 
+/// A failure that is the balancer's own.
+pub(crate) struct Charge {
+    pub(crate) kind: Kind,
+    pub(crate) breach: Breach,
+    /// Who, when and how.
+    pub(crate) text: String,
+}
+
+/// What was not kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Breach {
+    /// What is new is served by an endpoint that is there.
+    Service,
+    /// The same where one was connected, and killed before it was sent anything.
+    Unsent,
+    /// What has been answered goes on.
+    Establishment,
+}
+
+impl Breach {
+    /// All of them, and what is claimed where there are none.
+    pub(crate) const CLAIMS: [(Self, &'static str); 3] = [
+        (Self::Service, "no request fails that a healthy endpoint could have served"),
+        (Self::Unsent, "no request fails of which a killed endpoint had been sent nothing"),
+        (Self::Establishment, "no established connection or flow is lost"),
+    ];
+}
+
 /// What came of judging.
 #[derive(Default)]
 pub(crate) struct Verdict {
-    /// The balancer's own failures, described.
-    pub(crate) ours: Vec<(Kind, String)>,
-    /// Those among them of which an endpoint was connected, and killed before it was sent anything.
-    pub(crate) unsent: u64,
+    pub(crate) charges: Vec<Charge>,
     /// What went with an endpoint, by kind.
     killed: [u64; Kind::ALL.len()],
 }
 
 impl Verdict {
+    /// The balancer's own failures.
     pub(crate) fn ours(&self, kind: Kind) -> u64 {
-        self.ours.iter().filter(|(of, _)| *of == kind).count() as u64
+        self.charges.iter().filter(|charge| charge.kind == kind).count() as u64
+    }
+
+    /// Those among them of which nothing had been sent.
+    pub(crate) fn unsent(&self, kind: Kind) -> u64 {
+        let unsent = |charge: &&Charge| charge.kind == kind && charge.breach == Breach::Unsent;
+        self.charges.iter().filter(unsent).count() as u64
     }
 
     pub(crate) fn killed(&self, kind: Kind) -> u64 {
@@ -116,9 +145,9 @@ impl Judge<'_> {
         let mut verdict = Verdict::default();
         for failure in failures {
             match self.accuse(failure) {
-                Some(how) => {
-                    verdict.unsent += u64::from(how == UNSENT);
-                    verdict.ours.push((failure.kind, describe(failure, &how)));
+                Some((breach, how)) => {
+                    let (kind, text) = (failure.kind, describe(failure, &how));
+                    verdict.charges.push(Charge { kind, breach, text });
                 }
                 None => verdict.killed[failure.kind as usize] += 1,
             }
@@ -127,12 +156,17 @@ impl Judge<'_> {
     }
 
     /// What the balancer has done wrong, if it has.
-    fn accuse(&self, failure: &Failure) -> Option<String> {
+    fn accuse(&self, failure: &Failure) -> Option<(Breach, String)> {
         let Failure { kind, why, home, began, ended, .. } = *failure;
-        if !matches!(why, Why::Broken | Why::Late) && kind != Kind::Datagram
-            || matches!(why, Why::Moved | Why::Garbled)
-        {
-            return Some("no endpoint does that".to_owned());
+        let breach = if home.is_some() { Breach::Establishment } else { Breach::Service };
+        match why {
+            Why::Broken | Why::Late => {}
+            // Its port is closed: an endpoint that is away may be behind that.
+            Why::Refused if kind == Kind::Datagram => {}
+            Why::Unwanted => return Some((Breach::Service, "it drained".to_owned())),
+            Why::Refused | Why::Garbled | Why::Moved => {
+                return Some((breach, "no endpoint does that".to_owned()));
+            }
         }
         let was_away = match (home, &self.records) {
             (Some(home), _) => self.outages.touch(home, began, ended),
@@ -141,23 +175,22 @@ impl Judge<'_> {
             }
             (None, _) => self.outages.touch_any(began, ended),
         };
-        (!was_away).then(|| "no endpoint of it was away".to_owned())
+        (!was_away).then(|| (breach, "no endpoint of it was away".to_owned()))
     }
 
-    fn accuse_by_log(&self, failure: &Failure, records: &Records) -> Option<String> {
+    fn accuse_by_log(&self, failure: &Failure, records: &Records) -> Option<(Breach, String)> {
         let Some(record) = records.find(failure) else {
-            return Some("the access log has no such flow".to_owned());
+            return Some((Breach::Service, "the access log has no such flow".to_owned()));
         };
         let had = record.endpoint.and_then(|had| self.endpoints.iter().position(|it| *it == had));
         let was_away = had.is_some_and(|it| self.outages.touch(it, failure.began, failure.ended));
-        match (was_away, record.bytes_upstream) {
-            (true, 0) => Some(UNSENT.to_owned()),
-            (true, _) => None,
-            (false, bytes) => {
-                let Record { endpoint, reason, .. } = record;
-                Some(format!("logged as {reason} at {endpoint:?}, {bytes} bytes sent"))
-            }
-        }
+        let breach = match (was_away, record.bytes_upstream) {
+            (true, 0) => Breach::Unsent,
+            (true, _) => return None,
+            (false, _) => Breach::Service,
+        };
+        let Record { endpoint, reason, bytes_upstream, .. } = record;
+        Some((breach, format!("logged as {reason} at {endpoint:?}, {bytes_upstream} bytes sent")))
     }
 }
 
@@ -178,7 +211,7 @@ mod tests {
     const ENDPOINT: &str = "127.0.1.1:80";
 
     /// A request that broke, of a client that the log knows with this many bytes relayed.
-    fn accusation(bytes: u64, is_away: bool) -> Option<String> {
+    fn accusation(bytes: u64, is_away: bool) -> Option<Breach> {
         let client = "127.0.0.1:1234".parse().unwrap();
         let (outages, now, at) = (Outages::default(), Instant::now(), SystemTime::now());
         if is_away {
@@ -199,13 +232,14 @@ mod tests {
             at,
         };
         let endpoints = [ENDPOINT.parse().unwrap(); COUNT];
-        Judge { outages: &outages, endpoints, records: Some(records) }.accuse(&failure)
+        let judge = Judge { outages: &outages, endpoints, records: Some(records) };
+        judge.accuse(&failure).map(|(breach, _)| breach)
     }
 
     #[test]
     fn only_what_was_relayed_to_an_endpoint_that_was_killed_is_excused() {
         assert_eq!(accusation(40, true), None);
-        assert_eq!(accusation(0, true).as_deref(), Some(UNSENT), "another could have served it");
-        assert!(accusation(40, false).is_some(), "its endpoint was there");
+        assert_eq!(accusation(0, true), Some(Breach::Unsent), "another could have served it");
+        assert_eq!(accusation(40, false), Some(Breach::Service), "its endpoint was there");
     }
 }

@@ -24,8 +24,10 @@ pub(crate) fn print(phase: &str, columns: &[Column]) {
     for kind in Kind::ALL {
         row(kind.label(), &|it| it.tally.served(kind).count.to_string());
         row("    failed, a healthy endpoint could serve", &|it| it.verdict.ours(kind).to_string());
-        if kind == Kind::Short {
-            row("        connected, and nothing sent yet", &|it| it.verdict.unsent.to_string());
+        if kind != Kind::Datagram {
+            // Only a log tells that.
+            let unsent = |it: &Column| it.gauges.map(|_| it.verdict.unsent(kind).to_string());
+            row("        connected, and nothing sent yet", &|it| unsent(it).unwrap_or("-".into()));
         }
         row("    failed with the endpoint", &|it| it.verdict.killed(kind).to_string());
         row("    slowest, ms", &|it| it.tally.served(kind).slowest.as_millis().to_string());
