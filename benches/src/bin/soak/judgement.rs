@@ -179,11 +179,16 @@ impl Judge<'_> {
     }
 
     fn accuse_by_log(&self, failure: &Failure, records: &Records) -> Option<(Breach, String)> {
+        let Failure { client, began, ended, .. } = *failure;
+        if client.is_none() && self.outages.touch_any(began, ended) {
+            let how = "it was reset before the client had its connection";
+            return Some((Breach::Unsent, how.to_owned()));
+        }
         let Some(record) = records.find(failure) else {
             return Some((Breach::Service, "the access log has no such flow".to_owned()));
         };
         let had = record.endpoint.and_then(|had| self.endpoints.iter().position(|it| *it == had));
-        let was_away = had.is_some_and(|it| self.outages.touch(it, failure.began, failure.ended));
+        let was_away = had.is_some_and(|it| self.outages.touch(it, began, ended));
         let breach = match (was_away, record.bytes_upstream) {
             (true, 0) => Breach::Unsent,
             (true, _) => return None,

@@ -282,8 +282,8 @@ impl Client {
             stream.set_read_timeout(Some(PATIENCE))?;
             Ok(stream)
         });
-        if connected.is_err() {
-            self.fail(Why::Refused, begun, (None, None));
+        if let Err(error) = &connected {
+            self.fail(why_of(error), begun, (None, None));
             sleep(SHORT_PAUSE);
         }
         connected.ok()
