@@ -22,6 +22,7 @@ use pointsman_core::{
 };
 
 pub mod datagrams;
+pub mod processes;
 
 /// Some endpoints that may be given new flows.
 #[must_use]

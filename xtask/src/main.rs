@@ -14,6 +14,7 @@ mod plugins;
 mod released;
 mod setup;
 mod sim;
+mod soak;
 mod test;
 mod workspace;
 
@@ -46,6 +47,8 @@ enum Verb {
     Bench(bench::Arguments),
     /// Runs the simulation of the core, from a seed of one's choice.
     Sim(sim::Arguments),
+    /// Puts the balancer under load while its endpoints are killed and it is reloaded and upgraded.
+    Soak(soak::Arguments),
     /// Fuzzes one target, or lists them.
     Fuzz(fuzz::Arguments),
 }
@@ -69,6 +72,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Plugins(arguments) => plugins::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Sim(arguments) => sim::run(&arguments),
+        Verb::Soak(arguments) => soak::run(&arguments),
         Verb::Fuzz(arguments) => fuzz::run(&arguments),
     }
 }

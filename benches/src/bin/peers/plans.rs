@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use pointsman_benches::processes::{run_pointsman, target};
 
 use crate::BARE;
 use crate::network::Place;
@@ -115,15 +116,6 @@ fn bare(setting: &Setting<'_>) -> Result<Plan> {
         command.extend(["--segment".to_owned(), SEGMENT.to_string()]);
     }
     Ok(Plan { name: BARE, address, command })
-}
-
-/// What starts ours with this configuration.
-pub(crate) fn run_pointsman(config: &Path) -> Result<Vec<String>> {
-    let binary = std::env::current_exe()?.with_file_name("pointsman");
-    let plugins = target().join("plugins");
-    let words = [binary.as_path(), Path::new("run"), Path::new("--config"), config];
-    let words = words.into_iter().chain([Path::new("--plugins"), &plugins]);
-    Ok(words.map(|word| word.display().to_string()).collect())
 }
 
 fn nginx(setting: &Setting<'_>) -> Result<Plan> {
@@ -276,9 +268,4 @@ impl EnvoyOffload {
 pub(crate) fn words(words: &[&str], config: &Path) -> Vec<String> {
     let config = config.display().to_string();
     words.iter().map(ToString::to_string).chain([config]).collect()
-}
-
-/// Where `cargo xtask` leaves plugins and peers, whatever cargo's own target folder is.
-pub(crate) fn target() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")
 }

@@ -7,6 +7,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use pointsman_benches::processes::memory_bytes;
 
 use crate::plans::Plan;
 
@@ -71,16 +72,7 @@ impl Proxy {
 
     /// Memory that is the balancer's own: resident and not shared.
     pub(crate) fn memory_bytes(&self) -> Result<u64> {
-        let mut kib = 0;
-        for process in self.processes()? {
-            let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
-            let of_lines = |name: &str| -> u64 {
-                let lines = rollup.lines().filter(|line| line.starts_with(name));
-                lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
-            };
-            kib += of_lines("Private_Clean:") + of_lines("Private_Dirty:");
-        }
-        Ok(kib * 1024)
+        self.processes()?.into_iter().map(memory_bytes).sum()
     }
 
     fn processes(&self) -> Result<Vec<u32>> {

@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use pointsman_benches::processes::{number_before, socket_errors};
 
 use crate::Load;
 use crate::proxies::Proxy;
@@ -69,18 +70,6 @@ impl Scenario {
         let units = requests * self.units_per_request;
         Ok(Load { units, errors: socket_errors(&text), lost: 0 })
     }
-}
-
-/// The number that stands before `mark`.
-pub(crate) fn number_before(text: &str, mark: &str) -> Option<f64> {
-    text.split_once(mark)?.0.split_whitespace().last()?.parse().ok()
-}
-
-/// All of wrk's socket errors together, and its answers that were not a success.
-pub(crate) fn socket_errors(text: &str) -> u64 {
-    let bad = |line: &&str| line.contains("Socket errors:") || line.contains("Non-2xx");
-    let lines = text.lines().filter(bad).flat_map(|line| line.split([' ', ',']));
-    lines.filter_map(|word| word.parse::<u64>().ok()).sum()
 }
 
 /// Opens many sessions, sends one request through each, leaves them idle, and tells what each of

@@ -11,9 +11,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Result;
+use pointsman_benches::processes::run_pointsman;
 
 use crate::network::Network;
-use crate::plans::{Plan, Traffic, free_address, run_pointsman, words};
+use crate::plans::{Plan, Traffic, free_address, words};
 
 /// Names of balancers without and with their script.
 pub(crate) const PAIRS: [[&str; 2]; 3] =

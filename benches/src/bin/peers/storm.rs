@@ -6,9 +6,7 @@
 //! before, so that compiling is part of it.
 
 use std::fs;
-use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -18,14 +16,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use pointsman_benches::processes::{ask, number_before, run_pointsman, socket_errors, target};
 
 use crate::datagrams::{self, Clients, Scenario};
 use crate::median;
 use crate::network::Network;
-use crate::plans::{Plan, Traffic, free_address, target};
+use crate::plans::{Plan, Traffic, free_address};
 use crate::proxies::Proxy;
 use crate::reflector::Reflector;
-use crate::requests::{CORE, Endpoint, number_before, socket_errors};
+use crate::requests::{CORE, Endpoint};
 
 /// Swaps after which the memory is looked at for the first time.
 const SWAPS_WARM: usize = 100;
@@ -152,7 +151,7 @@ impl Storm {
             append_section(&mut bytes, number);
         }
         let begun = Instant::now();
-        let answer = post(&self.socket, &format!("/v1/policies/{POLICY}"), &bytes)?;
+        let answer = ask(&self.socket, ("POST", &format!("/v1/policies/{POLICY}")), &bytes)?;
         ensure!(answer.contains(" 200 "), "a swap is refused: {answer}");
         let pauses = answer.split("\"pause_max_ns\":").skip(1);
         let pause_ns = pauses.filter_map(|text| {
@@ -216,15 +215,6 @@ fn append_section(bytes: &mut Vec<u8>, number: usize) {
     let name = text.len() as u8;
     bytes.extend([0, name + 1, name]);
     bytes.extend(text.as_bytes());
-}
-
-fn post(socket: &Path, path: &str, body: &[u8]) -> Result<String> {
-    let mut stream = UnixStream::connect(socket)?;
-    write!(stream, "POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len())?;
-    stream.write_all(body)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }
 
 fn files() -> Result<Vec<Vec<u8>>> {
@@ -323,7 +313,7 @@ fn plan(
             clusters.concat()
         ),
     )?;
-    let command = crate::plans::run_pointsman(&config)?;
+    let command = run_pointsman(&config)?;
     Ok((Plan { name: "pointsman", address, command }, datagrams, socket))
 }
 
