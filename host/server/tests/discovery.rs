@@ -185,8 +185,8 @@ fn those_who_serve_go_on_until_those_who_come_in_their_place_have_been_checked()
     let mut established = Client::connect(web).expect("a connection");
     assert_eq!(established.ask("before").expect("an answer"), one.address);
     let refused = balancer.count("closes", "no-endpoint");
-    let load = Traffic::start(web, 4);
-    for (place, next) in [&two, &one].repeat(5).into_iter().enumerate() {
+    let load = Traffic::start(web, 2);
+    for (place, next) in [&two, &one].repeat(2).into_iter().enumerate() {
         server.set("web.test", hosts(&[next.address]));
         let only = BTreeSet::from([next.address]);
         eventually("the other alone serves", || who_answers(web) == only);
