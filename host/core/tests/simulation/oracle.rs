@@ -1,7 +1,6 @@
 //! What must come of it: a shadow of every flow and of every kept decision.
 //!
-//! The oracle sees completions go in and ops come out, and the log of every policy call. It knows
-//! nothing of how the balancer works.
+//! The oracle sees completions go in, ops come out and policies called. It knows nothing else.
 
 mod told;
 mod waiting;
