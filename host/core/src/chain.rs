@@ -51,6 +51,10 @@ impl Tally {
         self.buffers[0] + self.buffers[1]
     }
 
+    pub(crate) fn has(&self, pool: Pool) -> bool {
+        self.buffers[pool.index()] > 0
+    }
+
     pub(crate) fn bytes(&self) -> u32 {
         self.bytes
     }

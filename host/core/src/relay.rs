@@ -241,9 +241,10 @@ impl Relay {
         !self.queue.is_empty() || self.outbound == Outbound::Sending
     }
 
-    /// Since when the destination has not taken what it is sent, if it has not taken all.
+    /// Since when the destination has not taken small buffers that it is sent, if it has not taken all.
     pub(crate) fn stalls_since(&self) -> Option<Instant> {
-        (self.outbound == Outbound::Sending).then_some(self.sends_since)
+        let holds_some = self.outbound == Outbound::Sending && self.sending.has(Pool::Small);
+        holds_some.then_some(self.sends_since)
     }
 
     /// Whether the source has ended.

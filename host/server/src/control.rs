@@ -43,7 +43,7 @@ use crate::setup::Setup;
 use crate::sockets::{self, AdminSocket, Entrance, Listening};
 use crate::steering::{Steered, Steerer};
 use crate::swap::{guard, watch};
-use crate::upgrade::{self, Heir, Inheritance, Predecessor, Program};
+use crate::upgrade::{self, Heir, Inheritance, Predecessor, Program, Succession};
 use crate::worker::Ended;
 use crate::world::{Change, News, Role, Unchanged, World};
 
@@ -107,7 +107,7 @@ pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<
         own,
         entrance: &mut entrance,
     };
-    let upgrades = predecessor.as_mut().map(|before| heir.succeed(before)).transpose()?;
+    let succession = heir.succeed(predecessor.as_mut())?;
     tell_addresses(&world.snapshot());
     let (unix, admin_socket) = entrance.unix.context("the admin socket is nobody's")?;
     let parts = Parts {
@@ -123,9 +123,9 @@ pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<
         left: left_sender,
     };
     let setup = Setup { config, plan, loaded, seats: ready.seated.seats };
-    let service = Arc::new(Service::new(parts, setup, world, upgrades.unwrap_or_default()));
+    let service = Arc::new(Service::new(parts, setup, world, succession.upgrades.clone()));
     begin(&service, ready.seated.steerers, (unix, entrance.http))?;
-    say_ready(&service, predecessor.take());
+    say_ready(&service, predecessor.take(), &succession);
     let control = Control {
         workers_left: service.fleet().len(),
         watchdog: Watchdog::from_environment(service.notifier().clone()),
@@ -235,8 +235,9 @@ fn begin(
 }
 
 /// Says that everything works, once the service manager takes this process for the service.
-fn say_ready(service: &Arc<Service>, predecessor: Option<Predecessor>) {
-    let Some(predecessor) = predecessor else { return service.notifier().ready() };
+fn say_ready(service: &Arc<Service>, predecessor: Option<Predecessor>, succession: &Succession) {
+    let Some(mut predecessor) = predecessor else { return service.notifier().ready() };
+    succession.tell(&mut predecessor);
     let notifier = service.notifier().clone();
     runtime::spawn(async move {
         // Without a thread it is said earlier than the manager may want to hear it.

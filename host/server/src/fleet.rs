@@ -13,7 +13,7 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::timeout;
 
 use crate::flows::{Answer, Question};
-use crate::mailbox::{Address, Command, Handover, PolicyCommand, Renewal, Report};
+use crate::mailbox::{Address, Command, Handover, PolicyCommand, Renewal, Report, Unserved};
 
 /// How long a worker may take to answer. A turn is far below a millisecond; a worker that gets no turn in
 /// seconds, however busy the machine is, is stuck, and whoever asks must not wait for it.
@@ -34,6 +34,17 @@ pub struct Fleet {
 pub struct Silent {
     /// Which one.
     pub number: usize,
+}
+
+/// Why workers have not taken over what they were to.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTaken {
+    /// One does not answer.
+    #[error("{0}")]
+    Silent(#[from] Silent),
+    /// One cannot serve all of it.
+    #[error("{0}")]
+    Unserved(#[from] Unserved),
 }
 
 struct Member {
@@ -179,13 +190,13 @@ impl Fleet {
     /// until all have, and tells what has become of it.
     ///
     /// # Errors
-    /// One does not answer; it will go on with it all the same.
-    pub fn take_over(&self, handed: Vec<Handover>) -> Result<TakenOver, Silent> {
+    /// One does not answer, and will go on with it all the same; or it cannot serve all of it.
+    pub fn take_over(&self, handed: Vec<Handover>) -> Result<TakenOver, NotTaken> {
         let answers = self.give_back(handed.into_iter().map(Some));
         let give_up = Instant::now() + HANDOVER_TIMEOUT;
         let mut sum = TakenOver::default();
         for (number, answer) in answers.into_iter().enumerate() {
-            let taken = await_until(answer, give_up).ok_or(Silent { number })?;
+            let taken = await_until(answer, give_up).ok_or(Silent { number })??;
             sum.flows += taken.flows;
             sum.kept += taken.kept;
             for (sum, count) in sum.untaken.iter_mut().zip(taken.untaken) {
@@ -198,7 +209,7 @@ impl Fleet {
     fn give_back(
         &self,
         handed: impl IntoIterator<Item = Option<Handover>>,
-    ) -> Vec<oneshot::Receiver<TakenOver>> {
+    ) -> Vec<oneshot::Receiver<Result<TakenOver, Unserved>>> {
         let members = self.members.iter().zip(handed);
         let give = |(member, handed): (&Member, Option<Handover>)| {
             let (reply, answer) = oneshot::channel();

@@ -56,7 +56,7 @@ pub enum Command {
         /// What that is.
         handover: Box<Handover>,
         /// Where to tell what has become of it.
-        reply: oneshot::Sender<TakenOver>,
+        reply: oneshot::Sender<Result<TakenOver, Unserved>>,
     },
     /// End at once, whatever is under way.
     Stop,
@@ -73,6 +73,16 @@ pub struct Handover {
     pub flows: Vec<HandedFlow>,
     /// Kept decisions.
     pub kept: Vec<HandedDecision>,
+}
+
+/// A worker cannot serve a listener that it was to take over.
+#[derive(Debug, thiserror::Error)]
+#[error("listener \"{listener}\" cannot be served: {told}")]
+pub struct Unserved {
+    /// Its name.
+    pub listener: String,
+    /// Why.
+    pub told: String,
 }
 
 /// What a worker has counted.

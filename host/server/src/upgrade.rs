@@ -29,7 +29,7 @@ mod wire;
 pub use answer::{Answer, Last, Outcome, Upgrades};
 pub use predecessor::{Inheritance, Predecessor};
 pub use program::Program;
-pub use succession::Heir;
+pub use succession::{Heir, Succession};
 
 use std::process;
 use std::sync::Arc;
@@ -189,6 +189,9 @@ fn hand_over(
     for (worker, handed) in (0..).zip(handed) {
         luggage::send(wire, worker, handed, &taken.listeners)?;
     }
+    if service.is_draining() {
+        return Err(Unheard::Refused(Refused::Draining.to_string()));
+    }
     wire.send(Kind::Whole, &[], &[])?;
     Ok(wire.await_kind(Kind::TakenOver)?.read()?)
 }
@@ -199,6 +202,9 @@ fn finish(service: &Service, mut successor: Successor, (handed, taken): (Vec<Han
     service.doors().close(CLOSING_PATIENCE);
     // Whoever does not hear it has ended, and then there is nobody to tell.
     let _ = successor.wire().send(Kind::Farewell, &[], &[]);
+    if service.is_draining() {
+        successor.terminate();
+    }
     successor.let_go();
     let left = handed.into_iter().map(|handed| luggage::without(handed, &taken.listeners));
     take_back(service, left.collect());
@@ -207,7 +213,7 @@ fn finish(service: &Service, mut successor: Successor, (handed, taken): (Vec<Han
 
 /// Workers go on with what they have handed over.
 fn take_back(service: &Service, handed: Vec<Handover>) {
-    if let Err(silent) = service.fleet().take_over(handed) {
-        tracing::error!(%silent, "what was handed over is not taken back yet");
+    if let Err(error) = service.fleet().take_over(handed) {
+        tracing::error!(%error, "what was handed over is not all taken back");
     }
 }

@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(super) struct Relief {
     /// The next slot to look at.
     next: Option<u32>,
-    /// When the next walk begins.
+    /// When the next walk begins. Nothing else may come that would be looked at on the way.
     due: Option<Instant>,
 }
 
@@ -48,7 +48,7 @@ impl Balancer {
             if due > now {
                 return;
             }
-            self.relief = Relief { next: Some(0), due: None };
+            self.relief = Relief { next: Some(0), due: Some(now + LOOK) };
         }
         for _ in 0..Self::STEPS_PER_TURN {
             let Some(slot) = self.relief.next else { return };
@@ -68,5 +68,28 @@ impl Balancer {
         let stall_max = if is_over { STALL_MAX_OF_ALL } else { STALL_MAX };
         session.state == State::Established
             && session.stalls_since().is_some_and(|since| now.since(since) >= stall_max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rig::Rig;
+    use super::*;
+    use crate::boundary::Buffer;
+    use crate::chain::Queue;
+
+    #[test]
+    fn a_walk_that_finds_nobody_is_followed_by_another() {
+        let (mut rig, mut held) = (Rig::new(), Queue::EMPTY);
+        for index in 0..4 {
+            rig.balancer.chains.push(&mut held, Buffer::new(Pool::Small, index, 1));
+        }
+        for _ in 0..3 {
+            rig.balancer.relieve(rig.now, &mut rig.ops);
+            let due = rig.balancer.relief.next_timeout().expect("a walk is due");
+            assert!(due <= rig.now + LOOK);
+            rig.now = rig.now.max(due);
+        }
+        while rig.balancer.chains.pop(&mut held).is_some() {}
     }
 }

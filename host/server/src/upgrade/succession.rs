@@ -47,11 +47,13 @@ struct Handed {
 }
 
 impl Heir<'_> {
-    /// Takes over, and tells what has come of upgrades so far.
+    /// Has workers go on with what the old process hands over, if there is one. It waits to hear of that,
+    /// and goes on itself if this process ends before.
     ///
     /// # Errors
     /// The old process goes on, or is gone.
-    pub fn succeed(self, predecessor: &mut Predecessor) -> Result<Upgrades, Failure> {
+    pub fn succeed(self, predecessor: Option<&mut Predecessor>) -> Result<Succession, Failure> {
+        let Some(predecessor) = predecessor else { return Ok(Succession::default()) };
         let handed = self
             .receive(predecessor)
             .context("the process that is to be taken over from goes on without this one")?;
@@ -75,16 +77,10 @@ impl Heir<'_> {
         let taken = self.fleet.take_over(workers).context("cannot take over")?;
         let flows_lost = taken.untaken.iter().copied().map(u64::from).sum::<u64>();
         tell_untaken(&taken);
-        let (version, flows) = (crate::VERSION.to_owned(), taken.flows.into());
-        let there = super::TakenOver { version, flows, flows_lost };
-        // Who has given this process up has ended it, so whoever does not hear this is gone.
-        if let Err(error) = predecessor.wire().tell(Kind::TakenOver, &there) {
-            tracing::warn!(%error, "the process before is gone; its connections are lost");
-        }
-        let estate = predecessor.estate();
+        let (flows, estate) = (taken.flows.into(), predecessor.estate());
         let mut upgrades = estate.upgrades.clone();
         upgrades.note_success(&estate.version, (flows, flows_lost));
-        Ok(upgrades)
+        Ok(Succession { flows, flows_lost, upgrades })
     }
 
     /// Says that everything is ready, and waits for what the old process hands over.
@@ -108,6 +104,27 @@ impl Heir<'_> {
             Some((old, ClusterId(place as u16)))
         });
         Numbers { listeners: listeners.collect(), clusters: clusters.collect() }
+    }
+}
+
+/// That workers go on with what they were handed.
+#[derive(Default)]
+pub struct Succession {
+    flows: u64,
+    flows_lost: u64,
+    /// What has come of upgrades, this one included.
+    pub upgrades: Upgrades,
+}
+
+impl Succession {
+    /// Has the old process let go of everything: nothing may fail any more.
+    pub fn tell(&self, predecessor: &mut Predecessor) {
+        let Self { flows, flows_lost, .. } = *self;
+        let there = super::TakenOver { version: crate::VERSION.to_owned(), flows, flows_lost };
+        // Who has given this process up has ended it, so whoever does not hear this is gone.
+        if let Err(error) = predecessor.wire().tell(Kind::TakenOver, &there) {
+            tracing::warn!(%error, "the process before is gone; its connections are lost");
+        }
     }
 }
 

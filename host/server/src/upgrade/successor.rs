@@ -10,6 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::program::Program;
 use super::wire::{Kind, Unheard, VERSION, Wire};
 
@@ -59,6 +61,16 @@ impl Successor {
     /// The way to it.
     pub(super) fn wire(&mut self) -> &mut Wire {
         &mut self.wire
+    }
+
+    /// Whoever told this process to end did not know of the other one, and means that too.
+    pub(super) fn terminate(&self) {
+        if let Some(pid) =
+            self.child.as_ref().and_then(|child| Pid::from_raw(child.id().cast_signed()))
+        {
+            // If it has ended already, that is what was wanted.
+            let _ = kill_process(pid, Signal::TERM);
+        }
     }
 
     /// It has taken over, and goes its own way.

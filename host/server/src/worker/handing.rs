@@ -10,7 +10,7 @@ use pointsman_ring::GivenListener;
 use tokio::sync::oneshot;
 
 use super::{Worker, listen};
-use crate::mailbox::Handover;
+use crate::mailbox::{Handover, Unserved};
 use crate::sockets::WorkerSocket;
 
 impl Worker {
@@ -27,8 +27,10 @@ impl Worker {
             && let Some(heir) = self.heir.take()
         {
             let handover = self.give_away(now);
-            if let Err(unheard) = heir.send(handover) {
-                self.take_over(now, unheard);
+            if let Err(unheard) = heir.send(handover)
+                && let Err(unserved) = self.take_over(now, unheard)
+            {
+                tracing::error!(%unserved, "what nobody wanted is not taken back");
             }
         }
         self.heir.is_some()
@@ -46,10 +48,19 @@ impl Worker {
         Handover { sockets, ports: ports.collect(), flows, kept }
     }
 
-    pub(super) fn take_over(&mut self, now: Instant, handover: Handover) -> TakenOver {
+    /// Goes on with what there is, whatever of it cannot be served.
+    ///
+    /// # Errors
+    /// A listener's socket is no good here.
+    pub(super) fn take_over(
+        &mut self,
+        now: Instant,
+        handover: Handover,
+    ) -> Result<TakenOver, Unserved> {
         let Handover { sockets, ports, flows, kept } = handover;
+        let mut outcome = Ok(());
         for (id, socket) in sockets {
-            self.take_listener(id, socket);
+            outcome = self.take_listener(id, socket).and(outcome);
         }
         let with_socket = ports.into_iter().map(|(port, socket)| (port, Some(socket)));
         let (ports, mut sockets): (Vec<_>, Vec<_>) = with_socket.unzip();
@@ -60,16 +71,17 @@ impl Worker {
                 self.ring.take_port(port, &kind, socket);
             }
         }
-        taken
+        outcome.map(|()| taken)
     }
 
     /// Serves a listener with this socket. Without it the worker is one of those that have none for
     /// the listener.
-    fn take_listener(&mut self, id: ListenerId, socket: WorkerSocket) {
-        let Some(listener) = self.balancer.listener_to_serve(id) else { return };
-        if let Err(error) = listen(&mut self.ring, (id, listener), socket) {
-            tracing::error!(listener = &*listener.name, %error, "cannot be taken over");
-        }
+    fn take_listener(&mut self, id: ListenerId, socket: WorkerSocket) -> Result<(), Unserved> {
+        let Some(listener) = self.balancer.listener_to_serve(id) else { return Ok(()) };
+        listen(&mut self.ring, (id, listener), socket).map_err(|error| Unserved {
+            listener: listener.name.to_string(),
+            told: error.to_string(),
+        })
     }
 }
 
@@ -221,7 +233,7 @@ mod tests {
             let (reply, taken) = oneshot::channel();
             let handover = Box::new(handover);
             assert!(self.address.post(Command::TakeOver { handover, reply }));
-            taken.blocking_recv().expect("an answer")
+            taken.blocking_recv().expect("an answer").expect("all of it")
         }
 
         /// What it has counted of `dns`.
