@@ -11,6 +11,7 @@ mod renewal;
 #[cfg(test)]
 mod rig;
 mod survey;
+mod undelivered;
 mod waiting;
 
 use alloc::boxed::Box;
@@ -487,7 +488,10 @@ impl Balancer {
     fn retry(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
         if let Some(allocation) = &session.allocation {
-            allocation.endpoint.load.on_connect_failed(now);
+            match reason {
+                CloseReason::UpstreamReset => allocation.endpoint.load.on_broken(now),
+                _ => allocation.endpoint.load.on_connect_failed(now),
+            }
             session.tried.push(allocation.endpoint.id);
         }
         if let Some(place) = session.take_place() {
@@ -525,7 +529,7 @@ impl Balancer {
         ops: &mut Ops,
     ) {
         let session = &mut self.sessions[link.slot()];
-        if matches!(session.state, State::Closing { .. }) {
+        if session.has_left(link.side()) {
             ops.push(Op::Recycle { buffer });
             return;
         }
@@ -552,11 +556,11 @@ impl Balancer {
         ops: &mut Ops,
     ) {
         let session = &mut self.sessions[link.slot()];
-        if matches!(session.state, State::Closing { .. }) {
+        if session.has_left(link.side()) {
             return;
         }
         if end == ReceiveEnd::Reset {
-            self.close(now, link.slot(), reset_by(link.side()), ops);
+            self.on_reset(now, link, ops);
             return;
         }
         let mut step = Step { now, slot: link.slot(), chains: &mut self.chains, ops };
@@ -589,7 +593,7 @@ impl Balancer {
             return;
         }
         if delivery.end == SendEnd::Broken {
-            self.close(now, link.slot(), reset_by(link.side()), ops);
+            self.close(now, link.slot(), undelivered::reset_by(link.side()), ops);
             return;
         }
         session.on_progress(now);
@@ -607,9 +611,9 @@ impl Balancer {
 
     fn on_closed(&mut self, now: Instant, link: Link, ops: &mut Ops) {
         let session = &mut self.sessions[link.slot()];
-        if session.state == State::Abandoning {
-            session.set_state(State::Unbound);
-            self.retry(now, link.slot(), CloseReason::ConnectTimeout, ops);
+        if let State::Abandoning { reason } = session.state {
+            session.on_abandoned();
+            self.retry(now, link.slot(), reason, ops);
         } else if let Some(reason) = session.on_closed() {
             self.end(now, link.slot(), reason);
         }
@@ -627,8 +631,8 @@ impl Balancer {
                 session.resume(&mut Step { now, slot, chains: &mut self.chains, ops });
                 self.set_timer(slot);
             }
-            Some((_, Due::Close(CloseReason::ConnectTimeout))) => {
-                session.abandon(&mut Step { now, slot, chains: &mut self.chains, ops });
+            Some((_, Due::Close(reason @ CloseReason::ConnectTimeout))) => {
+                session.abandon(reason, &mut Step { now, slot, chains: &mut self.chains, ops });
             }
             Some((_, Due::Close(reason))) => self.close(now, slot, reason, ops),
         }
@@ -748,8 +752,10 @@ impl Balancer {
         assert_eq!(self.readers.len() as usize, introducing, "each reader is somebody's");
         for (slot, session) in self.sessions.iter() {
             session.check_invariants();
-            let is_over =
-                matches!(session.state, State::Abandoning | State::Closing { .. } | State::Unbound);
+            let is_over = matches!(
+                session.state,
+                State::Abandoning { .. } | State::Closing { .. } | State::Unbound
+            );
             assert_eq!(self.timers.is_set(slot), !is_over, "what can last for ever has a deadline");
         }
         let is_waiting = |session: &Session| matches!(session.state, State::Waiting { .. });
@@ -770,11 +776,4 @@ struct Arrival {
 struct Delivery {
     bytes: u32,
     end: SendEnd,
-}
-
-const fn reset_by(side: Side) -> CloseReason {
-    match side {
-        Side::Downstream => CloseReason::DownstreamReset,
-        Side::Upstream => CloseReason::UpstreamReset,
-    }
 }

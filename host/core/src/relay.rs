@@ -157,6 +157,12 @@ impl Relay {
         chains.push_front(&mut self.queue, header);
     }
 
+    /// The destination is gone before it had anything: what comes is held until there is another.
+    pub(crate) fn stop(&mut self) {
+        self.outbound = Outbound::Held;
+        (self.pace, self.resumes) = (None, None);
+    }
+
     /// When a throttled source is to be started again, if it waits for that.
     pub(crate) fn resumes(&self) -> Option<Instant> {
         self.resumes
@@ -234,6 +240,12 @@ impl Relay {
         self.inbound == Inbound::Ended
             && self.queue.is_empty()
             && self.outbound != Outbound::Sending
+    }
+
+    /// Whether the destination has had nothing of the stream, neither bytes nor its end, and nothing is
+    /// on its way.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.outbound == Outbound::Idle && self.delivered == 0
     }
 
     /// Whether bytes are on their way that the destination has not got.

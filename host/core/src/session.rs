@@ -16,6 +16,9 @@
 //!                                      Waiting ───── too long ──────────────┘
 //! ```
 //!
+//! One that is `Established` is `Abandoning` too, if its endpoint resets it before either has had a byte
+//! of the other.
+//!
 //! A session is freed only in `Closing`, after the last `Closed` of its links: until then the
 //! kernel may still speak of them.
 
@@ -41,8 +44,9 @@ pub(crate) enum State {
     Prereading,
     /// The endpoint has not answered.
     Connecting,
-    /// The endpoint took too long; its link is being closed, then another attempt follows.
-    Abandoning,
+    /// The endpoint has failed it, for this reason; its link is being closed, then another attempt
+    /// follows.
+    Abandoning { reason: CloseReason },
     /// The endpoint's link is free. Lasts only until another attempt or the end is decided on.
     Unbound,
     /// Every endpoint is full, and a place is waited for until then.
@@ -282,9 +286,18 @@ impl Session {
         self.allocation.as_ref().map_or(Method::DEFAULT, |allocation| allocation.method)
     }
 
-    /// The endpoint took too long: frees its link for another attempt.
-    pub(crate) fn abandon(&mut self, step: &mut Step<'_>) {
-        self.set_state(State::Abandoning);
+    /// Whether another endpoint can serve it as well as its own: neither it nor its client has had
+    /// anything of the other.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.state == State::Established && self.relays.iter().all(Relay::is_untouched)
+    }
+
+    /// The endpoint has failed it: frees its link for another attempt.
+    pub(crate) fn abandon(&mut self, reason: CloseReason, step: &mut Step<'_>) {
+        if self.state == State::Established {
+            self.relays[Side::Downstream.index()].stop();
+        }
+        self.set_state(State::Abandoning { reason });
         let link = Link::new(step.slot, Side::Upstream);
         step.ops.push(Op::Close { link, goodbye: Goodbye::Reset });
     }
@@ -302,7 +315,7 @@ impl Session {
                 links_open += 1;
                 step.ops.push(Op::Close { link: Link::new(step.slot, Side::Upstream), goodbye });
             }
-            State::Abandoning => links_open += 1,
+            State::Abandoning { .. } => links_open += 1,
             State::Introducing { .. }
             | State::Prereading
             | State::Waiting { .. }
@@ -313,14 +326,31 @@ impl Session {
         self.set_state(State::Closing { links_open, reason });
     }
 
-    /// A flow that ends before its first byte was good or bad by how it ends, or neither.
+    /// A flow that ends before its first byte was good or bad by how it ends, or neither. Without a place
+    /// it has left its endpoint, which was told then.
     fn tell_how_it_fared(&self, now: Instant, reason: CloseReason) {
-        let Some(allocation) = &self.allocation else { return };
+        let Some(allocation) = self.allocation.as_ref().filter(|_| self.is_placed) else { return };
         match (reason, self.first_byte) {
             (_, FirstByte::Answered) => {}
             (CloseReason::UpstreamReset, _) => allocation.endpoint.load.on_broken(now),
             (CloseReason::Finished, _) => allocation.endpoint.load.on_served(now),
             _ => {}
+        }
+    }
+
+    /// The link of the endpoint that has failed it is free. It is as if it had never been connected.
+    pub(crate) fn on_abandoned(&mut self) {
+        self.set_state(State::Unbound);
+        self.connected = None;
+        self.relays[Side::Upstream.index()] = Relay::new(Side::Upstream);
+    }
+
+    /// Whether this side's link is being closed, so that what it still says means nothing.
+    pub(crate) fn has_left(&self, side: Side) -> bool {
+        match self.state {
+            State::Closing { .. } => true,
+            State::Abandoning { .. } => side == Side::Upstream,
+            _ => false,
         }
     }
 
@@ -411,7 +441,7 @@ impl Session {
             }
             State::Established => (idle, CloseReason::IdleTimeout),
             State::Waiting { until } => return Some((until, CloseReason::QueueTimeout)),
-            State::Abandoning | State::Unbound | State::Closing { .. } => return None,
+            State::Abandoning { .. } | State::Unbound | State::Closing { .. } => return None,
         };
         Some((self.progressed + timeout, reason))
     }
@@ -468,7 +498,7 @@ impl Session {
         let state = match self.state {
             State::Introducing { .. } | State::Prereading => FlowState::Prereading,
             State::Waiting { .. } => FlowState::Queued,
-            State::Connecting | State::Abandoning | State::Unbound => FlowState::Unconfirmed,
+            State::Connecting | State::Abandoning { .. } | State::Unbound => FlowState::Unconfirmed,
             State::Established => FlowState::Established,
             State::Closing { .. } => FlowState::Closing,
         };

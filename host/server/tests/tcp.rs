@@ -191,6 +191,36 @@ fn an_endpoint_that_never_answers_is_given_up_for_another() {
 }
 
 #[test]
+fn an_endpoint_that_resets_before_it_had_anything_costs_a_flow_nothing_but_a_retry() {
+    let (resets, endpoint) = (Origin::start(), Endpoint::start());
+    let addresses = [resets.address(), endpoint.address];
+    let balancer = Balancer::start(&config("workers = 1", "", &addresses));
+    let mut client = Client::connect(balancer.address("web")).expect("a connection");
+    reset(resets.accept());
+    eventually("it is given up", || balancer.web("connect_retries_total") == 1.0);
+    for line in ["one", "connection", "that works"] {
+        assert_eq!(client.ask(line).expect("an answer"), endpoint.address);
+    }
+    drop(client);
+    eventually("the flow has finished", || balancer.count("closes", "finished") == 1.0);
+    assert_eq!(balancer.web("flows_total"), 1.0);
+}
+
+#[test]
+fn a_flow_that_every_endpoint_resets_at_once_is_reset() {
+    let origin = Origin::start();
+    let listener = "connect_attempts = 3";
+    let balancer = Balancer::start(&config("workers = 1", listener, &[origin.address()]));
+    let mut client = connect(balancer.address("web"));
+    for _ in 0..3 {
+        reset(origin.accept());
+    }
+    assert_eq!(rest(&mut client), Err(std::io::ErrorKind::ConnectionReset));
+    eventually("the flow is counted", || balancer.count("closes", "upstream-reset") == 1.0);
+    assert_eq!(balancer.web("connect_retries_total"), 2.0);
+}
+
+#[test]
 fn a_flow_that_no_endpoint_answers_is_reset() {
     let (_socket, _waiting, silent) = silent();
     let listener = "connect_timeout_ms = 200\nconnect_attempts = 2";

@@ -234,6 +234,8 @@ fn snapshot(rng: &mut Rng) -> Snapshot {
     let long = Duration::from_secs(1_000);
     next.listeners[0] = Listener {
         flows_max: 1_000,
+        // A flow that tries again is before those who wait.
+        connect_attempts: 1,
         all_flows: AllFlows::unlimited(),
         access: None,
         key: None,

@@ -90,6 +90,30 @@ const MUTANTS: &[Mutant] = &[
         mutated: "",
     },
     Mutant {
+        breaks: "retry: a flow that its endpoint has had nothing of is reset with it",
+        file: "balancer/undelivered.rs",
+        original: "        session.is_untouched()\n",
+        mutated: "        session.is_untouched() && attempts > 9\n",
+    },
+    Mutant {
+        breaks: "retry: a flow that has been answered gets another endpoint",
+        file: "session.rs",
+        original: "self.relays.iter().all(Relay::is_untouched)",
+        mutated: "self.relays[0].is_untouched()",
+    },
+    Mutant {
+        breaks: "retry: a flow that its endpoint has had bytes of gets another",
+        file: "relay.rs",
+        original: "self.outbound == Outbound::Idle && self.delivered == 0",
+        mutated: "self.outbound == Outbound::Idle",
+    },
+    Mutant {
+        breaks: "retry: what comes meanwhile is sent to the endpoint that is gone",
+        file: "relay.rs",
+        original: "        self.outbound = Outbound::Held;\n        (self.pace",
+        mutated: "        (self.pace",
+    },
+    Mutant {
         breaks: "load: a failed endpoint keeps the flow it lost",
         file: "balancer.rs",
         original: "            session.tried.push(allocation.endpoint.id);\n        }\n        if let Some(place) = session.take_place() {\n            self.allocator.leave(&self.snapshot, place);\n        }",

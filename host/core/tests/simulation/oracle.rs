@@ -3,6 +3,7 @@
 //! The oracle sees completions go in, ops come out and policies called. It knows nothing else.
 
 mod told;
+mod undelivered;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,6 +21,7 @@ use pointsman_core::{
 };
 use twox_hash::XxHash64;
 
+use self::undelivered::Delivered;
 use self::waiting::Waiting;
 use crate::fared::Fared;
 use crate::introduction::Head;
@@ -83,8 +85,10 @@ struct Flow {
     answered: bool,
     half_closed: bool,
     closing: bool,
-    /// The endpoint took too long: whether its link is being closed for another attempt.
+    /// The endpoint has failed it: whether its link is being closed for another attempt.
     abandoning: bool,
+    /// What has been sent each way.
+    delivered: Delivered,
     progressed: Instant,
     /// By the side the bytes come from: what the balancer holds, and what of it is being sent.
     held: [Held; 2],
@@ -127,6 +131,7 @@ impl Flow {
             half_closed: false,
             closing: false,
             abandoning: false,
+            delivered: Delivered::default(),
             progressed: arrival.now,
             held: Default::default(),
             sending: Default::default(),
@@ -195,6 +200,7 @@ impl Flow {
     fn send(&mut self, now: Instant, (from, buffer, is_streams): (usize, &Buffer, bool)) {
         if !is_streams {
             self.held[from].add(buffer);
+            self.delivered.announce(buffer);
         }
         if self.sending[from].buffers == 0 {
             self.sends_since[from] = now;
@@ -266,6 +272,8 @@ pub(crate) struct Oracle {
     /// Flows whose first bytes have been waited for long enough.
     deciding: Vec<(u32, Option<Result<u64, KeylessReason>>)>,
     waiting: Waiting,
+    /// A flow whose endpoint has just reset it, and that must have another.
+    undelivered: Option<u32>,
     /// Buffers that came and have neither been sent nor given back.
     received: BTreeSet<(usize, u32)>,
     pub(crate) binds: u64,
@@ -279,7 +287,7 @@ impl Oracle {
     pub(crate) fn new(calls: CallLog) -> Self {
         let (flows, ended, kept) = Default::default();
         let (deciding, waiting, received, fared) = Default::default();
-        let (keyless, undecided) = Default::default();
+        let (keyless, undecided, undelivered) = Default::default();
         Self {
             flows,
             ended,
@@ -287,6 +295,7 @@ impl Oracle {
             calls,
             deciding,
             waiting,
+            undelivered,
             received,
             binds: 0,
             fared,
@@ -297,6 +306,7 @@ impl Oracle {
 
     /// A completion is about to be handled.
     pub(crate) fn before(&mut self, now: Instant, completion: &Completion, view: &View<'_>) {
+        self.undelivered = self.lost_undelivered(completion, view);
         self.follow(now, completion);
         let (link, ended) = match completion {
             Completion::Received { link, .. } => (link, false),
@@ -356,8 +366,9 @@ impl Oracle {
                     flow.half_closed = true;
                 });
             }
-            Completion::Sent { link, .. } => self.with(*link, |flow| {
+            Completion::Sent { link, bytes, .. } => self.with(*link, |flow| {
                 let from = link.side().other().index();
+                flow.delivered.add(from, *bytes);
                 let sent = std::mem::take(&mut flow.sending[from]);
                 flow.held[from].bytes -= sent.bytes;
                 flow.held[from].buffers -= sent.buffers;
@@ -365,7 +376,7 @@ impl Oracle {
             }),
             Completion::Connected { link } => self.with(*link, |flow| {
                 flow.established = !flow.closing && !flow.abandoning;
-                flow.connected = now;
+                (flow.connected, flow.received) = (now, [0; 2]);
                 flow.progress(now);
             }),
             Completion::ConnectFailed { link, cause: ConnectFailure::Unreachable } => {
@@ -623,6 +634,7 @@ impl Oracle {
         self.after_retry((now, view), ops);
         let calls: Vec<Call> = calls.into();
         let mut is_obeyed = true;
+        self.assert_undelivered_goes_on(ops);
         assert!(calls.len() <= 1, "one completion, one decision: {calls:?}");
         for op in ops {
             match op {
@@ -651,14 +663,13 @@ impl Oracle {
                     assert!(u64::from(*credit) <= 8 * u64::from(Pool::Bulk.buffer_bytes()));
                 }
                 Op::Close { link, .. } => {
-                    let Flow { established, prereading, head, closing, cluster, .. } =
-                        self.flows[&link.slot()];
+                    let Flow { prereading, head, closing, cluster, .. } = self.flows[&link.slot()];
                     *self.undecided.entry(cluster).or_default() +=
                         u64::from((prereading || head.is_some()) && !closing);
-                    if link.side() == Side::Downstream || established {
+                    if link.side() == Side::Downstream || closing {
                         self.with(*link, |flow| flow.close(now));
                     } else {
-                        self.with(*link, |flow| flow.abandoning = true);
+                        self.abandon(*link);
                     }
                 }
                 _ => {}
@@ -734,21 +745,6 @@ impl Oracle {
             let resets = view.listener(flow).on_endpoint_down == OnEndpointDown::Reset;
             let stays = self.fared.has_left(flow.target, flow.connected);
             assert!(!resets || !stays, "{} stays with {:?}", flow.client, flow.target);
-        }
-    }
-
-    /// Flows that may be waiting for nothing but their time.
-    pub(crate) fn throttled_flows(&self) -> usize {
-        let throttled = |flow: &&Flow| flow.established && flow.method.throttle_kib_s.is_some();
-        self.flows.values().filter(throttled).count()
-    }
-
-    fn timeout_of(&self, flow: &Flow, view: &View<'_>) -> Duration {
-        let timeouts = &view.listener(flow).timeouts;
-        if flow.half_closed {
-            timeouts.half_closed
-        } else {
-            flow.method.idle_timeout.unwrap_or(timeouts.idle)
         }
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use pointsman_core::listing::{Entry, EntryKind, FlowState};
 use pointsman_core::proxy::Route;
 use pointsman_core::{CloseReason, FlowRecord};
 
-use super::{Oracle, View};
+use super::{Flow, Oracle, View};
 use crate::introduction;
 use crate::world::World;
 
@@ -102,5 +103,15 @@ impl Oracle {
             _ => {}
         }
         assert!(record.bytes[0] <= client.taken, "{record:?}");
+    }
+
+    /// How long it may do nothing.
+    pub(super) fn timeout_of(&self, flow: &Flow, view: &View<'_>) -> Duration {
+        let timeouts = &view.listener(flow).timeouts;
+        if flow.half_closed {
+            timeouts.half_closed
+        } else {
+            flow.method.idle_timeout.unwrap_or(timeouts.idle)
+        }
     }
 }

@@ -74,6 +74,12 @@ impl Oracle {
         self.waiting.lines.values().map(Vec::len).sum()
     }
 
+    /// Flows that may be waiting for nothing but their time.
+    pub(crate) fn throttled_flows(&self) -> usize {
+        let throttled = |flow: &&Flow| flow.established && flow.method.throttle_kib_s.is_some();
+        self.flows.values().filter(throttled).count()
+    }
+
     /// An operator is about to end this flow.
     pub(crate) fn on_forgotten(&mut self, client: SocketAddr) {
         let found = self.flows.iter().find(|(_, flow)| flow.client == client);
