@@ -164,6 +164,7 @@ impl Balancer {
             Completion::ReceiveEnded { link, end } => {
                 self.on_receive_ended(now, (link, end), memory, ops);
             }
+            Completion::Returned { link, buffer } => self.on_returned(link, buffer, ops),
             Completion::Sent { link, bytes, end } => {
                 self.on_sent(now, link, Delivery { bytes, end }, ops);
             }
@@ -589,11 +590,8 @@ impl Balancer {
         let relay = session.relay_from(link.side().other());
         let bytes = relay.on_delivered(delivery.bytes, &mut self.chains);
         self.stats.listener(session.listener).on_delivered(link.side(), bytes);
-        if session.state != State::Established {
-            return;
-        }
-        if delivery.end == SendEnd::Broken {
-            self.close(now, link.slot(), undelivered::reset_by(link.side()), ops);
+        if session.state != State::Established || delivery.end == SendEnd::Broken {
+            self.on_unfinished(now, link, delivery, ops);
             return;
         }
         session.on_progress(now);

@@ -14,8 +14,9 @@
 //!    link has completed before it. A failed connect leaves nothing behind and needs no close; a
 //!    close that crosses with its failure still yields `Closed`.
 //! 4. A [`Buffer`] has exactly one holder. It arrives in a `Received`, or is asked for with
-//!    [`Memory::write`], and leaves in a `Send` or a `Recycle`. So has a [`Train`]: it arrives in a `Datagrams`, and leaves in a `Forward` or a
-//!    `Discard`.
+//!    [`Memory::write`], and leaves in a `Send` or a `Recycle`. A run of which the kernel took nothing
+//!    comes back: [`Completion::Returned`] for each buffer, the last first, before its `Sent`. So has a
+//!    [`Train`] one holder: it arrives in a `Datagrams`, and leaves in a `Forward` or a `Discard`.
 //! 5. A port that was opened is closed once: [`Op::ClosePort`] yields exactly one
 //!    [`Completion::PortClosed`], after everything else that is said of it. The last that is said of a
 //!    port that could not be opened is [`Completion::PortFailed`], whether it was closed or not.
@@ -311,7 +312,7 @@ pub enum Op {
     Send {
         /// A connected link whose last run is complete.
         link: Link,
-        /// The bytes. The performing side recycles the buffer.
+        /// The bytes. The performing side recycles the buffer, unless nothing of the run is taken.
         buffer: Buffer,
         /// Whether the next op continues this run.
         more: bool,
@@ -469,7 +470,15 @@ pub enum Completion {
         /// Why.
         end: ReceiveEnd,
     },
-    /// The run of sends is over; its buffers are recycled.
+    /// A buffer of a run of which the kernel took nothing. The others of the run follow, the last of them
+    /// first, and then a `Sent` of no bytes that is broken.
+    Returned {
+        /// The link it was sent to.
+        link: Link,
+        /// The bytes.
+        buffer: Buffer,
+    },
+    /// The run of sends is over; its buffers are recycled, or have come back.
     Sent {
         /// The link.
         link: Link,

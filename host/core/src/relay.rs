@@ -212,6 +212,24 @@ impl Relay {
         bytes
     }
 
+    /// A buffer of the run in flight is back, and is before all that wait.
+    pub(crate) fn on_returned(&mut self, buffer: Buffer, chains: &mut Chains) {
+        chains.push_front(&mut self.queue, buffer);
+    }
+
+    /// Nothing of the run was taken, and its buffers are back. Another destination gets a header of its
+    /// own.
+    pub(crate) fn on_undelivered(&mut self, step: &mut Step<'_>) {
+        if core::mem::take(&mut self.announced) > 0
+            && let Some(buffer) = step.chains.pop(&mut self.queue)
+        {
+            let mut given_back = Tally::default();
+            given_back.add(&buffer);
+            step.chains.release(given_back);
+            step.ops.push(Op::Recycle { buffer });
+        }
+    }
+
     /// The run was whole, and the session goes on.
     pub(crate) fn on_sent(&mut self, step: &mut Step<'_>) {
         self.outbound = Outbound::Idle;
@@ -242,10 +260,16 @@ impl Relay {
             && self.outbound != Outbound::Sending
     }
 
-    /// Whether the destination has had nothing of the stream, neither bytes nor its end, and nothing is
-    /// on its way.
-    pub(crate) fn is_untouched(&self) -> bool {
+    /// Whether nothing has come of the stream, neither bytes nor its end.
+    pub(crate) fn is_silent(&self) -> bool {
         self.outbound == Outbound::Idle && self.delivered == 0
+    }
+
+    /// Whether the destination has had nothing of the stream, neither bytes nor its end, that anybody
+    /// knows of. Something may be on its way.
+    pub(crate) fn is_undelivered(&self) -> bool {
+        matches!(self.outbound, Outbound::Idle | Outbound::Sending | Outbound::Held)
+            && self.delivered == 0
     }
 
     /// Whether bytes are on their way that the destination has not got.

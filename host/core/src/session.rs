@@ -17,7 +17,8 @@
 //! ```
 //!
 //! One that is `Established` is `Abandoning` too, if its endpoint resets it before either has had a byte
-//! of the other.
+//! of the other, as far as is known: what was on its way may yet turn out to have been taken, and then it
+//! is `Closing`.
 //!
 //! A session is freed only in `Closing`, after the last `Closed` of its links: until then the
 //! kernel may still speak of them.
@@ -287,9 +288,12 @@ impl Session {
     }
 
     /// Whether another endpoint can serve it as well as its own: neither it nor its client has had
-    /// anything of the other.
-    pub(crate) fn is_untouched(&self) -> bool {
-        self.state == State::Established && self.relays.iter().all(Relay::is_untouched)
+    /// anything of the other, that anybody knows of.
+    pub(crate) fn is_undelivered(&self) -> bool {
+        let [from_client, from_endpoint] = &self.relays;
+        self.state == State::Established
+            && from_client.is_undelivered()
+            && from_endpoint.is_silent()
     }
 
     /// The endpoint has failed it: frees its link for another attempt.

@@ -243,6 +243,18 @@ impl Buffers {
         }
     }
 
+    /// The buffers of a chain, as they were when it was made.
+    pub(crate) fn run(&self, head: BufferId) -> impl Iterator<Item = Buffer> + '_ {
+        let mut id = head;
+        std::iter::from_fn(move || {
+            let [start, len, next] = *self.chain.get(id.0 as usize)?;
+            let (pool, index) = self.locate(id);
+            id = BufferId(next);
+            let whole = Buffer::new(pool, index, start + len);
+            Some(whole.skip(start).unwrap_or_else(|whole| whole))
+        })
+    }
+
     /// The bytes of a chain, buffer by buffer.
     pub(crate) fn chunks(&self, head: BufferId) -> impl Iterator<Item = libc::iovec> + '_ {
         let mut id = head;

@@ -23,7 +23,7 @@ use crate::forward::{Preface, Routes};
 use crate::hold::Hold;
 use crate::listener::Listeners;
 use crate::reap::Reap;
-use crate::ring::{Run, Uring};
+use crate::ring::{RUN_MAX, Run, Uring};
 use crate::socket::{Receive, Socket};
 use crate::stats::BufferPool;
 use crate::token::Token;
@@ -60,10 +60,15 @@ impl RingConfig {
 
     /// How many completions there may be that the kernel does not report. A link has at most a
     /// shutdown, the end of its subscription and its close to report; a port an error and its end;
-    /// a datagram buffer an error and a loss, each time it arrives.
+    /// a datagram buffer an error and a loss, each time it arrives; and one run of sends comes back, with
+    /// its end, before the kernel reports anything else.
     fn synthetic_completions(&self) -> usize {
         let datagrams = 2 * (self.ports_max as usize + self.datagram_buffers as usize);
-        3 * self.links_max as usize + 2 * usize::from(self.listeners_max) + datagrams
+        3 * self.links_max as usize
+            + 2 * usize::from(self.listeners_max)
+            + datagrams
+            + RUN_MAX as usize
+            + 1
     }
 }
 

@@ -56,7 +56,7 @@ impl Ring {
     fn translate(&mut self, event: Event) -> Option<Completion> {
         match event.token {
             Token::Receive(link) => self.on_receive(link, event),
-            Token::Send(link) => Some(self.on_send(link, event.result)),
+            Token::Send(link) => self.on_send(link, event.result),
             Token::Connect(link) => Some(self.on_connect(link, event.result)),
             Token::Accept(listener) => self.on_accept(listener, event),
             Token::Datagrams(socket) => self.on_datagrams(socket, event),
@@ -115,14 +115,29 @@ impl Ring {
         }
     }
 
-    fn on_send(&mut self, link: Link, result: i32) -> Completion {
+    fn on_send(&mut self, link: Link, result: i32) -> Option<Completion> {
         let socket = &mut self.sockets[link.index()];
         let head = std::mem::replace(&mut socket.sending, BufferId::NONE);
         let bytes = result.max(0).cast_unsigned();
         let whole = bytes == socket.sending_bytes;
+        if bytes == 0 {
+            self.give_back(link, head);
+            self.settle(link);
+            return None;
+        }
         self.uring.put_chain(head);
         self.settle(link);
-        Completion::Sent { link, bytes, end: if whole { SendEnd::Whole } else { SendEnd::Broken } }
+        let end = if whole { SendEnd::Whole } else { SendEnd::Broken };
+        Some(Completion::Sent { link, bytes, end })
+    }
+
+    /// A run of which nothing was taken: the balancer may have another use for its buffers. Nothing is
+    /// queued while an event is translated, so the last of them comes to the front.
+    fn give_back(&mut self, link: Link, head: BufferId) {
+        let run = self.uring.buffers().run(head);
+        let returned = run.map(|buffer| Completion::Returned { link, buffer });
+        returned.for_each(|completion| self.pending.push_front(completion));
+        self.pending.push_back(Completion::Sent { link, bytes: 0, end: SendEnd::Broken });
     }
 
     fn on_connect(&mut self, link: Link, result: i32) -> Completion {

@@ -133,7 +133,35 @@ fn a_send_to_a_peer_that_reset_is_broken() {
     let peer = adopt(&mut ring, link(1));
     common::reset(&mut ring, peer);
     send(&mut ring, link(1), buffers);
-    let completions = collect(&mut ring, 1);
-    assert!(matches!(completions[0], Completion::Sent { end: SendEnd::Broken, .. }));
+    let sent = Completion::Sent { link: link(1), bytes: 0, end: SendEnd::Broken };
+    assert_eq!(collect(&mut ring, 2).pop(), Some(sent));
+}
+
+#[test]
+fn a_run_of_which_nothing_is_taken_comes_back_and_can_be_sent_to_another() {
+    let (mut ring, len) = (ring(), 20_000);
+    let received = filled(&mut ring, Pool::Small, len);
+    let whole = ring.write(b"header, then the stream").expect("a buffer");
+    let rest = whole.skip(8).expect("there is more");
+    let run: Vec<_> = std::iter::once(rest).chain(received).collect();
+    let count = run.len();
+    let gone = adopt(&mut ring, link(1));
+    common::reset(&mut ring, gone);
+    send(&mut ring, link(1), run);
+    let mut completions = collect(&mut ring, count + 1);
+    let sent = Completion::Sent { link: link(1), bytes: 0, end: SendEnd::Broken };
+    assert_eq!(completions.pop(), Some(sent), "it is the last");
+    let back = completions.into_iter().rev().map(|completion| match completion {
+        Completion::Returned { buffer, .. } => buffer,
+        other => panic!("{other:?}"),
+    });
+    let back: Vec<_> = back.collect();
+    let mut peer = adopt(&mut ring, link(2));
+    send(&mut ring, link(2), back);
+    let sent = Completion::Sent { link: link(2), bytes: 15 + len as u32, end: SendEnd::Whole };
+    assert_eq!(collect(&mut ring, 1), [sent]);
+    let bytes = read(&mut peer, 15 + len);
+    assert_eq!(&bytes[..15], b"then the stream");
+    assert_eq!(&bytes[15..], pattern(len));
     assert_eq!(ring.free_buffers(Pool::Small), 1024);
 }

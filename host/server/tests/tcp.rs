@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 
+use rustix::process::{Pid, Signal, kill_process};
 use support::raw::{
     Ends, Origin, config, connect, expect_pattern, refusing, reset, rest, send_pattern, silent,
 };
@@ -204,6 +205,47 @@ fn an_endpoint_that_resets_before_it_had_anything_costs_a_flow_nothing_but_a_ret
     drop(client);
     eventually("the flow has finished", || balancer.count("closes", "finished") == 1.0);
     assert_eq!(balancer.web("flows_total"), 1.0);
+}
+
+/// A balancer that stands still until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(balancer: &Balancer) -> Self {
+        kill_process(balancer.pid(), Signal::STOP).expect("it is stopped");
+        Self(balancer.pid())
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        kill_process(self.0, Signal::CONT).expect("it goes on");
+    }
+}
+
+/// Whether any connection to this port of 127.0.0.1 is established.
+fn is_connected_to(port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("all connections");
+    table.contains(&format!(" 0100007F:{port:04X} 01 "))
+}
+
+#[test]
+fn bytes_that_come_when_the_endpoint_is_already_gone_are_served_by_another() {
+    let (resets, endpoint) = (Origin::start(), Endpoint::start());
+    let addresses = [resets.address(), endpoint.address];
+    let balancer = Balancer::start(&config("workers = 1", "", &addresses));
+    let Ends { mut client, server } = resets.open(balancer.address("web"));
+    let stopped = Stopped::new(&balancer);
+    reset(server);
+    let port = resets.address().port();
+    eventually("the reset has arrived", || !is_connected_to(port));
+    client.write_all(b"hello\n").expect("it is sent");
+    drop(stopped);
+    let expected = format!("{} hello\n", endpoint.address);
+    let mut answer = vec![0; expected.len()];
+    client.read_exact(&mut answer).expect("an answer");
+    assert_eq!(answer, expected.as_bytes());
+    assert_eq!(balancer.web("connect_retries_total"), 1.0);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Flows whose endpoint has gone before it had anything of them, and so may have another.
 //!
 //! A connection can come about in the backlog of a process that never takes it: one that is killed, or
-//! has more clients than it can serve. What it was never given, another may be.
+//! has more clients than it can serve. What it was never given, another may be. A run of sends of which
+//! the kernel took nothing comes back, and waits for the next endpoint with what comes meanwhile.
 
-use super::Balancer;
-use crate::boundary::{Link, Ops, Side};
+use super::{Balancer, Delivery};
+use crate::boundary::{Buffer, Link, Op, Ops, SendEnd, Side};
 use crate::relay::Step;
+use crate::session::State;
 use crate::stats::CloseReason;
 use crate::time::Instant;
 
@@ -23,10 +25,46 @@ impl Balancer {
         self.set_timer(slot);
     }
 
+    /// A buffer is back that was to be sent.
+    pub(super) fn on_returned(&mut self, link: Link, buffer: Buffer, ops: &mut Ops) {
+        let session = &mut self.sessions[link.slot()];
+        if matches!(session.state, State::Closing { .. }) {
+            ops.push(Op::Recycle { buffer });
+            return;
+        }
+        session.relay_from(link.side().other()).on_returned(buffer, &mut self.chains);
+    }
+
+    /// A run of sends is over that was not whole, or whose session is no longer established.
+    pub(super) fn on_unfinished(
+        &mut self,
+        now: Instant,
+        link: Link,
+        delivery: Delivery,
+        ops: &mut Ops,
+    ) {
+        let slot = link.slot();
+        let session = &mut self.sessions[slot];
+        if matches!(session.state, State::Closing { .. }) {
+            return;
+        }
+        let is_abandoned = session.has_left(link.side());
+        let relay = session.relay_from(link.side().other());
+        let is_lost = delivery.bytes > 0 && delivery.end == SendEnd::Broken;
+        if is_lost || !relay.is_undelivered() {
+            self.close(now, slot, reset_by(link.side()), ops);
+            return;
+        }
+        relay.on_undelivered(&mut Step { now, slot, chains: &mut self.chains, ops });
+        if !is_abandoned {
+            self.on_reset(now, link, ops);
+        }
+    }
+
     fn may_have_another(&self, slot: u32) -> bool {
         let session = &self.sessions[slot];
         let attempts = session.tried.as_slice().len() as u32 + 1;
-        session.is_untouched()
+        session.is_undelivered()
             && attempts < self.snapshot.listener(session.listener).connect_attempts
     }
 }
@@ -111,6 +149,43 @@ mod tests {
         let load = &endpoints.iter().find(|it| it.address == first).expect("it is there").load;
         assert_eq!((load.outcomes().failures, load.connect_failures_total()), (1, 0));
         assert_eq!(load.flows_active(), 0, "its place there is free");
+    }
+
+    #[test]
+    fn what_was_on_its_way_and_not_taken_goes_to_the_next_endpoint_in_its_order() {
+        for loss_is_received_first in [true, false] {
+            let mut rig = rig();
+            connect(&mut rig);
+            let buffer = |place: u32| Buffer::new(Pool::Small, place, 5 + place);
+            let received = |place| Completion::Received { link: CLIENT, buffer: buffer(place) };
+            handle(&mut rig, received(0));
+            handle(&mut rig, received(1));
+            if loss_is_received_first {
+                handle(&mut rig, LOST);
+            }
+            handle(&mut rig, Completion::Returned { link: ENDPOINT, buffer: buffer(0) });
+            handle(&mut rig, Completion::Sent { link: ENDPOINT, bytes: 0, end: SendEnd::Broken });
+            handle(&mut rig, received(2));
+            dialled(&handle(&mut rig, Completion::Closed { link: ENDPOINT }));
+            let ops = handle(&mut rig, Completion::Connected { link: ENDPOINT });
+            let send = |place, more| Op::Send { link: ENDPOINT, buffer: buffer(place), more };
+            assert_eq!(ops[..3], [send(0, true), send(1, true), send(2, false)]);
+        }
+    }
+
+    #[test]
+    fn a_flow_that_a_part_of_a_run_was_taken_of_is_reset_with_its_endpoint() {
+        let mut rig = rig();
+        connect(&mut rig);
+        handle(&mut rig, Completion::Received { link: CLIENT, buffer: bytes(5) });
+        handle(&mut rig, LOST);
+        let sent = Completion::Sent { link: ENDPOINT, bytes: 3, end: SendEnd::Broken };
+        let ops = handle(&mut rig, sent);
+        let close = Op::Close { link: CLIENT, goodbye: Goodbye::Reset };
+        assert_eq!(ops, [close], "the other is being closed");
+        let endpoints = &rig.balancer.snapshot.clusters[0].candidates.endpoints;
+        let failures = |it: &crate::Endpoint| it.load.outcomes().failures;
+        assert_eq!(endpoints.iter().map(failures).sum::<u64>(), 1);
     }
 
     #[test]

@@ -374,6 +374,7 @@ impl Oracle {
                 flow.held[from].buffers -= sent.buffers;
                 flow.progress(now);
             }),
+            Completion::Returned { link, buffer } => self.follow_returned(*link, buffer),
             Completion::Connected { link } => self.with(*link, |flow| {
                 flow.established = !flow.closing && !flow.abandoning;
                 (flow.connected, flow.received) = (now, [0; 2]);
@@ -659,6 +660,7 @@ impl Oracle {
                 Op::Recycle { buffer } => {
                     self.received.remove(&(buffer.pool().index(), buffer.index()));
                 }
+                Op::Shutdown { link } => self.with(*link, |flow| flow.delivered.end()),
                 Op::Receive { credit, .. } => {
                     assert!(u64::from(*credit) <= 8 * u64::from(Pool::Bulk.buffer_bytes()));
                 }

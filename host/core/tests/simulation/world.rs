@@ -99,6 +99,8 @@ struct Socket {
     subscription: Option<Subscription>,
     send: Option<VecDeque<(Buffer, u32)>>,
     sent: u32,
+    /// Whether the buffers of a run come back, of which nothing was taken.
+    returns: bool,
     shutdown: bool,
     close: Option<Goodbye>,
 }
@@ -418,7 +420,7 @@ impl World {
         let socket = self.links.get_mut(&link.index())?;
         let run = socket.send.as_mut()?;
         let conn = &mut self.conns[socket.conn];
-        let dead = conn.is_dead() || socket.close.is_some();
+        let dead = conn.is_dead() || socket.close.is_some() || socket.returns;
         while let Some((buffer, left)) = run.front_mut().filter(|_| !dead) {
             let freed = (buffer.pool().index(), buffer.index());
             if self.chunks[&freed].conn == WRITTEN {
@@ -443,6 +445,13 @@ impl World {
             }
         }
         let end = if run.is_empty() { SendEnd::Whole } else { SendEnd::Broken };
+        if socket.sent == 0
+            && let Some((buffer, _)) = run.pop_back()
+        {
+            socket.returns = true;
+            return Some(Completion::Returned { link, buffer });
+        }
+        let end = if std::mem::take(&mut socket.returns) { SendEnd::Broken } else { end };
         for (buffer, _) in socket.send.take()? {
             self.chunks.remove(&(buffer.pool().index(), buffer.index()));
             self.free[buffer.pool().index()].push(buffer.index());
@@ -540,6 +549,7 @@ impl World {
             subscription: None,
             send: None,
             sent: 0,
+            returns: false,
             shutdown: false,
             close: None,
         };

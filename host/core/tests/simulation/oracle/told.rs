@@ -43,7 +43,8 @@ impl Oracle {
         };
         assert_eq!(record.attempts, flow.attempts, "{record:?}");
         assert_eq!(record.peer, flow.peer, "{record:?}");
-        if flow.established && !flow.answered {
+        let is_failed = record.reason == CloseReason::UpstreamReset;
+        if (flow.established || is_failed) && !flow.answered {
             self.fared.on_unanswered(flow.target, record.reason);
         }
         if record.reason == CloseReason::EndpointDown {
