@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use pointsman_plugin::Profile;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::check::Checked;
 use crate::config::Admin;
@@ -291,16 +292,7 @@ fn check_file(file: &Path, folders: &[PathBuf], json: bool) -> Result<ExitCode, 
 
 fn reload(asking: &Asking) -> Result<ExitCode, Failure> {
     let (code, answer) = asking.send(("POST", "/v1/reload"), &[], RELOAD_PATIENCE)?;
-    match code {
-        200 => {}
-        422 => {
-            let problem = |line: &str| Problem::new("", line);
-            return Err(Failure::Input(answer.lines().map(problem).collect()));
-        }
-        _ => return Err(anyhow::anyhow!("{}", answer.trim()).into()),
-    }
-    let answer: Answer = serde_json::from_str(&answer)
-        .map_err(|error| anyhow::anyhow!("the balancer is of another version: {error}"))?;
+    let answer: Answer = accepted(code, &answer)?;
     if asking.json {
         print_json(&answer)?;
     } else {
@@ -311,27 +303,28 @@ fn reload(asking: &Asking) -> Result<ExitCode, Failure> {
 
 fn upgrade(asking: &Asking) -> Result<ExitCode, Failure> {
     let (code, answer) = asking.send(("POST", "/v1/upgrade"), &[], UPGRADE_PATIENCE)?;
-    match code {
-        200 => {}
-        404 => {
-            return Err(
-                anyhow::anyhow!("the balancer is too old to be upgraded: restart it").into()
-            );
-        }
-        422 => {
-            let problem = |line: &str| Problem::new("", line);
-            return Err(Failure::Input(answer.lines().map(problem).collect()));
-        }
-        _ => return Err(anyhow::anyhow!("{}", answer.trim()).into()),
+    if code == 404 {
+        return Err(anyhow::anyhow!("the balancer is too old to be upgraded: restart it").into());
     }
-    let answer: upgrade::Answer = serde_json::from_str(&answer)
-        .map_err(|error| anyhow::anyhow!("the balancer is of another version: {error}"))?;
+    let answer: upgrade::Answer = accepted(code, &answer)?;
     if asking.json {
         print_json(&answer)?;
     } else {
         print(&answer.to_text());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the balancer says of a change that it was asked for; where it refuses, a line for each reason.
+fn accepted<T: DeserializeOwned>(code: u16, answer: &str) -> Result<T, Failure> {
+    match code {
+        200 => Ok(policy::read(answer)?),
+        422 => {
+            let problem = |line: &str| Problem::new("", line);
+            Err(Failure::Input(answer.lines().map(problem).collect()))
+        }
+        _ => Err(anyhow::anyhow!("{}", answer.trim()).into()),
+    }
 }
 
 fn status(asking: &Asking) -> Result<ExitCode, Failure> {
