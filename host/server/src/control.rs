@@ -109,7 +109,7 @@ pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<
     };
     let succession = heir.succeed(predecessor.as_mut())?;
     tell_addresses(&world.snapshot());
-    let (unix, admin_socket) = entrance.unix.context("the admin socket is nobody's")?;
+    let (unix, mut admin_socket) = entrance.unix.context("the admin socket is nobody's")?;
     let parts = Parts {
         source,
         budget,
@@ -126,6 +126,7 @@ pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<
     let service = Arc::new(Service::new(parts, setup, world, succession.upgrades.clone()));
     begin(&service, ready.seated.steerers, (unix, entrance.http))?;
     say_ready(&service, predecessor.take(), &succession);
+    admin_socket.claim_file();
     let control = Control {
         workers_left: service.fleet().len(),
         watchdog: Watchdog::from_environment(service.notifier().clone()),

@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use std::time::Duration;
 use pointsman::client;
 use pointsman::upgrade::Answer;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use support::channel::{Channel, ESTATE, GREETING, PREPARED, SOCKETS, TAKEN_OVER, WHOLE};
 use support::policy::{Traffic, policy, text};
 use support::raw::config_with_policy;
 use support::udp::{Asker, Mirror, Server, udp_config};
@@ -352,29 +353,6 @@ fn a_file_with_mistakes_changes_nothing_and_each_is_told_with_its_place() {
     assert_eq!(ask_once(address).expect("an answer"), endpoint.address);
 }
 
-/// The way from a new process to the old one, as the protocol has it.
-struct Channel {
-    stream: UnixStream,
-}
-
-impl Channel {
-    /// What kind of thing is said, and what.
-    fn hear(&mut self) -> (u8, Vec<u8>) {
-        let mut head = [0; 6];
-        self.stream.read_exact(&mut head).expect("a head");
-        let [kind, _, length @ ..] = head;
-        let mut payload = vec![0; u32::from_le_bytes(length) as usize];
-        self.stream.read_exact(&mut payload).expect("a payload");
-        (kind, payload)
-    }
-
-    fn say(&mut self, kind: u8, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).expect("it is short").to_le_bytes();
-        let frame = [&[kind, 0], &length[..], payload].concat();
-        self.stream.write_all(&frame).expect("it is sent");
-    }
-}
-
 /// Not a test, but what a script becomes: it does as a new process does until everything is handed over
 /// to it, and ends without a word.
 #[test]
@@ -398,25 +376,68 @@ fn a_successor_of_one_that_is_to_end() {
     // Long enough to end, for a process without connections that does not know better.
     thread::sleep(Duration::from_millis(500));
     let there = serde_json::json!({ "version": "2", "flows": 0, "flows_lost": 0 });
-    channel.say(12, there.to_string().as_bytes());
+    channel.say(TAKEN_OVER, there.to_string().as_bytes());
     thread::sleep(GIVE_UP);
 }
 
 fn receive_everything() -> Channel {
-    let stream = std::io::stdin().as_fd().try_clone_to_owned().expect("a way to the old process");
-    let mut channel = Channel { stream: stream.into() };
-    assert_eq!(channel.hear().0, 1, "a greeting");
-    let (kind, estate) = channel.hear();
-    assert_eq!(kind, 3, "an estate");
-    let estate: serde_json::Value = serde_json::from_slice(&estate).expect("an estate");
+    let mut channel = Channel::on_stdin();
+    assert_eq!(channel.hear().kind, GREETING);
+    let estate = channel.hear();
+    assert_eq!(estate.kind, ESTATE);
+    let estate: serde_json::Value = serde_json::from_slice(&estate.payload).expect("an estate");
     let listeners = estate["listeners"].as_array().expect("listeners").iter();
     let listeners: Vec<_> = listeners.map(|listener| listener["id"].clone()).collect();
     let taken = serde_json::json!({
         "listeners": listeners, "admin_socket": true, "admin_http": false,
     });
-    channel.say(4, taken.to_string().as_bytes());
-    while channel.hear().0 != 11 {}
+    channel.say(PREPARED, taken.to_string().as_bytes());
+    while channel.hear().kind != WHOLE {}
     channel
+}
+
+/// Goes between the two processes, and gives the new one a file in the place of each socket of a listener.
+#[test]
+#[ignore = "is started by another test"]
+fn a_thief_of_sockets() {
+    if std::env::var_os("POINTSMAN_TAKE_OVER").is_none() {
+        return;
+    }
+    let mut old = Channel::on_stdin();
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let arguments = std::env::var("ARGUMENTS").expect("those of the old process");
+    let new =
+        Command::new(POINTSMAN).args(arguments.split(' ')).stdin(OwnedFd::from(theirs)).spawn();
+    let mut new = new.expect("the new process");
+    let channel = Channel { stream: ours };
+    let (mut answers, back) = (channel.again(), old.again());
+    let answering = thread::spawn(move || answers.pass_all_to(back, |_| {}));
+    old.pass_all_to(channel, |frame| {
+        if frame.kind == SOCKETS {
+            let file = || OwnedFd::from(fs::File::open("/dev/null").expect("it is there"));
+            frame.descriptors.iter_mut().for_each(|descriptor| *descriptor = file());
+        }
+    });
+    answering.join().expect("the answers");
+    new.wait().expect("its end");
+}
+
+#[test]
+fn a_new_process_that_cannot_serve_a_socket_leaves_all_to_the_old_one() {
+    let mirror = Mirror::start();
+    let site = Site::start(&udp_config("workers = 2", "", "round-robin", &[mirror.address]));
+    let asker = Asker::new("127.0.0.1", site.balancer.address("web"));
+    let path = path_of(&asker);
+    let this = std::env::current_exe().expect("this test");
+    site.install(&format!(
+        "export ARGUMENTS=\"$*\"; exec {this:?} --exact --ignored a_thief_of_sockets >/dev/null 2>&1"
+    ));
+    let told = site.refuse();
+    assert!(told.contains("listener \"web\" cannot be served"), "{told}");
+    assert_eq!(path_of(&asker), path);
+    site.restore();
+    site.upgrade();
+    assert_eq!(path_of(&asker), path);
 }
 
 #[test]
