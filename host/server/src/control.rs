@@ -125,8 +125,7 @@ pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<
     let setup = Setup { config, plan, loaded, seats: ready.seated.seats };
     let service = Arc::new(Service::new(parts, setup, world, succession.upgrades.clone()));
     begin(&service, ready.seated.steerers, (unix, entrance.http))?;
-    say_ready(&service, predecessor.take(), &succession);
-    admin_socket.claim_file();
+    say_ready(&service, predecessor.take(), &succession, &mut admin_socket);
     let control = Control {
         workers_left: service.fleet().len(),
         watchdog: Watchdog::from_environment(service.notifier().clone()),
@@ -236,9 +235,15 @@ fn begin(
 }
 
 /// Says that everything works, once the service manager takes this process for the service.
-fn say_ready(service: &Arc<Service>, predecessor: Option<Predecessor>, succession: &Succession) {
+fn say_ready(
+    service: &Arc<Service>,
+    predecessor: Option<Predecessor>,
+    succession: &Succession,
+    admin_socket: &mut AdminSocket,
+) {
     let Some(mut predecessor) = predecessor else { return service.notifier().ready() };
     succession.tell(&mut predecessor);
+    admin_socket.claim_file();
     let notifier = service.notifier().clone();
     runtime::spawn(async move {
         // Without a thread it is said earlier than the manager may want to hear it.

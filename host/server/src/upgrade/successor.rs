@@ -124,8 +124,20 @@ impl Successor {
             }
             Unheard::Broken(error) if error.kind() == ErrorKind::TimedOut => self.tell_timeout(),
             Unheard::Broken(error) => {
-                format!("the new process cannot be understood ({error}) and is ended")
+                let is_gone = error.kind() == ErrorKind::BrokenPipe;
+                let words = is_gone.then(|| self.last_words()).flatten();
+                words.unwrap_or_else(|| {
+                    format!("the new process cannot be understood ({error}) and is ended")
+                })
             }
+        }
+    }
+
+    /// What one that is gone has said before, when nobody had asked.
+    fn last_words(&self) -> Option<String> {
+        match self.wire.await_kind(Kind::Refused) {
+            Ok(frame) => Some(String::from_utf8_lossy(&frame.payload).into_owned()),
+            Err(_) => None,
         }
     }
 
