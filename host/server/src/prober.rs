@@ -122,7 +122,7 @@ impl Target {
         let checked = plan.check.run((self.address, plan.proxy), plan.timeout).await;
         if let Err(error) = &checked {
             tracing::debug!(address = %self.address, %error, "check failed");
-            if error.is_ours() {
+            if error.is_ours(&self.address) {
                 return None;
             }
         }

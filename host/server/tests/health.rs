@@ -5,8 +5,10 @@ mod support;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::process::Command;
 
-use support::{Balancer, Client, Endpoint, ask_once, eventually};
+use support::kernel::{Namespace, may_make_networks, shell};
+use support::{Balancer, Client, Endpoint, POINTSMAN, ask_once, eventually};
 
 fn config(endpoints: &[SocketAddr], more: &str) -> String {
     let endpoints: Vec<_> =
@@ -204,4 +206,48 @@ fn serve_one_flow(listener: &std::net::TcpListener) {
             }
         }
     }
+}
+
+#[test]
+fn an_endpoint_that_no_address_of_ours_leads_to_is_down() {
+    if !may_make_networks() {
+        return;
+    }
+    // Without a single address, where every connect over IPv6 fails as if there were no port.
+    let nowhere = Namespace::new();
+    let check = |kind: &str| {
+        let text = config(&["[::1]:9".parse().expect("an address")], "");
+        text.replace("health = {", &format!("health = {{ {kind},"))
+    };
+    for kind in ["kind = \"tcp\"", "kind = \"udp\", send = \"ping\""] {
+        let text = check(kind);
+        let balancer = nowhere.does(move || Balancer::start(&text));
+        let endpoint = "[::1]:9".parse().expect("an address");
+        eventually("it is down", || !balancer.is_up(endpoint));
+    }
+}
+
+#[test]
+fn an_endpoint_is_not_blamed_while_there_is_no_port_to_check_it_from() {
+    if !may_make_networks() {
+        return;
+    }
+    let few_ports = Namespace::new();
+    let endpoint = few_ports.does(|| {
+        shell("ip link set lo up; echo 40000 40015 > /proc/sys/net/ipv4/ip_local_port_range", &[]);
+        Endpoint::start_at("127.0.0.1:9000".parse().expect("an address"))
+    });
+    let address = endpoint.address;
+    let text = config(&[address], "").replace("fall = 2", "fall = 1");
+    let mut told = Command::new("env");
+    told.args(["POINTSMAN_LOG=pointsman=debug", POINTSMAN]);
+    let balancer = few_ports.does(move || Balancer::launch_by(told, &text));
+    eventually("it has its own port", || balancer.log().contains("accepts"));
+    // Each check leaves its port in TIME_WAIT, so some may still come by one that is free again.
+    let connect = move || Client::connect(address).ok();
+    let held: Vec<_> = few_ports.does(move || std::iter::from_fn(connect).take(100).collect());
+    let failed = || balancer.log().matches("check failed").count();
+    eventually("checks have found no port", || failed() >= 5);
+    assert!(balancer.is_up(address), "{}", balancer.log());
+    drop(held);
 }
