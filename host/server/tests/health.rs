@@ -251,3 +251,23 @@ fn an_endpoint_is_not_blamed_while_there_is_no_port_to_check_it_from() {
     assert!(balancer.is_up(address), "{}", balancer.log());
     drop(held);
 }
+
+#[test]
+fn a_flow_gets_another_endpoint_where_there_is_no_way_to_the_first() {
+    if !may_make_networks() {
+        return;
+    }
+    let without_ipv6 = Namespace::new();
+    let endpoint = without_ipv6.does(|| {
+        shell("ip link set lo up; ip -6 addr flush dev lo", &[]);
+        Endpoint::start()
+    });
+    let text = config(&["[::1]:9".parse().expect("an address"), endpoint.address], "");
+    let (unchecked, _) = text.split_once("health").expect("checks");
+    let unchecked = unchecked.to_owned();
+    let balancer = without_ipv6.does(move || Balancer::start(&unchecked));
+    let web = balancer.address("web");
+    let answers: Vec<_> = without_ipv6.does(move || (0..20).map(|_| ask_once(web)).collect());
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert!(balancer.metric("pointsman_connect_retries_total{listener=\"web\"}") >= 1.0);
+}

@@ -84,6 +84,12 @@ const MUTANTS: &[Mutant] = &[
         mutated: "            drop(buffer);\n            return;",
     },
     Mutant {
+        breaks: "retry: an endpoint is blamed to which there is no way",
+        file: "balancer.rs",
+        original: "                CloseReason::Descriptors => {}\n",
+        mutated: "",
+    },
+    Mutant {
         breaks: "retry: the attempts are not counted",
         file: "balancer.rs",
         original: "            session.tried.push(allocation.endpoint.id);",
