@@ -324,6 +324,18 @@ const MUTANTS: &[Mutant] = &[
         mutated: "flow.is_confirmed() && silent >= Duration::ZERO",
     },
     Mutant {
+        breaks: "datagrams: flows without a reply keep their places at endpoints",
+        file: "datagram.rs",
+        original: "if is_full && self.evict_from_endpoint(turn, request.listener) {",
+        mutated: "if is_full && request.now == Instant::ZERO {",
+    },
+    Mutant {
+        breaks: "datagrams: an endpoint that gets no flows is given room",
+        file: "datagram/eviction.rs",
+        original: "among.find(bound.endpoint.id).is_some()",
+        mutated: "among.find(bound.endpoint.id).is_some() || !bound.serves",
+    },
+    Mutant {
         breaks: "datagrams: flows without a reply take the whole table",
         file: "datagram/table.rs",
         original: "self.len == self.capacity || (is_half_full && self.unconfirmed >= share)",
