@@ -104,6 +104,7 @@ health = {{ kind = "http", port = {}, body = "ok", interval_ms = 50, rise = 2, f
     let text = cluster("well", &well, healthy) + &cluster("ill", &ill, busy);
     let balancer = Balancer::start(&text);
     eventually("the ill one is down", || !balancer.is_up(ill.address));
+    eventually("the log says why", || balancer.log().contains("reason=\"status 503\""));
     assert!(ask_once(balancer.address("ill")).is_err(), "nobody else serves there");
     assert_eq!(ask_once(balancer.address("well")).expect("an answer"), well.address);
 }
