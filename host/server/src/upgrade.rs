@@ -18,6 +18,7 @@
 
 mod answer;
 mod estate;
+pub mod launcher;
 mod layout;
 mod luggage;
 mod predecessor;
@@ -198,6 +199,8 @@ fn hand_over(
 
 /// The other process serves. What it has not taken stays here, and is drained with the rest.
 fn finish(service: &Service, mut successor: Successor, (handed, taken): (Vec<Handover>, Taken)) {
+    // A service manager cares for the new process only if that is its child when it hears of it.
+    successor.disown();
     service.notifier().give_way_to(successor.id());
     service.doors().close(CLOSING_PATIENCE);
     // Whoever does not hear it has ended, and then there is nobody to tell.

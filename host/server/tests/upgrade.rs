@@ -115,6 +115,13 @@ impl Drop for Site {
     }
 }
 
+fn parent_of(process: Pid) -> Pid {
+    let path = format!("/proc/{}/status", process.as_raw_nonzero());
+    let status = fs::read_to_string(path).expect("its status");
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a line");
+    pid(parent.trim().parse().expect("a number"))
+}
+
 fn pid(number: u32) -> Pid {
     Pid::from_raw(number.try_into().expect("a number")).expect("a process")
 }
@@ -568,11 +575,16 @@ fn a_signal_upgrades_too_and_the_service_manager_hears_who_is_the_service() {
     let mut site = Site::start_with(&web("", &[endpoint.address]), &variables);
     assert_eq!(next(), "READY=1");
     let old = site.pid();
+    let mut client = Client::connect(site.balancer.address("web")).expect("a connection");
+    client.ask("before").expect("an answer");
     site.balancer.signal(Signal::USR2);
     let main = next();
     let number = main.strip_prefix("MAINPID=").expect("the new process").parse().expect("a number");
     site.successors.lock().expect("no test has failed").push(pid(number));
     assert_eq!(next(), "READY=1");
+    let parent = parent_of(pid(number));
+    assert!(parent != old && !site.balancer.has_ended(), "the manager sees only its own end");
+    drop(client);
     assert_eq!(site.pid(), pid(number));
     assert_ne!(site.pid(), old);
     assert_eq!(site.balancer.await_end().code(), Some(0));
