@@ -47,9 +47,6 @@ use estate::{Estate, Taken};
 use successor::Successor;
 use wire::{Kind, Unheard};
 
-/// How long the new process may take to take over what workers have handed over. Nobody is served
-/// meanwhile that was handed over, and sockets hold only so much.
-const TAKING_PATIENCE: Duration = Duration::from_secs(30);
 /// How long it may take until nobody is let in at the admin interface any more.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -141,6 +138,7 @@ fn walk(service: &Arc<Service>) -> Result<Answer, Refused> {
         Ok(taken) => taken,
         Err(unheard) => return Err(failed(successor.give_up(unheard))),
     };
+    let _alive = service.keep_alive();
     if service.is_draining() {
         return Err(Refused::Draining);
     }
@@ -182,8 +180,7 @@ fn hand_over(
     service: &Service,
     (handed, taken): (&[Handover], &Taken),
 ) -> Result<TakenOver, Unheard> {
-    let wire = successor.wire();
-    wire.be_patient_for(TAKING_PATIENCE);
+    let wire = successor.begin_taking();
     wire.tell(Kind::Endpoints, &service.look(|world| world.bequeath()))?;
     let (unix, http) = service.doors().copies()?;
     luggage::send_doors(wire, &unix, http.as_ref())?;

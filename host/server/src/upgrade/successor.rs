@@ -18,7 +18,10 @@ use super::wire::{Kind, Unheard, VERSION, Wire, nonsense};
 
 /// What was said to this process alone.
 const OURS_ALONE: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"];
-/// How long a process that hangs up may take to end, and how often that is looked at.
+/// How long it may take to take over what workers have handed over. Nobody is served meanwhile that was
+/// handed over, and sockets hold only so much.
+const TAKING_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a process that refuses may take to end, and how often that is looked at.
 const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -31,6 +34,8 @@ pub(super) struct Successor {
     process: Option<(u32, OwnedFd)>,
     wire: Wire,
     patience: Duration,
+    /// Whether it has what workers have handed over.
+    is_taking: bool,
 }
 
 impl Successor {
@@ -55,7 +60,7 @@ impl Successor {
             command.env_remove(name);
         }
         let launcher = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
-        Ok(Self { launcher, process: None, wire, patience })
+        Ok(Self { launcher, process: None, wire, patience, is_taking: false })
     }
 
     fn meet(&mut self) -> Result<(), Unheard> {
@@ -74,6 +79,13 @@ impl Successor {
 
     /// The way to it.
     pub(super) fn wire(&mut self) -> &mut Wire {
+        &mut self.wire
+    }
+
+    /// The way to it, by which it gets what workers have handed over.
+    pub(super) fn begin_taking(&mut self) -> &mut Wire {
+        self.is_taking = true;
+        self.wire.be_patient_for(TAKING_PATIENCE);
         &mut self.wire
     }
 
@@ -104,18 +116,32 @@ impl Successor {
     pub(super) fn give_up(mut self, unheard: Unheard) -> String {
         match unheard {
             Unheard::Refused(why) => {
-                self.await_end();
+                // Whom it keeps from being served cannot wait for it.
+                if !self.is_taking {
+                    self.await_end();
+                }
                 why
             }
-            Unheard::Broken(error) if error.kind() == ErrorKind::TimedOut => format!(
-                "the new process has not taken over within {} ms and is ended; see what it logs, or \
-                 raise upgrade_timeout_ms",
-                self.patience.as_millis()
-            ),
+            Unheard::Broken(error) if error.kind() == ErrorKind::TimedOut => self.tell_timeout(),
             Unheard::Broken(error) => {
                 format!("the new process cannot be understood ({error}) and is ended")
             }
         }
+    }
+
+    fn tell_timeout(&self) -> String {
+        if self.is_taking {
+            return format!(
+                "the new process has not gone on with what it was handed over within {} s and is ended; \
+                 see what it logs",
+                TAKING_PATIENCE.as_secs()
+            );
+        }
+        format!(
+            "the new process was not ready to take over within {} ms and is ended; see what it logs, or \
+             raise upgrade_timeout_ms",
+            self.patience.as_millis()
+        )
     }
 
     /// Lets it end by itself, if it does so soon.
