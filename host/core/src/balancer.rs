@@ -479,18 +479,20 @@ impl Balancer {
             ConnectFailure::Unreachable => {
                 self.retry(now, link.slot(), CloseReason::ConnectFailed, ops);
             }
+            ConnectFailure::NoWay => self.retry(now, link.slot(), CloseReason::Descriptors, ops),
             ConnectFailure::Descriptors | ConnectFailure::Cancelled => {
                 self.close(now, link.slot(), CloseReason::Descriptors, ops);
             }
         }
     }
 
-    /// The endpoint failed the flow: it gets another, as often as the listener allows.
+    /// The flow cannot have its endpoint: it gets another, as often as the listener allows.
     fn retry(&mut self, now: Instant, slot: u32, reason: CloseReason, ops: &mut Ops) {
         let session = &mut self.sessions[slot];
         if let Some(allocation) = &session.allocation {
             match reason {
                 CloseReason::UpstreamReset => allocation.endpoint.load.on_broken(now),
+                CloseReason::Descriptors => {}
                 _ => allocation.endpoint.load.on_connect_failed(now),
             }
             session.tried.push(allocation.endpoint.id);

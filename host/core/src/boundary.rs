@@ -392,8 +392,11 @@ pub enum Op {
 pub enum ConnectFailure {
     /// The endpoint refused or could not be reached.
     Unreachable,
-    /// This process has no descriptor (or port) left; the endpoint is not to blame.
+    /// This process has no descriptor left, or the system no memory; the endpoint is not to blame.
     Descriptors,
+    /// No port of ours is free towards this endpoint, or no address leads there; it is not to blame, and
+    /// there may be a way to another.
+    NoWay,
     /// A `Close` overtook the connect; `Closed` follows.
     Cancelled,
 }

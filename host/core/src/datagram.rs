@@ -14,6 +14,7 @@
 mod ahead;
 mod announcing;
 mod bindings;
+mod eviction;
 mod flow;
 mod handing;
 mod index;
@@ -418,14 +419,6 @@ impl Datagrams {
         Ok(())
     }
 
-    fn evict(&mut self, turn: &mut Turn<'_>, of: Option<ListenerId>) -> bool {
-        let victim = self.table.victim(turn.now, of);
-        if let Some(number) = victim {
-            self.end(turn, number, CloseReason::Evicted);
-        }
-        victim.is_some()
-    }
-
     /// Allocates an admitted flow and forwards its first datagrams. Tells whether there is a flow.
     fn start(
         &mut self,
@@ -434,8 +427,7 @@ impl Datagrams {
         arrival: Arrival,
     ) -> bool {
         let Arrival { key, train } = arrival;
-        let request = request(turn, &key, application_key);
-        match turn.allocator.allocate(&request, turn.snapshot, turn.stats) {
+        match self.allocate(turn, &request(turn, &key, application_key)) {
             Ok(allocation) => {
                 let binding = self.bindings.number_of(key.listener, allocation.place());
                 let port = self.take_port(turn, binding);
@@ -473,6 +465,21 @@ impl Datagrams {
                 true
             }
         }
+    }
+
+    /// Allocates a new flow, if need be in the place of one that its endpoint has never replied to.
+    fn allocate(
+        &mut self,
+        turn: &mut Turn<'_>,
+        request: &Request<'_>,
+    ) -> Result<Allocation, Denied> {
+        let allocated = turn.allocator.allocate(request, turn.snapshot, turn.stats);
+        let is_full =
+            allocated.as_ref().is_err_and(|denied| denied.reason == CloseReason::EndpointsFull);
+        if is_full && self.evict_from_endpoint(turn, request.listener) {
+            return turn.allocator.allocate(request, turn.snapshot, turn.stats);
+        }
+        allocated
     }
 
     fn insert(
@@ -521,16 +528,6 @@ impl Datagrams {
             self.trim_at = Some(turn.now + TRIM_INTERVAL);
         }
         port
-    }
-
-    /// Where every port serves the endpoint: the port of a flow without a reply, which has to give
-    /// its place, if its reply is hardly to be expected any more: that would reach the other. One
-    /// that was the flow's own is closed first, and makes room for the next flow.
-    fn take_over_port(&mut self, turn: &mut Turn<'_>, binding: u32) -> Option<PortId> {
-        let listener = self.bindings.of_flow(binding).listener;
-        let number = self.table.victim_of(turn.now, listener, binding)?;
-        self.end(turn, number, CloseReason::Evicted);
-        self.take_port(turn, binding)
     }
 
     fn bind(&mut self, number: u32, binding: u32, port: PortId) {

@@ -49,7 +49,8 @@ pub use probe::{Probe, RingFeatures, probe};
 pub use reap::Reap;
 pub use stats::{BufferPool, BufferStats, RingStats};
 pub use sys::{
-    Clock, DescriptorLimit, bind_tcp, bind_udp, descriptor_limit, may_be_transparent,
-    prefer_large_pages, prepare_tcp, prepare_udp, raise_descriptor_limit, take_inherited,
+    Clock, DescriptorLimit, bind_tcp, bind_udp, descriptor_limit, has_source_for,
+    may_be_transparent, prefer_large_pages, prepare_tcp, prepare_udp, raise_descriptor_limit,
+    take_inherited,
 };
 pub use wake::Waker;

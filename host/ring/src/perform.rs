@@ -468,12 +468,10 @@ impl std::fmt::Debug for Ring {
 /// Whose fault a failed connect is.
 pub(crate) fn connect_failure(errno: i32) -> ConnectFailure {
     match errno {
-        libc::EMFILE
-        | libc::ENFILE
-        | libc::ENOBUFS
-        | libc::ENOMEM
-        | libc::EAGAIN
-        | libc::EADDRNOTAVAIL => ConnectFailure::Descriptors,
+        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN => {
+            ConnectFailure::Descriptors
+        }
+        libc::EADDRNOTAVAIL => ConnectFailure::NoWay,
         _ => ConnectFailure::Unreachable,
     }
 }
@@ -562,7 +560,7 @@ mod tests {
     #[test]
     fn the_endpoint_is_not_blamed_for_our_want_of_descriptors() {
         assert_eq!(connect_failure(libc::EMFILE), ConnectFailure::Descriptors);
-        assert_eq!(connect_failure(libc::EADDRNOTAVAIL), ConnectFailure::Descriptors);
+        assert_eq!(connect_failure(libc::EADDRNOTAVAIL), ConnectFailure::NoWay);
         assert_eq!(connect_failure(libc::ECONNREFUSED), ConnectFailure::Unreachable);
         assert_eq!(connect_failure(libc::EHOSTUNREACH), ConnectFailure::Unreachable);
     }

@@ -309,6 +309,16 @@ pub fn may_be_transparent() -> io::Result<()> {
     make_transparent(&stream_socket(&any)?, &any)
 }
 
+/// Whether this machine has an address from which it can reach `address`. For want of one a connect
+/// fails as it does for want of a port (`EADDRNOTAVAIL`). A datagram's socket tells them apart: it takes
+/// the same way, and its port need not be free towards anybody. Nothing is sent.
+#[must_use]
+pub fn has_source_for(address: &SocketAddr) -> bool {
+    let socket = new_socket(address, libc::SOCK_DGRAM).map(UdpSocket::from);
+    let error = socket.and_then(|socket| socket.connect(address)).err();
+    error.and_then(|error| error.raw_os_error()) != Some(libc::EADDRNOTAVAIL)
+}
+
 fn stream_socket(address: &SocketAddr) -> io::Result<OwnedFd> {
     new_socket(address, libc::SOCK_STREAM)
 }

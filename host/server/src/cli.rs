@@ -327,7 +327,7 @@ fn upgrade(asking: &Asking) -> Result<ExitCode, Failure> {
 /// What the balancer says of a change that it was asked for; where it refuses, a line for each reason.
 fn accepted<T: DeserializeOwned>(code: u16, answer: &str) -> Result<T, Failure> {
     match code {
-        200 => Ok(policy::read(answer)?),
+        200 => Ok(read(answer)?),
         422 => {
             let problem = |line: &str| Problem::new("", line);
             Err(Failure::Input(answer.lines().map(problem).collect()))
@@ -341,8 +341,7 @@ fn status(asking: &Asking) -> Result<ExitCode, Failure> {
     if code != 200 {
         return Err(anyhow::anyhow!("{}", answer.trim()).into());
     }
-    let status: Status = serde_json::from_str(&answer)
-        .map_err(|error| anyhow::anyhow!("the balancer is of another version: {error}"))?;
+    let status: Status = read(&answer)?;
     if asking.json {
         print_json(&status)?;
     } else {
@@ -360,6 +359,11 @@ fn examine(folders: &[PathBuf], json: bool) -> Result<ExitCode, Failure> {
     }
     let fails = doctor::worst(&findings) == doctor::Verdict::Fail;
     Ok(if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn read<T: DeserializeOwned>(answer: &str) -> anyhow::Result<T> {
+    serde_json::from_str(answer)
+        .map_err(|error| anyhow::anyhow!("the balancer is of another version: {error}"))
 }
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {

@@ -342,7 +342,8 @@ fn tell(cluster: &str, change: &Change) {
     match change.news {
         News::Health(Transition::WentUp) => tracing::info!(cluster, %endpoint, "endpoint is up"),
         News::Health(Transition::WentDown) => {
-            tracing::warn!(cluster, %endpoint, "endpoint is down");
+            let reason = change.reason.as_deref().unwrap_or("flows cannot connect");
+            tracing::warn!(cluster, %endpoint, reason, "endpoint is down");
         }
         News::Ejection(EjectionChange::Ejected { reason, lasting }) => {
             let (reason, for_ms) = (reason.label(), lasting.as_millis());
@@ -418,10 +419,11 @@ impl Control {
     }
 
     fn on_seen(&self, seen: Seen) {
+        let Seen { cluster, endpoint, failed } = seen;
         let observation =
-            if seen.passed { Observation::CheckPassed } else { Observation::CheckFailed };
-        let change =
-            self.service.look(|world| world.observe(seen.cluster, seen.endpoint, observation));
+            if failed.is_none() { Observation::CheckPassed } else { Observation::CheckFailed };
+        let change = self.service.look(|world| world.observe(cluster, endpoint, observation));
+        let change = change.map(|change| Change { reason: failed, ..change });
         self.publish(change.as_slice());
     }
 

@@ -337,6 +337,18 @@ pub const fn limit_shown(max: u32) -> u32 {
     if max == u32::MAX { 0 } else { max }
 }
 
+/// Why there can be no endpoint at this address, if so.
+pub fn endpoint_problem(address: SocketAddr) -> Option<String> {
+    let ip = address.ip();
+    if address.port() == 0 {
+        Some("port 0 cannot be connected to; write the endpoint's port".to_owned())
+    } else if ip.is_unspecified() {
+        Some(format!("{ip} is no machine's address; write the endpoint's"))
+    } else {
+        None
+    }
+}
+
 /// What an endpoint may weigh. Where weights grow, policies see a multiple.
 pub const fn weights(slow_start: Duration) -> RangeInclusive<u32> {
     if slow_start.is_zero() { 1..=WEIGHT_MAX } else { 1..=WEIGHT_MAX / STEPS }

@@ -21,14 +21,14 @@ use crate::world::{self, World};
 use crate::{random, runtime};
 
 /// What one check saw.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Seen {
     /// The endpoint's cluster.
     pub cluster: ClusterId,
     /// The endpoint.
     pub endpoint: EndpointId,
-    /// Whether it answered as it should, in time.
-    pub passed: bool,
+    /// What was wrong, if it did not answer as it should, in time.
+    pub failed: Option<String>,
 }
 
 /// Everybody who is checking.
@@ -104,8 +104,10 @@ impl Target {
         loop {
             sleep_until(next).await;
             let mut interval = plan.interval;
-            if let Some(passed) = self.passes(&plan).await {
-                let what = Seen { cluster: self.cluster, endpoint: self.endpoint, passed };
+            if let Some(checked) = self.check(&plan).await {
+                let passed = checked.is_ok();
+                let failed = checked.err().map(|error| error.to_string());
+                let what = Seen { cluster: self.cluster, endpoint: self.endpoint, failed };
                 if seen.send(what).is_err() {
                     return;
                 }
@@ -118,15 +120,15 @@ impl Target {
     }
 
     /// `None` if it could not be asked, for want of something of our own.
-    async fn passes(&self, plan: &CheckPlan) -> Option<bool> {
+    async fn check(&self, plan: &CheckPlan) -> Option<Result<(), check::Failed>> {
         let checked = plan.check.run((self.address, plan.proxy), plan.timeout).await;
         if let Err(error) = &checked {
             tracing::debug!(address = %self.address, %error, "check failed");
-            if error.is_ours() {
+            if error.is_ours(&self.address) {
                 return None;
             }
         }
-        Some(checked.is_ok())
+        Some(checked)
     }
 }
 

@@ -136,7 +136,7 @@ pub enum Role {
 }
 
 /// Something that has become of an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// Its cluster.
     pub cluster: ClusterId,
@@ -144,6 +144,8 @@ pub struct Change {
     pub address: SocketAddr,
     /// What.
     pub news: News,
+    /// What was wrong, in the words of the check that saw it.
+    pub reason: Option<String>,
 }
 
 impl World {
@@ -202,7 +204,7 @@ impl World {
             watched.growth.restart(*slow_start);
         }
         let news = News::Health(transition);
-        Some(Change { cluster, address: watched.endpoint.address, news })
+        Some(Change { cluster, address: watched.endpoint.address, news, reason: None })
     }
 
     /// Takes in what flows have seen of endpoints since the last look.
@@ -211,7 +213,7 @@ impl World {
         for (id, cluster) in (0..).map(ClusterId).zip(&mut self.clusters) {
             for (place, news) in cluster.look_at_flows(now) {
                 let address = cluster.endpoints[place].endpoint.address;
-                changes.push(Change { cluster: id, address, news });
+                changes.push(Change { cluster: id, address, news, reason: None });
             }
         }
         changes

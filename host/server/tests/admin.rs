@@ -114,10 +114,10 @@ fn whoever_comes_from_elsewhere_must_know_the_token_and_learns_it_from_nowhere()
     };
     let status = ask(&["status"], Some("token"));
     assert!(status.status.success() && said(&status).contains("serving"), "{}", said(&status));
-    for token in [None, Some("wrong")] {
+    for (token, remedy) in [(None, "send the token"), (Some("wrong"), "this is not the token")] {
         let refused = ask(&["status"], token);
         assert_eq!(refused.status.code(), Some(1));
-        assert!(said(&refused).contains("send the token"), "{}", said(&refused));
+        assert!(said(&refused).contains(remedy), "{}", said(&refused));
     }
     // Who knows it may change things too: here something that is not there.
     let flow = balancer.status().listeners.len().to_string();

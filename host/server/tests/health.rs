@@ -5,8 +5,10 @@ mod support;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::process::Command;
 
-use support::{Balancer, Client, Endpoint, ask_once, eventually};
+use support::kernel::{Namespace, may_make_networks, shell};
+use support::{Balancer, Client, Endpoint, POINTSMAN, ask_once, eventually};
 
 fn config(endpoints: &[SocketAddr], more: &str) -> String {
     let endpoints: Vec<_> =
@@ -102,6 +104,7 @@ health = {{ kind = "http", port = {}, body = "ok", interval_ms = 50, rise = 2, f
     let text = cluster("well", &well, healthy) + &cluster("ill", &ill, busy);
     let balancer = Balancer::start(&text);
     eventually("the ill one is down", || !balancer.is_up(ill.address));
+    eventually("the log says why", || balancer.log().contains("reason=\"status 503\""));
     assert!(ask_once(balancer.address("ill")).is_err(), "nobody else serves there");
     assert_eq!(ask_once(balancer.address("well")).expect("an answer"), well.address);
 }
@@ -204,4 +207,68 @@ fn serve_one_flow(listener: &std::net::TcpListener) {
             }
         }
     }
+}
+
+#[test]
+fn an_endpoint_that_no_address_of_ours_leads_to_is_down() {
+    if !may_make_networks() {
+        return;
+    }
+    // Without a single address, where every connect over IPv6 fails as if there were no port.
+    let nowhere = Namespace::new();
+    let check = |kind: &str| {
+        let text = config(&["[::1]:9".parse().expect("an address")], "");
+        text.replace("health = {", &format!("health = {{ {kind},"))
+    };
+    for kind in ["kind = \"tcp\"", "kind = \"udp\", send = \"ping\""] {
+        let text = check(kind);
+        let balancer = nowhere.does(move || Balancer::start(&text));
+        let endpoint = "[::1]:9".parse().expect("an address");
+        eventually("it is down", || !balancer.is_up(endpoint));
+    }
+}
+
+#[test]
+fn an_endpoint_is_not_blamed_while_there_is_no_port_to_check_it_from() {
+    if !may_make_networks() {
+        return;
+    }
+    let few_ports = Namespace::new();
+    let endpoint = few_ports.does(|| {
+        shell("ip link set lo up; echo 40000 40015 > /proc/sys/net/ipv4/ip_local_port_range", &[]);
+        Endpoint::start_at("127.0.0.1:9000".parse().expect("an address"))
+    });
+    let address = endpoint.address;
+    let text = config(&[address], "").replace("fall = 2", "fall = 1");
+    let mut told = Command::new("env");
+    told.args(["POINTSMAN_LOG=pointsman=debug", POINTSMAN]);
+    let balancer = few_ports.does(move || Balancer::launch_by(told, &text));
+    eventually("it has its own port", || balancer.log().contains("accepts"));
+    // Each check leaves its port in TIME_WAIT, so some may still come by one that is free again.
+    let connect = move || Client::connect(address).ok();
+    let held: Vec<_> = few_ports.does(move || std::iter::from_fn(connect).take(100).collect());
+    let failed = || balancer.log().matches("check failed").count();
+    eventually("checks have found no port", || failed() >= 5);
+    assert!(balancer.is_up(address), "{}", balancer.log());
+    drop(held);
+}
+
+#[test]
+fn a_flow_gets_another_endpoint_where_there_is_no_way_to_the_first() {
+    if !may_make_networks() {
+        return;
+    }
+    let without_ipv6 = Namespace::new();
+    let endpoint = without_ipv6.does(|| {
+        shell("ip link set lo up; ip -6 addr flush dev lo", &[]);
+        Endpoint::start()
+    });
+    let text = config(&["[::1]:9".parse().expect("an address"), endpoint.address], "");
+    let (unchecked, _) = text.split_once("health").expect("checks");
+    let unchecked = unchecked.to_owned();
+    let balancer = without_ipv6.does(move || Balancer::start(&unchecked));
+    let web = balancer.address("web");
+    let answers: Vec<_> = without_ipv6.does(move || (0..20).map(|_| ask_once(web)).collect());
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert!(balancer.metric("pointsman_connect_retries_total{listener=\"web\"}") >= 1.0);
 }

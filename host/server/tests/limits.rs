@@ -64,24 +64,21 @@ fn descriptors_that_come_free_serve_a_client_who_waits() {
 }
 
 #[test]
-fn a_flow_without_a_descriptor_for_its_endpoint_waits_or_is_reset_under_that_name() {
-    let origin = Origin::start();
-    let balancer = with_descriptors_left(&config("workers = 1", "", &[origin.address()]), 5);
+fn a_flow_without_a_descriptor_for_its_endpoint_is_reset_under_that_name() {
+    let endpoint = Endpoint::start();
+    let balancer = Balancer::start(&config("workers = 1", "", &[endpoint.address]));
     let web = balancer.address("web");
-    balancer.settled_descriptors();
-    let mut established: Vec<_> = (0..2).map(|_| origin.open(web)).collect();
-    let mut client = connect(web);
-    established.iter_mut().for_each(|ends| ends.exchange().expect("established flows go on"));
-    drop(established);
-    // It was accepted with the last descriptor, or waited until there were two.
-    let is_reset = || balancer.count("closes", "descriptors") == 1.0;
-    eventually("the others have ended, and it is reset or served", || {
-        let is_served = balancer.web("flows_active") == 1.0 && balancer.web("flows_total") == 3.0;
-        balancer.count("closes", "finished") == 2.0 && (is_reset() || is_served)
-    });
-    if is_reset() {
-        assert_eq!(rest(&mut client), Err(ErrorKind::ConnectionReset));
-    }
+    let mut old = Client::connect(web).expect("a connection");
+    old.ask("before").expect("an answer");
+    let open = balancer.settled_descriptors();
+    // One is left, which the client itself takes.
+    let last = (0..).find(|number| !open.contains(number)).expect("a number");
+    balancer.limit_descriptors(Some(last + 1));
+    assert_eq!(rest(&mut connect(web)), Err(ErrorKind::ConnectionReset));
+    old.ask("meanwhile").expect("established flows go on");
+    balancer.limit_descriptors(None);
+    eventually("it is counted", || balancer.count("closes", "descriptors") == 1.0);
+    Client::connect(web).expect("a connection").ask("after").expect("new flows are served");
 }
 
 #[test]

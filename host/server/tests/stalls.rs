@@ -14,7 +14,7 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
+use rustix::process::Signal;
 use serde_json::Value;
 use support::kernel::may_mount;
 use support::raw::{config, connect, rest};
@@ -353,13 +353,6 @@ fn a_disk_that_fills_up_costs_lines_that_are_counted_until_there_is_room_again()
     client.ask("after").expect("the flow that was there goes on");
 }
 
-/// How many descriptors a process may have from here on; those that it has it keeps.
-fn limit_descriptors(balancer: &Balancer, most: Option<u64>) {
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    let limit = Rlimit { current: most.or(maximum), maximum };
-    prlimit(Some(balancer.pid()), Resource::Nofile, limit).expect("a limit");
-}
-
 #[test]
 fn endpoints_are_not_blamed_for_descriptors_that_we_have_not() {
     let (endpoint, server) = (Endpoint::start(), Server::start());
@@ -377,7 +370,7 @@ fn endpoints_are_not_blamed_for_descriptors_that_we_have_not() {
     let mut client = flow(web);
     let (asker, late) = (Asker::new("127.0.0.1", dns), Asker::new("127.0.0.1", dns));
     asker.ask(b"before");
-    limit_descriptors(&balancer, Some(3));
+    balancer.limit_descriptors(Some(3));
     for _ in 0..50 {
         client.ask("during").expect("established flows go on");
         asker.ask(b"during");
@@ -385,7 +378,7 @@ fn endpoints_are_not_blamed_for_descriptors_that_we_have_not() {
     }
     late.send(b"hello");
     assert!(rest(&mut connect(web)).is_err(), "there is nobody for him");
-    limit_descriptors(&balancer, None);
+    balancer.limit_descriptors(None);
     eventually("new flows are served", || ask_once(web).is_ok());
     assert_eq!(late.insist(b"hello"), server.address);
     client.ask("after").expect("the flow that was there goes on");

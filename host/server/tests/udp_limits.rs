@@ -59,6 +59,26 @@ fn all_listeners_together_have_no_more_flows_than_they_may() {
 }
 
 #[test]
+fn senders_who_are_never_answered_keep_nobody_from_an_endpoint_that_is_full() {
+    let server = Server::start();
+    let full = format!("{{ address = \"{}\", max_flows = 4 }}", server.address);
+    let text = web_config("workers = 1", "", &server);
+    let text = text.replace(&format!("{{ address = \"{}\" }}", server.address), &full);
+    let balancer = Balancer::start(&text);
+    let web = balancer.address("web");
+    let strangers = askers("127.0.0.2", web, 8);
+    strangers.iter().for_each(|stranger| stranger.send(MUTE));
+    eventually("all have come", || balancer.web("flows_total") == 8.0);
+    let clients = askers("127.0.0.1", web, 4);
+    clients.iter().for_each(|client| _ = client.ask(b"hello"));
+    eventually("each has made way", || balancer.count("closes", "evicted") == 8.0);
+    Asker::new("127.0.0.3", web).send(b"hello");
+    eventually("who was answered stays", || balancer.count("sheds", "endpoints-full") == 1.0);
+    clients.iter().for_each(|client| _ = client.ask(b"still here"));
+    assert_eq!(balancer.web("flows_total"), 12.0);
+}
+
+#[test]
 fn clients_who_may_not_come_get_no_flow_even_where_a_policy_needs_none() {
     let server = Server::start();
     let keys = "deny = [\"127.0.0.2/31\"]";

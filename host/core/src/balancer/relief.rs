@@ -3,6 +3,10 @@
 //! A destination that takes nothing holds buffers until its flow has been idle for too long, which may
 //! be an hour, and whoever opens enough such flows holds all. So while buffers are short those end that
 //! have not taken what they were sent for longer than a kernel needs to repeat what was lost.
+//!
+//! What counts is that all of a run of sends is taken, and not that some of it is: whoever takes a byte
+//! now and then would hold its buffers for ever. So a slow reader yields too, if it takes less than its
+//! window in this time.
 
 use core::time::Duration;
 

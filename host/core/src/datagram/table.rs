@@ -252,7 +252,11 @@ impl FlowTable {
 
     /// The oldest flow without a reply that is wanted. One whose client has sent again is passed
     /// over once.
-    fn oldest(&mut self, listener: ListenerId, wanted: impl Fn(&Flow) -> bool) -> Option<u32> {
+    pub(super) fn oldest(
+        &mut self,
+        listener: ListenerId,
+        wanted: impl Fn(&Flow) -> bool,
+    ) -> Option<u32> {
         let List { mut first, len, .. } = self.lists[listener.index()];
         for _ in 0..LOOKS.min(2 * len) {
             let number = if first == NONE { self.lists[listener.index()].first } else { first };

@@ -17,7 +17,8 @@ use crate::policy::{Scope, Source, Verdict};
 use crate::preread::KeyRule;
 use crate::queue::Queue;
 use crate::snapshot::{
-    Candidates, Cluster, ClusterId, EndpointState, Generation, Listener, OnEndpointDown, Snapshot,
+    Candidates, Cluster, ClusterId, Endpoint, EndpointState, Generation, Listener, OnEndpointDown,
+    Snapshot,
 };
 use crate::stats::{CloseReason, DropReason, ShedReason};
 use crate::{Balancer, BalancerConfig, CANARY_SLOTS, Instant, SharedRate, Tally, Trial, testing};
@@ -78,6 +79,23 @@ impl Rig {
 
     fn round_robin(change: impl FnOnce(&mut Listener)) -> Self {
         Self::new(Box::new(RoundRobin::new()), change)
+    }
+
+    /// One in which each endpoint may have so many flows.
+    fn with_endpoints_of(flows_max: u32) -> Self {
+        let mut rig = Self::round_robin(|_| {});
+        let Snapshot { listeners, mut clusters, .. } = testing::snapshot(16);
+        let limited = |endpoint: &Endpoint| Endpoint { flows_max, ..endpoint.clone() };
+        let cluster = &mut clusters[0];
+        cluster.endpoints.iter_mut().for_each(|state| state.endpoint = limited(&state.endpoint));
+        let endpoints = cluster.candidates.endpoints.iter().map(limited).collect();
+        let candidates = Candidates { generation: Generation(2), endpoints, table: None };
+        cluster.candidates = Arc::new(candidates);
+        let snapshot =
+            Snapshot { generation: Generation(2), listeners, clusters, drain_until: None };
+        let mut ops = Ops::with_capacity(4 * Balancer::OPS_PER_COMPLETION_MAX);
+        rig.balancer.apply(rig.now, Arc::new(snapshot), &mut ops);
+        rig
     }
 
     fn handle(&mut self, completion: Completion) -> vec::Vec<Op> {
@@ -260,6 +278,25 @@ fn a_flood_pushes_out_strangers_and_nobody_who_was_answered() {
     assert_eq!(rig.closes(CloseReason::Evicted), 198 - 39, "half of the table is theirs");
     assert_eq!(rig.request(client(1)), Some(known));
     assert_eq!(rig.sheds(ShedReason::FlowTableFull), 0);
+}
+
+#[test]
+fn strangers_who_have_filled_every_endpoint_make_way_for_the_next_client() {
+    let mut rig = Rig::with_endpoints_of(2);
+    let known = rig.request(client(1)).unwrap();
+    rig.reply(known).unwrap();
+    for n in 2..20 {
+        let way = rig.request(client(n)).unwrap();
+        assert!(n < 19 || rig.reply(way).is_some(), "the last is answered");
+    }
+    assert_eq!(rig.closes(CloseReason::Evicted), 19 - 6, "three endpoints have six places");
+    assert_eq!(rig.request(client(1)), Some(known), "the client that was answered stays");
+    for n in 20..24 {
+        let way = rig.request(client(n)).unwrap();
+        rig.reply(way).unwrap();
+    }
+    assert_eq!(rig.request(client(24)), None, "nobody is left who was not answered");
+    assert_eq!(rig.sheds(ShedReason::EndpointsFull), 1);
 }
 
 #[test]

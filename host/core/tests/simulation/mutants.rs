@@ -84,6 +84,12 @@ const MUTANTS: &[Mutant] = &[
         mutated: "            drop(buffer);\n            return;",
     },
     Mutant {
+        breaks: "retry: an endpoint is blamed to which there is no way",
+        file: "balancer.rs",
+        original: "                CloseReason::Descriptors => {}\n",
+        mutated: "",
+    },
+    Mutant {
         breaks: "retry: the attempts are not counted",
         file: "balancer.rs",
         original: "            session.tried.push(allocation.endpoint.id);",
@@ -316,6 +322,18 @@ const MUTANTS: &[Mutant] = &[
         file: "datagram/table.rs",
         original: "flow.is_confirmed() && silent >= STALE",
         mutated: "flow.is_confirmed() && silent >= Duration::ZERO",
+    },
+    Mutant {
+        breaks: "datagrams: flows without a reply keep their places at endpoints",
+        file: "datagram.rs",
+        original: "if is_full && self.evict_from_endpoint(turn, request.listener) {",
+        mutated: "if is_full && request.now == Instant::ZERO {",
+    },
+    Mutant {
+        breaks: "datagrams: an endpoint that gets no flows is given room",
+        file: "datagram/eviction.rs",
+        original: "among.find(bound.endpoint.id).is_some()",
+        mutated: "among.find(bound.endpoint.id).is_some() || !bound.serves",
     },
     Mutant {
         breaks: "datagrams: flows without a reply take the whole table",

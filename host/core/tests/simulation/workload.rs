@@ -616,6 +616,7 @@ fn faults(rng: &mut Rng) -> Faults {
         stall: rng.pick(&[0, 30, 200]),
         single_bytes: rng.pick(&[0, 300, 950]),
         tiny_reads: rng.pick(&[0, 0, 200, 990]),
+        no_way: rng.pick(&[0, 0, 100]),
     }
 }
 

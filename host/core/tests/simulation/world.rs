@@ -22,6 +22,7 @@ pub(crate) struct Faults {
     pub(crate) refused: u64,
     pub(crate) silent: u64,
     pub(crate) descriptors: u64,
+    pub(crate) no_way: u64,
     pub(crate) reset: u64,
     pub(crate) stall: u64,
     pub(crate) single_bytes: u64,
@@ -34,6 +35,7 @@ impl Faults {
         refused: 0,
         silent: 0,
         descriptors: 0,
+        no_way: 0,
         reset: 0,
         stall: 0,
         single_bytes: 0,
@@ -570,6 +572,8 @@ impl World {
             Dial::Pending { outcome: Err(ConnectFailure::Unreachable), at }
         } else if self.rng.chance(self.faults.descriptors) {
             Dial::Pending { outcome: Err(ConnectFailure::Descriptors), at }
+        } else if self.rng.chance(self.faults.no_way) {
+            Dial::Pending { outcome: Err(ConnectFailure::NoWay), at }
         } else {
             Dial::Pending { outcome: Ok(()), at }
         };

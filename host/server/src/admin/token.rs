@@ -97,8 +97,11 @@ pub(super) async fn require(
         return next.run(request).await;
     }
     let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-    (StatusCode::UNAUTHORIZED, challenge, "send the token: Authorization: Bearer TOKEN\n")
-        .into_response()
+    let remedy = match presented {
+        Some(_) => "this is not the token; send what token_file holds\n",
+        None => "send the token: Authorization: Bearer TOKEN\n",
+    };
+    (StatusCode::UNAUTHORIZED, challenge, remedy).into_response()
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::Asking;
-use super::policy::{ask, path_of, read, show};
+use super::policy::{ask, path_of, show};
+use super::{Asking, read};
 use crate::endpoints::Request;
 use crate::failure::Failure;
 use crate::problem::Problem;

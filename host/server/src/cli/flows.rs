@@ -4,9 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
-use serde::de::DeserializeOwned;
 
-use super::{Asking, print, print_json};
+use super::{Asking, print, print_json, read};
 use crate::client;
 use crate::failure::Failure;
 use crate::flows::{FlowId, Page, Query, Search, Shown};
@@ -107,9 +106,4 @@ fn ask(asking: &Asking, method: &str, path: &str) -> Result<String, Failure> {
         400 => Err(Failure::input(body.trim().to_owned())),
         _ => Err(anyhow!("{}", body.trim()).into()),
     }
-}
-
-fn read<T: DeserializeOwned>(answer: &str) -> anyhow::Result<T> {
-    serde_json::from_str(answer)
-        .map_err(|error| anyhow!("the balancer is of another version: {error}"))
 }

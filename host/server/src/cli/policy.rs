@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::author::Author;
-use super::{Asking, print, print_json};
+use super::{Asking, print, print_json, read};
 use crate::client;
 use crate::failure::Failure;
 use crate::swap::answer::SwapAnswer;
@@ -198,11 +198,6 @@ pub(super) fn ask(
         400 | 404 | 422 => Err(Failure::input(answer.trim().to_owned())),
         _ => Err(anyhow!("{}", answer.trim()).into()),
     }
-}
-
-pub(super) fn read<T: DeserializeOwned>(answer: &str) -> anyhow::Result<T> {
-    serde_json::from_str(answer)
-        .map_err(|error| anyhow!("the balancer is of another version: {error}"))
 }
 
 pub(super) fn show<T: Serialize>(

@@ -11,7 +11,7 @@ use super::findings::{Distinct, Findings};
 use super::plugins::Policies;
 use super::{
     ClusterPlan, ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, ListenerPlan, PluginFolders,
-    QueuePlan, checks, discovery, limit, passive, proxy, weights,
+    QueuePlan, checks, discovery, endpoint_problem, limit, passive, proxy, weights,
 };
 use crate::config::{Cluster, DiscoveryKind, Endpoint};
 
@@ -181,9 +181,8 @@ pub(super) fn endpoints(
         let before = findings.count();
         let address = findings.address(&key_address, endpoint.address.as_ref());
         if findings.count() == before {
-            if address.port() == 0 {
-                findings
-                    .add(&key_address, "port 0 cannot be connected to; write the endpoint's port");
+            if let Some(problem) = endpoint_problem(address) {
+                findings.add(&key_address, problem);
             }
             addresses.note(findings, &key_address, &address.to_string());
         }

@@ -67,6 +67,18 @@ fn names_and_addresses_must_differ() {
 }
 
 #[test]
+fn an_endpoint_is_somewhere() {
+    for (address, problem) in [
+        ("127.0.0.1:0", "port 0 cannot be connected to; write the endpoint's port"),
+        ("0.0.0.0:80", "0.0.0.0 is no machine's address; write the endpoint's"),
+        ("[::]:80", ":: is no machine's address; write the endpoint's"),
+    ] {
+        let text = GOOD.replace("127.0.0.1:9001", address);
+        assert_eq!(problems(&text), [format!("clusters[0].endpoints[0].address: {problem}")]);
+    }
+}
+
+#[test]
 fn port_0_may_be_listened_on_twice() {
     let text = GOOD.replace("127.0.0.1:8080", "127.0.0.1:0");
     let other = text

@@ -16,6 +16,7 @@ use hyper::header::{CONNECTION, HOST, USER_AGENT};
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
 use pointsman_core::proxy::{Header, Version};
+use pointsman_ring::has_source_for;
 use rustix::io::Errno;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UdpSocket};
@@ -130,19 +131,25 @@ pub enum Failed {
 }
 
 impl Failed {
-    /// Whether it says nothing of the endpoint: this process has no descriptor for it, or the system no
-    /// port or memory.
-    pub fn is_ours(&self) -> bool {
+    /// Whether it says nothing of the endpoint at this address: this process has no descriptor for it,
+    /// or the system no port or memory. These pass. That no address of ours leads there does not, and
+    /// an endpoint that cannot be reached from here cannot serve.
+    pub fn is_ours(&self, address: &SocketAddr) -> bool {
         let Self::Unreachable(error) = self else { return false };
         let wants = [
             Errno::MFILE,
             Errno::NFILE,
             Errno::NOBUFS,
             Errno::NOMEM,
+            // A datagram's socket finds no port.
             Errno::AGAIN,
-            Errno::ADDRNOTAVAIL,
+            Errno::ADDRINUSE,
         ];
-        Errno::from_io_error(error).is_some_and(|errno| wants.contains(&errno))
+        match Errno::from_io_error(error) {
+            Some(Errno::ADDRNOTAVAIL) => has_source_for(address),
+            Some(errno) => wants.contains(&errno),
+            None => false,
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use pointsman_core::health::Health;
 use pointsman_core::{ClusterId, EndpointId, EndpointState};
 
 use super::{ClusterState, Watched, World};
-use crate::plan::{ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, limit, weights};
+use crate::plan::{ENDPOINT_FLOWS, ENDPOINTS_MAX, EndpointPlan, endpoint_problem, limit, weights};
 use crate::problem::suggestion;
 
 /// Among how many endpoints the one is looked for that may have been meant.
@@ -192,8 +192,8 @@ impl ClusterState {
                 "cluster \"{name}\" has {address} already; to change it, set its weight, drain or \
                  undrain it"
             )),
-            EndpointChange::Add { .. } if address.port() == 0 => {
-                Some(format!("{address}: port 0 cannot be connected to; write the endpoint's port"))
+            EndpointChange::Add { .. } => {
+                endpoint_problem(address).map(|problem| format!("{address}: {problem}"))
             }
             EndpointChange::Remove | EndpointChange::Set { .. } if !is_known => {
                 let known: Vec<_> =

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 
 use super::{Balancer, GIVE_UP, eventually};
 
@@ -231,6 +232,13 @@ impl Balancer {
             same == 20
         });
         last
+    }
+
+    /// How many descriptors it may have from here on; those that it has it keeps.
+    pub fn limit_descriptors(&self, most: Option<u64>) {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let limit = Rlimit { current: most.or(maximum), maximum };
+        prlimit(Some(self.pid()), Resource::Nofile, limit).expect("a limit");
     }
 
     /// Its memory, in KiB.

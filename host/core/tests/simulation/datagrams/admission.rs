@@ -1,8 +1,8 @@
 //! Which new flows of datagrams there may be.
 
-use pointsman_core::{Openness, ShedReason};
+use pointsman_core::{CloseReason, Openness, ShedReason};
 
-use super::model::{Model, Scene, Seen};
+use super::model::{Flow, Model, Scene, Seen};
 use super::oracle::Request;
 use super::setup;
 
@@ -44,6 +44,34 @@ impl Model {
             return Err(ShedReason::FlowTableFull);
         }
         Ok(())
+    }
+
+    /// Where every endpoint is full: takes the place of a flow without a reply at one of them, if one was
+    /// given. Tells whether there is a place then: an endpoint may have more flows than it may.
+    pub(super) fn evict_from_endpoint(
+        &mut self,
+        scene: &Scene<'_>,
+        listener: usize,
+        seen: &mut Seen,
+    ) -> bool {
+        let among = &scene.snapshot.clusters[listener].candidates;
+        let helps = |flow: &Flow| {
+            let id = flow.target.ok().map(|(id, _)| id);
+            flow.listener == listener
+                && !flow.is_confirmed()
+                && id.is_some_and(|id| among.find(id).is_some())
+        };
+        let evicted =
+            seen.records.front().is_some_and(|first| first.reason == CloseReason::Evicted);
+        if !evicted {
+            let weak = |flow: &Flow| helps(flow) && !flow.resent;
+            let any_weak = self.workers[scene.worker].flows.iter().any(weak);
+            assert!(!any_weak, "a flow could have given its place at an endpoint");
+            return false;
+        }
+        let flow = self.end(scene, seen).1;
+        assert!(helps(&flow), "it gave its place in vain: {flow:?}");
+        !self.all_are_full(scene, listener)
     }
 }
 

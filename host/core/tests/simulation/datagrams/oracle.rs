@@ -242,7 +242,7 @@ impl Model {
 
     fn start(&mut self, scene: &Scene<'_>, request: &Request, key: Option<u64>, seen: &mut Seen) {
         let listener = request.listener;
-        if self.all_are_full(scene, listener) {
+        if self.all_are_full(scene, listener) && !self.evict_from_endpoint(scene, listener, seen) {
             return self.overflow(scene, request, ShedReason::EndpointsFull, seen);
         }
         let Some(allocated) = self.allocate(scene, (listener, request.client, key), seen) else {

@@ -80,7 +80,10 @@ impl Oracle {
                 assert!(record.queued >= timeout && client.reset_from_us, "{record:?}");
             }
             (CloseReason::EndpointsFull, _) => assert!(client.reset_from_us, "{record:?}"),
-            (CloseReason::ConnectFailed | CloseReason::ConnectTimeout, _) => {
+            (
+                CloseReason::ConnectFailed | CloseReason::ConnectTimeout | CloseReason::Descriptors,
+                _,
+            ) => {
                 assert!(client.reset_from_us && !flow.established, "{record:?}");
             }
             (CloseReason::IdleTimeout | CloseReason::HalfClosedTimeout, Some(_)) => {

@@ -90,7 +90,10 @@ impl Oracle {
     pub(super) fn follow_places(&mut self, completion: &Completion) {
         (self.waiting.retrying, self.waiting.lost) = (None, None);
         let (link, failed) = match completion {
-            Completion::ConnectFailed { link, cause: ConnectFailure::Unreachable } => (link, true),
+            Completion::ConnectFailed {
+                link,
+                cause: ConnectFailure::Unreachable | ConnectFailure::NoWay,
+            } => (link, true),
             Completion::Closed { link } => (link, false),
             Completion::ReceiveEnded { link, end: ReceiveEnd::Reset } => {
                 self.waiting.lost = Some(link.slot());

@@ -1,0 +1,48 @@
+//! Whose place a new flow may have where there is none.
+//!
+//! A flow whose endpoint has never replied gives its own, whatever it is that is full: the listener, all
+//! listeners, the table, the ports or the endpoints. So whoever sends without ever being answered keeps
+//! no client out that would be.
+
+use super::flow::Flow;
+use super::{Datagrams, Turn};
+use crate::boundary::{ListenerId, PortId};
+use crate::stats::CloseReason;
+
+impl Datagrams {
+    /// Takes the place of a flow, of this listener if one is named. Tells whether there was one to be
+    /// had.
+    pub(super) fn evict(&mut self, turn: &mut Turn<'_>, of: Option<ListenerId>) -> bool {
+        let victim = self.table.victim(turn.now, of);
+        if let Some(number) = victim {
+            self.end(turn, number, CloseReason::Evicted);
+        }
+        victim.is_some()
+    }
+
+    /// Where every port serves the endpoint: the port of a flow without a reply, which has to give
+    /// its place, if its reply is hardly to be expected any more: that would reach the other. One
+    /// that was the flow's own is closed first, and makes room for the next flow.
+    pub(super) fn take_over_port(&mut self, turn: &mut Turn<'_>, binding: u32) -> Option<PortId> {
+        let listener = self.bindings.of_flow(binding).listener;
+        let number = self.table.victim_of(turn.now, listener, binding)?;
+        self.end(turn, number, CloseReason::Evicted);
+        self.take_port(turn, binding)
+    }
+
+    /// Where every endpoint of the listener's cluster is full: has a flow without a reply give its
+    /// place at one of them. Tells whether there was one.
+    pub(super) fn evict_from_endpoint(&mut self, turn: &mut Turn<'_>, of: ListenerId) -> bool {
+        let id = turn.listener(of).cluster;
+        let (bindings, among) = (&self.bindings, &turn.snapshot.clusters[id.index()].candidates);
+        let helps = |flow: &Flow| {
+            let bound = bindings.get(flow.binding).filter(|bound| bound.cluster == id);
+            bound.is_some_and(|bound| among.find(bound.endpoint.id).is_some())
+        };
+        let victim = self.table.oldest(of, helps);
+        if let Some(number) = victim {
+            self.end(turn, number, CloseReason::Evicted);
+        }
+        victim.is_some()
+    }
+}
