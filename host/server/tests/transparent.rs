@@ -253,9 +253,11 @@ fn a_client_keeps_its_port_whoever_else_has_one_of_that_number() {
     // Another program has the number for itself.
     let program = networks.ours.does(move || UdpSocket::bind(anywhere(0)).expect("a socket"));
     let asker = client(is(&program).port());
-    asker.send_to(b"lost", web).expect("it is sent");
     let ended = "pointsman_closes_total{listener=\"web\",reason=\"descriptors\"}";
-    eventually("its flow ends for a reason", || balancer.metric(ended) >= 1.0);
+    eventually("its flow ends for a reason", || {
+        asker.send_to(b"lost", web).expect("it is sent");
+        balancer.metric(ended) >= 1.0
+    });
     let other = client(0);
     assert_eq!(ask(&other, web, "others"), (endpoint, is(&other)));
     drop(program);
