@@ -371,7 +371,7 @@ impl Control {
     async fn run(mut self) -> Result<ExitCode, Failure> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while self.workers_left > 0 {
+        while self.workers_left > 0 || self.service.is_kept_alive() {
             tokio::select! {
                 Some(seen) = self.seen.recv() => self.on_seen(seen),
                 found = self.discovery.next() => self.on_found(&found),
@@ -386,6 +386,9 @@ impl Control {
                 }
                 _ = tick.tick() => self.on_tick()?,
             }
+        }
+        while let Ok(left) = self.left.try_recv() {
+            self.on_left(left);
         }
         tracing::info!("every flow has ended");
         if self.has_left {
@@ -437,7 +440,8 @@ impl Control {
         self.publish(&changes);
         guard::look_after(&self.service);
         self.watchdog.tick();
-        if self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER) {
+        let is_late = self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER);
+        if is_late && self.workers_left > 0 {
             return Err(anyhow!("{} worker(s) did not end after the drain", self.workers_left));
         }
         Ok(())
