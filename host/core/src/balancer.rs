@@ -180,7 +180,10 @@ impl Balancer {
                 let (datagrams, mut turn) = self.datagrams(now, ops);
                 datagrams.on_lost(&mut turn, socket, count, cause);
             }
-            Completion::PortFailed { port } => self.datagrams.on_port_failed(port),
+            Completion::PortFailed { port } => {
+                let (datagrams, mut turn) = self.datagrams(now, ops);
+                datagrams.on_port_failed(&mut turn, port);
+            }
             Completion::PortUnreachable { port } => {
                 let (datagrams, mut turn) = self.datagrams(now, ops);
                 datagrams.on_port_unreachable(&mut turn, port);

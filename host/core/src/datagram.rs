@@ -23,6 +23,7 @@ mod lane;
 mod listeners;
 mod outcomes;
 mod ports;
+mod sources;
 mod strangers;
 mod survey;
 mod table;
@@ -49,7 +50,7 @@ use crate::time::Instant;
 use bindings::{Binding, Bindings};
 use flow::{Details, NONE};
 pub use flow::{Flow, FlowKey};
-use ports::{Ports, Wish};
+use ports::Ports;
 use strangers::Strangers;
 pub use table::FlowTable;
 
@@ -197,10 +198,14 @@ impl Datagrams {
         turn.stats.listener(listener).on_drops(reason, datagrams);
     }
 
-    /// A port could not be opened: its flows end, a few at a time.
-    pub(crate) fn on_port_failed(&mut self, port: PortId) {
-        if self.ports.on_failed(port) {
-            self.sweep_all();
+    /// A port could not be opened: the flow that it was opened for ends, or all that share it, a few
+    /// at a time.
+    pub(crate) fn on_port_failed(&mut self, turn: &mut Turn<'_>, port: PortId) {
+        let owner = self.ports.owner(port);
+        match (self.ports.on_failed(port), owner) {
+            (false, _) => {}
+            (true, Some(number)) => self.end(turn, number, CloseReason::Descriptors),
+            (true, None) => self.sweep_all(),
         }
     }
 
@@ -430,8 +435,9 @@ impl Datagrams {
         match self.allocate(turn, &request(turn, &key, application_key)) {
             Ok(allocation) => {
                 let binding = self.bindings.number_of(key.listener, allocation.place());
-                let port = self.take_port(turn, binding);
-                let Some(port) = port.or_else(|| self.take_over_port(turn, binding)) else {
+                let way = (binding, key.client);
+                let port = self.take_port(turn, way);
+                let Some(port) = port.or_else(|| self.take_over_port(turn, way)) else {
                     turn.leave((allocation.cluster, &allocation.endpoint));
                     turn.listener(key.listener).give_back(key.client.ip());
                     let arrival = Arrival { key, train };
@@ -489,7 +495,10 @@ impl Datagrams {
         allocation: &Allocation,
         application_key: Option<u64>,
     ) -> u32 {
-        let mut flow = Flow::new(turn.now, key, allocation.scope == Scope::None);
+        let from = turn.source(allocation.cluster, (key.client, allocation.endpoint.address));
+        // Replies could not tell two flows apart that both have the client's address.
+        let is_hidden = allocation.scope == Scope::None && from.is_none();
+        let mut flow = Flow::new(turn.now, key, is_hidden);
         flow.source = allocation.source;
         flow.policy_generation = allocation.policy_generation as u32;
         flow.set_keeps_when_answered(allocation.keeps_when_answered);
@@ -516,9 +525,13 @@ impl Datagrams {
         self.table.insert(flow, details, turn.now + ttl);
     }
 
-    fn take_port(&mut self, turn: &mut Turn<'_>, binding: u32) -> Option<PortId> {
+    fn take_port(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (binding, client): (u32, SocketAddr),
+    ) -> Option<PortId> {
         let mut lane = core::mem::take(self.bindings.lane(binding));
-        let wish = wish(turn, self.bindings.of_flow(binding));
+        let wish = turn.wish_of(client, self.bindings.of_flow(binding));
         let (table, bindings) = (&self.table, &self.bindings);
         let endpoint_of = |binding| bindings.of_flow(binding).endpoint.address;
         let is_taken = |port| table.find_by_reply(port, wish.endpoint, endpoint_of).is_some();
@@ -586,12 +599,7 @@ impl Datagrams {
     ) -> Option<(PortId, SocketAddr)> {
         let request = request(turn, key, application_key);
         let endpoint = turn.allocator.decide_statelessly(&request, turn.snapshot)?;
-        let wish = Wish {
-            listener: key.listener,
-            endpoint,
-            flows: 0,
-            settings: turn.listener(key.listener).datagrams,
-        };
+        let wish = turn.stateless_wish(key, endpoint)?;
         Some((self.ports.stateless(&wish, turn.ops)?, endpoint))
     }
 
@@ -647,7 +655,7 @@ impl Datagrams {
         self.unbind(turn, number);
         let moved = allocated.ok().and_then(|allocation| {
             let binding = self.bindings.number_of(key.listener, allocation.place());
-            let Some(port) = self.take_port(turn, binding) else {
+            let Some(port) = self.take_port(turn, (binding, key.client)) else {
                 turn.leave((allocation.cluster, &allocation.endpoint));
                 return None;
             };
@@ -767,15 +775,6 @@ fn request<'a>(turn: &Turn<'_>, key: &FlowKey, application_key: Option<u64>) -> 
         key: application_key,
         tried: &Tried::NONE,
         in_turn: false,
-    }
-}
-
-fn wish(turn: &Turn<'_>, binding: &Binding) -> Wish {
-    Wish {
-        listener: binding.listener,
-        endpoint: binding.endpoint.address,
-        flows: binding.flows,
-        settings: turn.listener(binding.listener).datagrams,
     }
 }
 

@@ -298,7 +298,7 @@ pub struct Cluster {
     pub footing: Footing,
     /// How its endpoints are told of their clients, if they always are.
     pub proxy: Option<Outbound>,
-    /// Whether connections to its endpoints leave from their clients' addresses.
+    /// Whether flows to its endpoints leave from their clients' addresses.
     pub transparent: bool,
     /// The same endpoints as a policy on trial sees them, where it has a table or weights of its
     /// own.
@@ -325,8 +325,8 @@ impl Cluster {
         own.eq(other.endpoints.iter().map(|state| of(other, state)))
     }
 
-    /// From where a client's connection to an endpoint leaves, if not from an address of ours. The two
-    /// must be of one family for that.
+    /// From where a client's flow to an endpoint leaves, if not from an address of ours. The two must be of
+    /// one family for that.
     pub(crate) fn source(&self, client: SocketAddr, endpoint: SocketAddr) -> Option<SocketAddr> {
         let one_family = client.is_ipv4() == endpoint.is_ipv4();
         (self.transparent && one_family).then_some(client)
@@ -494,7 +494,7 @@ mod tests {
     use crate::testing::snapshot;
 
     #[test]
-    fn connections_leave_from_the_clients_address_where_the_endpoint_has_one_of_its_kind() {
+    fn flows_leave_from_the_clients_address_where_the_endpoint_has_one_of_its_kind() {
         let mut snapshot = snapshot(1);
         let cluster = &mut snapshot.clusters[0];
         let [v4, v6] = ["192.0.2.1:80", "[2001:db8::1]:80"].map(|text| text.parse().unwrap());

@@ -153,11 +153,14 @@ pub fn take_inherited(count: u16) -> io::Result<Vec<OwnedFd>> {
     Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
-/// Makes a socket that sends to `kind.towards` first, from a random local port. A connected one
-/// serves one flow, for which the system's usual queue is enough.
+/// Makes a socket that sends to `kind.towards` first, from a random local port or from a client's. A
+/// connected one serves one flow, for which the system's usual queue is enough.
 pub(crate) fn port_socket(kind: &PortKind) -> io::Result<UdpSocket> {
     let socket = new_socket(&kind.towards, libc::SOCK_DGRAM)?;
     if kind.connected {
+        if let Some(client) = &kind.from {
+            lend_address(&socket, client)?;
+        }
         let socket = UdpSocket::from(socket);
         socket.connect(kind.towards)?;
         return Ok(socket);
@@ -169,7 +172,20 @@ pub(crate) fn port_socket(kind: &PortKind) -> io::Result<UdpSocket> {
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
     };
     bind(&socket, &any)?;
+    if kind.makes_way {
+        // Once it is bound, or the kernel might give two ports one number.
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    }
     Ok(UdpSocket::from(socket))
+}
+
+/// Gives a datagram socket a client's address and port. Other flows of the client may have them too, and
+/// so may sockets of ours that are bound to no address: of all these the kernel hands what comes to the
+/// one that is connected to its sender. `SO_REUSEADDR` would do that too, but for everybody's sockets.
+fn lend_address(socket: &OwnedFd, client: &SocketAddr) -> io::Result<()> {
+    make_transparent(socket, client)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    bind(socket, client)
 }
 
 fn take_both_families(socket: &OwnedFd, address: &SocketAddr) -> io::Result<()> {
@@ -300,7 +316,7 @@ fn make_transparent(socket: &OwnedFd, address: &SocketAddr) -> io::Result<()> {
     set_option(socket, level, name, 1)
 }
 
-/// Whether this process may connect from addresses that are not ours, which takes `CAP_NET_ADMIN`.
+/// Whether this process may send from addresses that are not ours, which takes `CAP_NET_ADMIN`.
 ///
 /// # Errors
 /// It may not, or has no descriptor to find out.

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use common::{LISTENER, came, collect, datagram_ring, pattern, quiet, receive_datagram, submit};
-use common::{turn, udp_peer};
+use common::{port_kind, turn, udp_peer};
 use pointsman_core::boundary::{
     Completion, DatagramSocket, LossCause, Memory, Op, Path, PortId, PortKind, Train,
 };
@@ -54,7 +54,7 @@ fn scene_with(listener: OwnedFd, front: bool, back: bool) -> Scene {
     client.connect(listener.local_addr().expect("address")).expect("connect");
     ring.listen_datagrams(LISTENER, listener.into(), front).expect("listen");
     let towards = endpoint.local_addr().expect("address");
-    let kind = PortKind { towards, connected: false, offload: back };
+    let kind = PortKind { offload: back, ..port_kind(towards) };
     submit(&mut ring, [Op::OpenPort { port: PORT, kind }]);
     Scene { ring, client, endpoint, towards }
 }

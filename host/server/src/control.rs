@@ -260,7 +260,7 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether connections may leave from clients' addresses, where they are to.
+/// Whether flows may leave from clients' addresses, where they are to.
 pub(crate) fn ask_for_transparency(plan: &Plan) -> Result<(), Problem> {
     let wanted = plan.clusters.iter().position(|cluster| cluster.transparent);
     let (Some(place), Err(error)) = (wanted, may_be_transparent()) else { return Ok(()) };
@@ -269,7 +269,7 @@ pub(crate) fn ask_for_transparency(plan: &Plan) -> Result<(), Problem> {
     } else {
         "start with CAP_NET_ADMIN (AmbientCapabilities= in a unit), or leave it out"
     };
-    let told = format!("connections may not leave from clients' addresses: {error}; {advice}");
+    let told = format!("flows may not leave from clients' addresses: {error}; {advice}");
     Err(Problem::new(format!("clusters[{place}].transparent"), told))
 }
 

@@ -200,7 +200,7 @@ pub struct ClusterPlan {
     pub slow_start: Duration,
     /// How endpoints are told of their clients, if they always are.
     pub proxy: Option<Outbound>,
-    /// Whether connections to endpoints leave from their clients' addresses.
+    /// Whether flows to endpoints leave from their clients' addresses.
     pub transparent: bool,
     /// Whether it is no longer in the file, and only keeps its place.
     pub removed: bool,
@@ -396,7 +396,6 @@ pub fn resolve_what_can_be(config: &Config, folders: &PluginFolders) -> (Plan, V
     let clusters = clusters::resolve(&config.clusters, &policies, folders, &mut findings);
     let mut listeners = listeners::resolve(&config.listeners, &config.clusters, &mut findings);
     proxy::tell_endpoints(&mut listeners, &clusters, &mut findings);
-    clusters::refuse_what_listeners_cannot(&clusters, &listeners, &mut findings);
     clusters::check_queues(&config.clusters, &listeners, &mut findings);
     let receives_datagrams = listeners.iter().any(ListenerPlan::is_datagrams);
     let plan = Plan {

@@ -96,6 +96,11 @@ pub struct PortKind {
     pub towards: SocketAddr,
     /// Whether the kernel is told the peer: then it reports ICMP errors, and drops other senders.
     pub connected: bool,
+    /// The client whose address and port it has, instead of an address of ours and a random port. Only
+    /// if `connected`.
+    pub from: Option<SocketAddr>,
+    /// Whether ports that have a client's address may have the same number. Only if not `connected`.
+    pub makes_way: bool,
     /// Whether trains are received and sent whole.
     pub offload: bool,
 }

@@ -4,6 +4,8 @@
 //! listeners, the table, the ports or the endpoints. So whoever sends without ever being answered keeps
 //! no client out that would be.
 
+use core::net::SocketAddr;
+
 use super::flow::Flow;
 use super::{Datagrams, Turn};
 use crate::boundary::{ListenerId, PortId};
@@ -23,11 +25,15 @@ impl Datagrams {
     /// Where every port serves the endpoint: the port of a flow without a reply, which has to give
     /// its place, if its reply is hardly to be expected any more: that would reach the other. One
     /// that was the flow's own is closed first, and makes room for the next flow.
-    pub(super) fn take_over_port(&mut self, turn: &mut Turn<'_>, binding: u32) -> Option<PortId> {
+    pub(super) fn take_over_port(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (binding, client): (u32, SocketAddr),
+    ) -> Option<PortId> {
         let listener = self.bindings.of_flow(binding).listener;
         let number = self.table.victim_of(turn.now, listener, binding)?;
         self.end(turn, number, CloseReason::Evicted);
-        self.take_port(turn, binding)
+        self.take_port(turn, (binding, client))
     }
 
     /// Where every endpoint of the listener's cluster is full: has a flow without a reply give its

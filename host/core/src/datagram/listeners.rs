@@ -31,7 +31,7 @@ impl Datagrams {
     fn apply_listeners(&mut self, turn: &mut Turn<'_>) {
         let count = turn.snapshot.listeners.len();
         self.table.make_room_for_listeners(count);
-        self.ports.make_room_for_listeners(count);
+        self.ports.apply(turn.snapshot);
         self.open.resize(count.max(self.open.len()), false);
         for (place, listener) in turn.snapshot.listeners.iter().enumerate() {
             if listener.is_open() && listener.is_datagrams() && turn.snapshot.drain_until.is_none()

@@ -31,6 +31,8 @@ struct Port {
     flows: u32,
     /// The flow that it was opened for, if it is connected.
     owner: u32,
+    /// Whether it has its client's address.
+    is_lent: bool,
     state: State,
 }
 
@@ -74,12 +76,16 @@ pub(super) struct Ports {
     failed: u32,
     /// Ports that have ever been opened.
     openings: u64,
+    /// Whether flows of any cluster have ports with their clients' addresses.
+    makes_way: bool,
 }
 
 /// A flow that wants a port.
 pub(super) struct Wish {
     pub(super) listener: ListenerId,
     pub(super) endpoint: SocketAddr,
+    /// The client whose address the port has to have, if not one of ours.
+    pub(super) from: Option<SocketAddr>,
     /// Flows that the endpoint has already.
     pub(super) flows: u32,
     pub(super) settings: DatagramSettings,
@@ -105,12 +111,14 @@ impl Ports {
             total: 0,
             total_max: total as u32,
             openings: 0,
+            makes_way: has_transparent(snapshot),
         }
     }
 
-    /// So many listeners may open ports, all together as many as before.
-    pub(super) fn make_room_for_listeners(&mut self, count: usize) {
-        let count = count.max(self.pools.len());
+    /// Takes in a new world: its listeners may open ports, all together as many as before.
+    pub(super) fn apply(&mut self, snapshot: &Snapshot) {
+        self.makes_way = has_transparent(snapshot);
+        let count = snapshot.listeners.len().max(self.pools.len());
         let pool = || Pool { ports: Vec::new(), stateless: None };
         self.pools.resize_with(count, || [pool(), pool()]);
         self.counts.resize(count, 0);
@@ -123,7 +131,8 @@ impl Ports {
     }
 
     /// The shared port that is free longest for an endpoint whose free ones are in `lane`, or one of
-    /// the flow's own where each has its own. `None` if all that may be opened are taken.
+    /// the flow's own where each has its own, or its client's address. `None` if all that may be
+    /// opened are taken.
     ///
     /// An endpoint that was removed and came back finds its address taken by flows of before, which
     /// `is_taken` tells.
@@ -134,7 +143,7 @@ impl Ports {
         is_taken: impl Fn(PortId) -> bool,
         ops: &mut Ops,
     ) -> Option<PortId> {
-        if wish.settings.port_per_flow {
+        if wish.settings.port_per_flow || wish.from.is_some() {
             return self.open(wish, State::Owned, ops);
         }
         for _ in 0..TRIES {
@@ -269,14 +278,17 @@ impl Ports {
         self.failed > 0 && self.ports[port.index()].state == State::Failed
     }
 
-    /// It could not be opened, and so no other will be until ports are looked after. Tells whether
-    /// it has flows, which must leave it.
+    /// It could not be opened, and so no other will be until ports are looked after; unless it was for
+    /// its client's address, which says nothing of others. Tells whether it has flows, which must
+    /// leave it.
     pub(super) fn on_failed(&mut self, port: PortId) -> bool {
         self.take_out(port);
         self.failed += 1;
-        let Port { listener, flows, .. } = self.ports[port.index()];
+        let Port { listener, flows, is_lent, .. } = self.ports[port.index()];
         self.ports[port.index()].state = State::Failed;
-        self.possible[listener.index()] = (self.counts[listener.index()] - 1).max(1);
+        if !is_lent {
+            self.possible[listener.index()] = (self.counts[listener.index()] - 1).max(1);
+        }
         if flows == 0 {
             self.release(port);
         }
@@ -380,9 +392,14 @@ impl Ports {
             return None;
         }
         let port = self.add(wish.listener, wish.endpoint, state);
+        let connected = state == State::Owned;
+        let from = wish.from.filter(|_| connected);
+        self.ports[port.index()].is_lent = from.is_some();
         let kind = PortKind {
             towards: wish.endpoint,
-            connected: state == State::Owned,
+            connected,
+            from,
+            makes_way: self.makes_way && !connected,
             offload: wish.settings.offload,
         };
         ops.push(Op::OpenPort { port, kind });
@@ -402,7 +419,7 @@ impl Ports {
         }
         let opening = self.openings;
         self.openings += 1;
-        let entry = Port { listener, opening, flows: 0, owner: NONE, state };
+        let entry = Port { listener, opening, flows: 0, owner: NONE, is_lent: false, state };
         match self.ports.get_mut(port.index()) {
             Some(slot) => *slot = entry,
             None => self.ports.push(entry),
@@ -451,6 +468,11 @@ const fn family(address: SocketAddr) -> usize {
     if address.is_ipv4() { 0 } else { 1 }
 }
 
+/// Whether flows of any cluster leave from their clients' addresses.
+fn has_transparent(snapshot: &Snapshot) -> bool {
+    snapshot.clusters.iter().any(|cluster| cluster.transparent)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -478,7 +500,7 @@ mod tests {
             let settings =
                 DatagramSettings { ports_max: self.ports_max, ..DatagramSettings::DEFAULT };
             let (endpoint, flows) = ("10.0.0.1:53".parse().unwrap(), self.taken.len() as u32);
-            Wish { listener: ListenerId(0), endpoint, flows, settings }
+            Wish { listener: ListenerId(0), endpoint, from: None, flows, settings }
         }
 
         /// Takes a port for a flow of the endpoint.
@@ -632,6 +654,22 @@ mod tests {
         rig.taken.clear();
         rig.ports.on_unbound(port, &mut rig.lane, &mut rig.ops);
         assert_eq!(rig.take(), Some(port));
+    }
+
+    #[test]
+    fn a_client_s_address_that_cannot_be_had_says_nothing_of_other_ports() {
+        let mut rig = Rig::new(3);
+        rig.take().unwrap();
+        let mut lent = rig.wish();
+        lent.from = Some(([192, 0, 2, 1], 5_000).into());
+        let port = rig.ports.take(&lent, &mut rig.lane, |_| false, &mut rig.ops).unwrap();
+        rig.ports.on_bound(port, 7);
+        let opened = rig.ops.drain().next_back();
+        let Some(Op::OpenPort { kind, .. }) = opened else { panic!("{opened:?}") };
+        assert_eq!((kind.connected, kind.from), (true, lent.from));
+        assert!(rig.ports.on_failed(port));
+        rig.ports.on_unbound(port, &mut rig.lane, &mut rig.ops);
+        assert_eq!(rig.fill(9).len(), 2, "every other port can be opened");
     }
 
     #[test]

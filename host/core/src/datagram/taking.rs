@@ -10,7 +10,7 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use super::flow::{Details, Flow, FlowKey};
-use super::{Datagrams, TRIM_INTERVAL, Turn, wish};
+use super::{Datagrams, TRIM_INTERVAL, Turn};
 use crate::boundary::{ListenerId, PortId, PortKind, Side};
 use crate::handover::{HandedFlow, HandedPort, HandedTarget, TakenOver, TakenPort};
 use crate::policy::Method;
@@ -140,7 +140,7 @@ impl Datagrams {
         }
         let port = self.ports.take_in(listener, towards, connected)?;
         let offload = turn.listener(listener).datagrams.offload;
-        let kind = PortKind { towards, connected, offload };
+        let kind = PortKind { towards, connected, from: None, makes_way: false, offload };
         coming.taken = Some(TakenPort { place, port, kind });
         Some(port)
     }
@@ -196,7 +196,7 @@ impl Datagrams {
     fn make_ports_known(&mut self, turn: &Turn<'_>) {
         for number in self.bindings.in_use() {
             let mut lane = core::mem::take(self.bindings.lane(number));
-            let wish = wish(turn, self.bindings.of_flow(number));
+            let wish = turn.wish(self.bindings.of_flow(number));
             let endpoint_of = |binding| self.bindings.of_flow(binding).endpoint.address;
             let found = |port| self.table.find_by_reply(port, wish.endpoint, endpoint_of);
             let is_of = |flow| self.table.get(flow).is_some_and(|flow| flow.binding == number);

@@ -8,6 +8,7 @@ mod kept;
 mod model;
 mod net;
 mod oracle;
+mod ports;
 mod setup;
 mod succession;
 
@@ -378,6 +379,7 @@ impl Run {
                     endpoints.extend(comes_back.then_some(back));
                 }
                 cluster.endpoints = endpoints.into();
+                cluster.transparent ^= rng.chance(50);
             }
         });
     }
@@ -532,7 +534,7 @@ impl Model {
                 Completion::Lost { socket, datagrams, cause } => {
                     self.on_lost(scene, socket, datagrams, cause);
                 }
-                Completion::PortFailed { port } => self.on_port_failed(scene, port),
+                Completion::PortFailed { port } => self.on_port_failed(scene, port, seen),
                 Completion::PortUnreachable { port } => self.on_unreachable(scene, port, seen),
                 Completion::PortClosed { port } => self.on_port_closed(scene, port),
                 _ => {}

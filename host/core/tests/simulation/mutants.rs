@@ -1,6 +1,7 @@
 //! Proof that the simulation can fail: the core is broken on purpose, one way after another, in a
 //! copy, and every break must be caught.
 
+mod sources;
 mod succession;
 
 use std::fs;
@@ -446,8 +447,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: a decision for nobody binds the client",
         file: "datagram.rs",
-        original: "Flow::new(turn.now, key, allocation.scope == Scope::None)",
-        mutated: "Flow::new(turn.now, key, allocation.scope == Scope::None && false)",
+        original: "let is_hidden = allocation.scope == Scope::None && from.is_none();",
+        mutated: "let is_hidden = allocation.scope == Scope::None && from.is_none() && false;",
     },
     Mutant {
         breaks: "datagrams: a denial is asked for anew",
@@ -470,8 +471,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "datagrams: flows on a port that failed stay",
         file: "datagram.rs",
-        original: "        if self.ports.on_failed(port) {\n            self.sweep_all();\n        }",
-        mutated: "        self.ports.on_failed(port);",
+        original: "            (true, None) => self.sweep_all(),",
+        mutated: "            (true, None) => {}",
     },
     Mutant {
         breaks: "datagrams: a moved flow leaves its load behind",
@@ -698,7 +699,7 @@ const MUTANTS: &[Mutant] = &[
 ];
 
 fn all() -> impl Iterator<Item = &'static Mutant> {
-    MUTANTS.iter().chain(succession::MUTANTS)
+    MUTANTS.iter().chain(sources::MUTANTS).chain(succession::MUTANTS)
 }
 
 /// The one test that may catch a mutant: others in here look at the sources.

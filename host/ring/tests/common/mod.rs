@@ -254,5 +254,5 @@ pub(crate) fn receive_datagram(peer: &UdpSocket) -> (Vec<u8>, SocketAddr) {
 }
 
 pub(crate) fn port_kind(towards: SocketAddr) -> PortKind {
-    PortKind { towards, connected: false, offload: false }
+    PortKind { towards, connected: false, from: None, makes_way: false, offload: false }
 }

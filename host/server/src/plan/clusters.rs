@@ -4,7 +4,6 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_core::ClusterId;
 use pointsman_core::eligibility::Eligibility;
 
 use super::findings::{Distinct, Findings};
@@ -117,23 +116,6 @@ pub(super) fn check_queues(
         if own.clone().next().is_some() && own.all(ListenerPlan::is_datagrams) {
             let advice = "no flow of UDP ever waits, and the cluster has no other; remove `queue`";
             findings.add(format!("clusters[{place}].queue"), advice);
-        }
-    }
-}
-
-/// Ports of datagrams serve many clients, so they cannot have the address of one.
-pub(super) fn refuse_what_listeners_cannot(
-    clusters: &[ClusterPlan],
-    listeners: &[ListenerPlan],
-    findings: &mut Findings,
-) {
-    for (id, cluster) in (0..).map(ClusterId).zip(clusters) {
-        let served = |listener: &ListenerPlan| listener.cluster == id && listener.is_datagrams();
-        if cluster.transparent && listeners.iter().any(served) {
-            findings.add(
-                format!("clusters[{}].transparent", id.index()),
-                "is for connections; leave it out, or use another cluster for the udp listeners",
-            );
         }
     }
 }

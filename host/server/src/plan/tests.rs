@@ -512,16 +512,6 @@ fn a_header_that_can_never_be_sent_is_refused() {
 }
 
 #[test]
-fn datagrams_have_no_clients_address_to_leave_from() {
-    let text = GOOD.replace("[[clusters]]", "[[clusters]]\ntransparent = true");
-    assert_eq!(problems(&text), [""; 0]);
-    let found =
-        problems(&text.replace("cluster = \"web\"", "cluster = \"web\"\nprotocol = \"udp\""));
-    let advice = "leave it out, or use another cluster for the udp listeners";
-    assert_eq!(found, [format!("clusters[0].transparent: is for connections; {advice}")]);
-}
-
-#[test]
 fn a_listener_that_trusts_nobody_is_told_to_name_somebody() {
     let listener = "cluster = \"web\"\nproxy_protocol = {}";
     let found = problems(&GOOD.replace("cluster = \"web\"", listener));

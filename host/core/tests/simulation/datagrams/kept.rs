@@ -131,10 +131,12 @@ impl Shelf {
                 Some((key, Kept { policy: 0, ..after }))
             }));
         }
-        if let Some(board) = &mut self.board {
-            board.clear();
-            self.own.iter().for_each(|table| board.extend(table));
-        }
+        self.board.iter_mut().for_each(Table::clear);
+    }
+
+    /// What a worker of another process has taken over stands on the board too.
+    pub(super) fn come_over(&mut self, worker: usize) {
+        self.board.iter_mut().for_each(|board| board.extend(&self.own[worker]));
     }
 
     /// A worker has taken back what holds. Most of it is there yet; tells how much of it is not.

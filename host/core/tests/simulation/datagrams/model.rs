@@ -124,6 +124,8 @@ pub(super) enum Role {
 pub(super) struct Port {
     pub(super) listener: usize,
     pub(super) role: Role,
+    /// Whose address it has, if not ours.
+    pub(super) from: Option<SocketAddr>,
     pub(super) is_v4: bool,
     pub(super) failed: bool,
     pub(super) closing: bool,
@@ -268,6 +270,23 @@ impl<'a> Scene<'a> {
         let cluster = &self.snapshot.clusters[listener];
         cluster.endpoint(endpoint).is_some_and(|state| state.up)
             || cluster.candidates.find(endpoint).is_some()
+    }
+
+    /// From where datagrams of this client must leave to this endpoint, if not from our address.
+    pub(super) fn source(
+        &self,
+        listener: usize,
+        client: SocketAddr,
+        endpoint: SocketAddr,
+    ) -> Option<SocketAddr> {
+        let wanted = self.snapshot.clusters[listener].transparent;
+        (wanted && client.is_ipv4() == endpoint.is_ipv4()).then_some(client)
+    }
+
+    /// Whether a flow of this client to this endpoint has a port of its own.
+    pub(super) fn owns(&self, listener: usize, client: SocketAddr, endpoint: SocketAddr) -> bool {
+        let per_flow = self.listener(listener).datagrams.port_per_flow;
+        per_flow || self.source(listener, client, endpoint).is_some()
     }
 
     /// Whether the flow must leave its endpoint.
@@ -456,7 +475,7 @@ impl Model {
         &self,
         scene: &Scene<'_>,
         listener: usize,
-        endpoint: SocketAddr,
+        (client, endpoint): (SocketAddr, SocketAddr),
     ) -> Option<bool> {
         let worker = &self.workers[scene.worker];
         let is_failed = |port: &Port| port.listener == listener && port.failed;
@@ -466,7 +485,7 @@ impl Model {
         if self.may_open(scene, listener) {
             return Some(true);
         }
-        if scene.listener(listener).datagrams.port_per_flow {
+        if scene.owns(listener, client, endpoint) {
             return Some(false);
         }
         let bound = || {

@@ -257,6 +257,7 @@ impl Net {
     fn complete(&mut self, coming: Coming) -> Option<Completion> {
         match coming {
             Coming::Datagrams { socket, path, cargo } => {
+                let socket = self.receiver(socket);
                 let open = match socket {
                     DatagramSocket::Listener(listener) => {
                         self.listeners[listener.index()] != Listening::Ended
@@ -287,15 +288,46 @@ impl Net {
                 self.is_open(port).then_some(Completion::PortUnreachable { port })
             }
             Coming::Closed(port) => {
+                let heir = self.alike(port).find(|other| *other != port);
                 self.ports.remove(&port);
+                self.bequeath(port, heir);
                 self.forget(port);
                 Some(Completion::PortClosed { port })
             }
         }
     }
 
+    /// Who receives what comes to a socket. Of the ports with one client's address towards one endpoint
+    /// any may.
+    fn receiver(&mut self, socket: DatagramSocket) -> DatagramSocket {
+        let DatagramSocket::Port(number) = socket else { return socket };
+        let alike: Vec<PortId> = self.alike(number).collect();
+        DatagramSocket::Port(if alike.is_empty() { number } else { self.rng.pick(&alike) })
+    }
+
+    /// The ports that have the same client's address as this one, and the same peer.
+    fn alike(&self, number: PortId) -> impl Iterator<Item = PortId> {
+        let lent = self.ports.get(&number).map(|port| port.kind).filter(|kind| kind.from.is_some());
+        let ports = self.ports.iter().filter(|(_, port)| !port.fails);
+        let place = |kind: PortKind| (kind.from, kind.towards);
+        let alike = ports.filter(move |(_, port)| Some(place(port.kind)) == lent.map(place));
+        alike.map(|(number, _)| *number)
+    }
+
     fn is_open(&self, port: PortId) -> bool {
         self.ports.get(&port).is_some_and(|port| !port.fails)
+    }
+
+    /// What was on its way to this port comes to the other that has the same address, if there is one.
+    fn bequeath(&mut self, gone: PortId, heir: Option<PortId>) {
+        let Some(heir) = heir else { return };
+        for (_, coming) in &mut self.coming {
+            if let Coming::Datagrams { socket, .. } = coming
+                && *socket == DatagramSocket::Port(gone)
+            {
+                *socket = DatagramSocket::Port(heir);
+            }
+        }
     }
 
     /// Nothing that was on its way to this port arrives: the number may come to mean another.
@@ -357,6 +389,9 @@ impl Net {
 
     fn open(&mut self, now: Instant, number: PortId, kind: PortKind) {
         assert!(number.0 < self.ports_max, "numbers are below the maximum");
+        let one_family = |from: SocketAddr| from.is_ipv4() == kind.towards.is_ipv4();
+        assert!(kind.from.is_none_or(|from| kind.connected && one_family(from)));
+        assert!(!kind.makes_way || !kind.connected);
         let fails = self.rng.chance(self.faults.port_fails);
         let port = Port { kind, fails, closing: false };
         assert!(self.ports.insert(number, port).is_none(), "{number:?} is not free");

@@ -37,6 +37,18 @@ enum Fate {
     Discarded,
 }
 
+impl Fate {
+    fn of(op: Option<Op>) -> Self {
+        match op {
+            Some(Op::Forward { socket, peer, local, .. }) => {
+                Self::Forwarded { socket, peer, local }
+            }
+            Some(Op::Discard { .. }) => Self::Discarded,
+            other => panic!("a train leaves: {other:?}"),
+        }
+    }
+}
+
 impl Model {
     /// A client has sent.
     pub(super) fn on_request(&mut self, scene: &Scene<'_>, request: &Request, seen: &mut Seen) {
@@ -164,7 +176,7 @@ impl Model {
         address: SocketAddr,
     ) -> PortId {
         let listener = request.listener;
-        let fate = self.fate(scene, listener, Role::Shared, seen);
+        let fate = self.fate(scene, request, Role::Shared, seen);
         let Fate::Forwarded { socket: DatagramSocket::Port(port), peer, local: None } = fate else {
             panic!("not forwarded: {request:?}")
         };
@@ -176,52 +188,20 @@ impl Model {
     }
 
     fn lose(&mut self, scene: &Scene<'_>, request: &Request, why: DropReason, seen: &mut Seen) {
-        let fate = self.fate(scene, request.listener, Role::Shared, seen);
+        let fate = self.fate(scene, request, Role::Shared, seen);
         assert!(matches!(fate, Fate::Discarded), "not dropped, {why:?}: {request:?}");
         let drops = &mut self.worker(scene).stats[request.listener].drops_total;
         drops[why.index()] += u64::from(request.datagrams);
     }
 
     /// Takes the op that sends or drops the train, and the port that is opened for it.
-    fn fate(&mut self, scene: &Scene<'_>, listener: usize, role: Role, seen: &mut Seen) -> Fate {
-        loop {
-            match seen.ops.pop_front() {
-                Some(Op::OpenPort { port, kind }) => {
-                    let role = if kind.connected { Role::Owned } else { role };
-                    self.on_open(scene, (listener, role), port, kind.towards);
-                }
-                Some(Op::Forward { socket, peer, local, .. }) => {
-                    return Fate::Forwarded { socket, peer, local };
-                }
-                Some(Op::Discard { .. }) => return Fate::Discarded,
-                other => panic!("a train leaves: {other:?}"),
-            }
+    fn fate(&mut self, scene: &Scene<'_>, request: &Request, role: Role, seen: &mut Seen) -> Fate {
+        while let Some(&Op::OpenPort { port, kind }) = seen.ops.front() {
+            let role = if kind.connected { Role::Owned } else { role };
+            self.on_open(scene, (request.listener, request.client, role), port, &kind);
+            seen.ops.pop_front();
         }
-    }
-
-    fn on_open(
-        &mut self,
-        scene: &Scene<'_>,
-        (listener, role): (usize, Role),
-        port: PortId,
-        towards: SocketAddr,
-    ) {
-        assert!(
-            self.may_open(scene, listener) || self.is_unsure(scene, listener),
-            "too many ports"
-        );
-        let settings = scene.listener(listener).datagrams;
-        assert!(role == Role::Stateless || (role == Role::Owned) == settings.port_per_flow);
-        let is_v4 = towards.is_ipv4();
-        let fresh = Port { listener, role, is_v4, failed: false, closing: false };
-        self.worker(scene).rests.on_closed(port);
-        let old = self.worker(scene).ports.insert(port, fresh);
-        assert!(old.is_none_or(|old| old.failed), "the number is not free");
-    }
-
-    /// Whether ports have failed that may or may not be given up yet.
-    fn is_unsure(&self, scene: &Scene<'_>, listener: usize) -> bool {
-        self.workers[scene.worker].short_of_ports[listener]
+        Fate::of(seen.ops.pop_front())
     }
 
     fn on_miss(&mut self, scene: &Scene<'_>, request: &Request, seen: &mut Seen) {
@@ -284,26 +264,36 @@ impl Model {
 
     /// Where there is no port for an endpoint, a flow without a reply gives its own. Tells whether one
     /// was given that can be used: not every port could be opened.
-    fn take_over_port(&mut self, scene: &Scene<'_>, listener: usize, seen: &mut Seen) -> bool {
+    fn take_over_port(
+        &mut self,
+        scene: &Scene<'_>,
+        (listener, client): (usize, SocketAddr),
+        seen: &mut Seen,
+    ) -> bool {
         let evicted =
             seen.records.front().is_some_and(|first| first.reason == CloseReason::Evicted);
         if evicted {
-            let before = self.served_by_ports(scene, listener);
+            let before = self.served_by_ports(scene, (listener, client));
             let flow = self.end(scene, seen).1;
             let address = flow.address().expect("it had an endpoint");
             assert!(flow.listener == listener && !flow.is_confirmed());
             assert!(!before.contains(&address), "there was a port for its endpoint");
             let port = flow.port.and_then(|port| self.workers[scene.worker].ports.get(&port));
-            return port.is_some_and(|port| !port.failed);
+            return port.is_some_and(|port| !port.failed && port.role == Role::Shared);
         }
         false
     }
 
     /// The endpoints for whose next flow there is certainly a port.
-    fn served_by_ports(&self, scene: &Scene<'_>, listener: usize) -> Vec<SocketAddr> {
+    fn served_by_ports(
+        &self,
+        scene: &Scene<'_>,
+        (listener, client): (usize, SocketAddr),
+    ) -> Vec<SocketAddr> {
         let flows = self.workers[scene.worker].flows.iter();
         let addresses = flows.filter_map(Flow::address);
-        addresses.filter(|it| self.has_port(scene, listener, *it) == Some(true)).collect()
+        let has_port = |it: &SocketAddr| self.has_port(scene, listener, (client, *it));
+        addresses.filter(|it| has_port(it) == Some(true)).collect()
     }
 
     fn start_with(
@@ -313,14 +303,16 @@ impl Model {
         (mut flow, endpoint, keeps): (Flow, Option<EndpointId>, bool),
         seen: &mut Seen,
     ) {
-        let gave_port = self.take_over_port(scene, request.listener, seen);
+        let who = (request.listener, request.client);
+        let gave_port = self.take_over_port(scene, who, seen);
         let shown = seen.shown.iter().find(|entry| flow.is_in(entry)).cloned();
         let Some(shown) = shown else {
-            let may_own = scene.listener(request.listener).datagrams.port_per_flow;
-            assert!(may_own || !gave_port, "a shared port that was given is used");
             let among = scene.snapshot.clusters[request.listener].candidates.endpoints.iter();
             let wanted = |id| endpoint.is_none_or(|wanted| wanted == id);
-            let lacks = |address| self.has_port(scene, request.listener, address) != Some(true);
+            let lacks = |address| {
+                let may_share = gave_port && !scene.owns(who.0, who.1, address);
+                !may_share && self.has_port(scene, who.0, (who.1, address)) != Some(true)
+            };
             let lacking = among.filter(|it| wanted(it.id) && lacks(it.address)).count();
             assert!(lacking > 0, "there was a port for it");
             if endpoint.is_none() && keeps {
@@ -332,7 +324,9 @@ impl Model {
         assert_eq!(endpoint.unwrap_or(id), id, "the decision is followed");
         assert!(!self.is_endpoint_full(scene, request.listener, id), "it has more than it may");
         let address = address_of(scene, request.listener, id);
-        assert_ne!(self.has_port(scene, request.listener, address), Some(false));
+        assert_ne!(self.has_port(scene, who.0, (who.1, address)), Some(false));
+        let from = scene.source(who.0, who.1, address);
+        flow.hidden &= from.is_none();
         flow.target = Ok((id, address));
         flow.timer = scene.now + scene.timeout(&flow);
         if endpoint.is_none() && keeps {
@@ -342,6 +336,9 @@ impl Model {
         let place = self.workers[scene.worker].flows.len() - 1;
         // Its first datagrams are never too fast.
         self.forward(scene, place, request, seen);
+        let worker = &self.workers[scene.worker];
+        let port = worker.flows[place].port.map(|port| worker.ports[&port].from);
+        assert_eq!(port, Some(from), "where it leaves from");
     }
 
     fn add(&mut self, scene: &Scene<'_>, flow: Flow) {
@@ -375,10 +372,12 @@ impl Model {
             })
         };
         let known = [own(false), own(true)];
-        let can = |peer: SocketAddr| may_open || known[usize::from(peer.is_ipv4())].is_some();
+        let is_ours = |peer| scene.source(listener, request.client, peer).is_none();
+        let has_way = |v4: bool| may_open || known[usize::from(v4)].is_some();
+        let can = |peer: SocketAddr| is_ours(peer) && has_way(peer.is_ipv4());
         let all_can = among.endpoints.iter().all(|endpoint| can(endpoint.address));
         let Fate::Forwarded { socket, peer, local } =
-            self.fate(scene, listener, Role::Stateless, seen)
+            self.fate(scene, request, Role::Stateless, seen)
         else {
             let somebody = !among.endpoints.is_empty() && !self.all_are_full(scene, listener);
             let must = follows && all_can && somebody;
@@ -387,6 +386,7 @@ impl Model {
             return;
         };
         assert!(follows, "only a table needs no flow: {reason:?}");
+        assert!(is_ours(peer), "it would not leave from its client's address");
         let target = among.endpoints.iter().find(|endpoint| endpoint.address == peer);
         let target = target.expect("a candidate").id;
         assert!(!self.is_endpoint_full(scene, listener, target), "it is full");
@@ -439,7 +439,7 @@ impl Model {
             Some(place) => worker.flows[place].throttle(scene.now, Side::Downstream, len),
             None => unknown.is_some() && seen.was_throttled,
         };
-        let fate = self.fate(scene, listener, Role::Shared, seen);
+        let fate = Fate::of(seen.ops.pop_front());
         let worker = self.worker(scene);
         let Some(place) = place.filter(|_| !throttled) else {
             assert!(matches!(fate, Fate::Discarded), "a reply of no flow is dropped");
@@ -486,26 +486,6 @@ impl Model {
             LossCause::Unreachable => DropReason::Unreachable,
         };
         worker.stats[listener].drops_total[reason.index()] += u64::from(datagrams);
-    }
-
-    pub(super) fn on_port_failed(&mut self, scene: &Scene<'_>, port: PortId) {
-        let worker = self.worker(scene);
-        let listener = worker.ports[&port].listener;
-        worker.short_of_ports[listener] = true;
-        let is_used = worker.flows.iter().any(|flow| {
-            let unknown = flow.port.is_none() && flow.target.is_ok() && flow.listener == listener;
-            flow.port == Some(port) || unknown
-        });
-        if is_used {
-            worker.ports.get_mut(&port).expect("the port is known").failed = true;
-        } else {
-            worker.ports.remove(&port);
-        }
-    }
-
-    pub(super) fn on_port_closed(&mut self, scene: &Scene<'_>, port: PortId) {
-        let closed = self.worker(scene).ports.remove(&port);
-        assert!(closed.is_some_and(|port| port.closing && !port.failed));
     }
 
     /// Whether the next step looks at all flows, for the world has changed.
@@ -646,7 +626,7 @@ impl Model {
             let target = allocated.and_then(|allocated| allocated.target.ok().flatten());
             if let Some(target) = target {
                 let address = address_of(scene, flow.listener, target);
-                let has_port = self.has_port(scene, flow.listener, address);
+                let has_port = self.has_port(scene, flow.listener, (flow.client, address));
                 let unsure = self.is_unsure(scene, flow.listener);
                 assert!(has_port != Some(true) || unsure, "there was another endpoint");
             } else if allocated.is_some_and(|it| it.target == Ok(None) && it.keeps) {
@@ -675,17 +655,18 @@ impl Model {
     /// A flow that moves has a port opened if it needs one of its own, and may otherwise.
     fn take_opened(&mut self, scene: &Scene<'_>, place: usize, seen: &mut Seen) {
         let flow = self.workers[scene.worker].flows[place].clone();
-        let per_flow = scene.listener(flow.listener).datagrams.port_per_flow;
+        let address = flow.address().expect("it has an endpoint");
+        let per_flow = scene.owns(flow.listener, flow.client, address);
         let Some(Op::OpenPort { port, kind }) = seen.ops.front() else {
             assert!(!per_flow, "a flow has a port of its own");
             return;
         };
         let (port, kind) = (*port, *kind);
-        let own = flow.address() == Some(kind.towards) && kind.connected == per_flow;
+        let own = kind.towards == address && kind.connected == per_flow;
         if own && (per_flow || self.grows(scene, &flow)) {
             seen.ops.pop_front();
             let role = if per_flow { Role::Owned } else { Role::Shared };
-            self.on_open(scene, (flow.listener, role), port, kind.towards);
+            self.on_open(scene, (flow.listener, flow.client, role), port, &kind);
             // A shared one may have been opened for the next flow that moves there.
             if per_flow {
                 self.take_port(scene, place, port);

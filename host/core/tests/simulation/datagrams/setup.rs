@@ -297,7 +297,7 @@ fn cluster(rng: &mut Rng, number: usize, generation: Generation) -> Cluster {
         endpoints,
         footing: Footing::Sound,
         proxy: None,
-        transparent: false,
+        transparent: rng.chance(250),
         trial: None,
         queue: Queue::none(2),
     }

@@ -142,15 +142,18 @@ impl Run {
         let (taken, ports) = outcome;
         let numbers: BTreeMap<PortId, PortId> =
             ports.iter().map(|port| (handed.ports[port.place].port, port.port)).collect();
-        let untaken = self.model.on_taken_over(&scene, (&handed, &numbers), (gap, is_another));
-        assert_eq!(taken.untaken, untaken, "each flow has its answer");
-        assert_eq!(taken.flows as usize, self.model.workers[worker].flows.len());
-        if !is_another {
+        // Decisions come before the flows that use them.
+        if is_another {
+            self.model.shelf.come_over(worker);
+        } else {
             let renamed = |cluster, id| renamed((before, before), cluster, id);
             let passed = Passed { now: scene.now, gap, renamed: &renamed };
             assert_eq!(taken.kept, self.model.shelf.come_back(worker, &passed));
             self.model.obscure(&scene);
         }
+        let untaken = self.model.on_taken_over(&scene, (&handed, &numbers), (gap, is_another));
+        assert_eq!(taken.untaken, untaken, "each flow has its answer");
+        assert_eq!(taken.flows as usize, self.model.workers[worker].flows.len());
         self.workers[worker].1.take(sockets, &ports);
         seen
     }
@@ -288,7 +291,8 @@ impl Worker {
             let role = if port.connected { Role::Owned } else { Role::Shared };
             let is_v4 = addresses.next().expect("a port that goes over has a flow").is_ipv4();
             let listener = port.listener.index();
-            (port.port, Port { listener, role, is_v4, failed: false, closing: false })
+            let from = self.ports.get(&port.port).and_then(|port| port.from);
+            (port.port, Port { listener, role, from, is_v4, failed: false, closing: false })
         });
         let went: Vec<_> = went.collect();
         for (number, port) in &went {
