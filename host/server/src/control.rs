@@ -378,7 +378,7 @@ impl Control {
     async fn run(mut self) -> Result<ExitCode, Failure> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while self.workers_left > 0 || self.service.is_kept_alive() {
+        while self.workers_left > 0 {
             tokio::select! {
                 Some(seen) = self.seen.recv() => self.on_seen(seen),
                 found = self.discovery.next() => self.on_found(&found),
@@ -393,9 +393,6 @@ impl Control {
                 }
                 _ = tick.tick() => self.on_tick()?,
             }
-        }
-        while let Ok(left) = self.left.try_recv() {
-            self.on_left(left);
         }
         tracing::info!("every flow has ended");
         if self.has_left {
@@ -448,8 +445,8 @@ impl Control {
         self.publish(&changes);
         guard::look_after(&self.service);
         self.watchdog.tick();
-        let is_late = self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER);
-        if is_late && self.workers_left > 0 {
+        self.drain_if_told();
+        if self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER) {
             return Err(anyhow!("{} worker(s) did not end after the drain", self.workers_left));
         }
         Ok(())
@@ -498,17 +495,25 @@ impl Control {
         None
     }
 
-    /// The first signal drains. The second ends the process with the code that a shell gives to a
-    /// process that the signal killed: 130 or 143.
+    /// The first signal drains, as soon as that may begin. The second ends the process with the code that
+    /// a shell gives to a process that the signal killed: 130 or 143.
     fn on_end_signal(&mut self, signal: SignalKind) -> Option<i32> {
-        if self.drain_until.is_some() {
+        let is_first = self.service.note_end();
+        if self.drain_until.is_some() || !is_first {
             tracing::warn!("second signal: ends at once");
             self.service.fleet().stop();
             return Some(128 + signal.as_raw_value());
         }
         self.service.notifier().stopping();
-        self.drain();
+        self.drain_if_told();
         None
+    }
+
+    fn drain_if_told(&mut self) {
+        let is_told = self.service.is_draining() && self.drain_until.is_none();
+        if is_told && !self.service.is_drain_held() {
+            self.drain();
+        }
     }
 
     /// Another process has taken over. What has stayed here ends as in any drain.

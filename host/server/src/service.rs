@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -80,6 +81,8 @@ pub struct Service {
     upgrades: Mutex<Upgrades>,
     /// Held while what workers have handed over is nobody's.
     passing_on: Mutex<()>,
+    /// Whether somebody has told the process to end.
+    is_to_end: AtomicBool,
     /// Whether files of plugins are watched.
     pub is_watching: AtomicBool,
     since: Instant,
@@ -128,6 +131,7 @@ impl Service {
             reloads: Mutex::default(),
             upgrades: Mutex::new(upgrades),
             passing_on: Mutex::default(),
+            is_to_end: AtomicBool::new(false),
             is_watching: AtomicBool::new(false),
             since: Instant::now(),
         }
@@ -216,7 +220,12 @@ impl Service {
 
     /// Whether it is about to end.
     pub fn is_draining(&self) -> bool {
-        self.world().is_draining()
+        self.is_to_end.load(Acquire) || self.world().is_draining()
+    }
+
+    /// It is about to end from here on. Tells whether it was not before.
+    pub fn note_end(&self) -> bool {
+        !self.is_to_end.swap(true, AcqRel)
     }
 
     /// Changes the world and tells all workers.
@@ -282,14 +291,14 @@ impl Service {
         self.upgrades.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has this process not end while what workers have handed over is between it and another: not before
-    /// the guard is dropped.
-    pub fn keep_alive(&self) -> MutexGuard<'_, ()> {
+    /// Lets no drain begin before the guard is dropped: what workers have handed over is between this
+    /// process and another, and may come back.
+    pub fn hold_drain(&self) -> MutexGuard<'_, ()> {
         self.passing_on.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it must not end.
-    pub fn is_kept_alive(&self) -> bool {
+    /// Whether no drain may begin.
+    pub fn is_drain_held(&self) -> bool {
         matches!(self.passing_on.try_lock(), Err(TryLockError::WouldBlock))
     }
 

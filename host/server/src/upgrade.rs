@@ -138,7 +138,7 @@ fn walk(service: &Arc<Service>) -> Result<Answer, Refused> {
         Ok(taken) => taken,
         Err(unheard) => return Err(failed(successor.give_up(unheard))),
     };
-    let _alive = service.keep_alive();
+    let _held = service.hold_drain();
     if service.is_draining() {
         return Err(Refused::Draining);
     }

@@ -7,132 +7,23 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use pointsman::client;
-use pointsman::upgrade::Answer;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use support::channel::{Channel, ESTATE, GREETING, PREPARED, SOCKETS, TAKEN_OVER, WHOLE};
 use support::policy::{Traffic, policy, text};
 use support::raw::config_with_policy;
+use support::site::{Site, has_ended, parent_of, pid};
 use support::udp::{Asker, Mirror, Server, udp_config};
 use support::{Balancer, Client, Endpoint, GIVE_UP, POINTSMAN, ask_once, eventually, plugins};
-use tempfile::TempDir;
-
-/// A balancer whose program can be exchanged. All its processes end with it.
-struct Site {
-    balancer: Balancer,
-    programs: TempDir,
-    successors: Mutex<Vec<Pid>>,
-}
-
-impl Site {
-    fn start(config: &str) -> Self {
-        Self::start_with(config, &[])
-    }
-
-    fn start_with(config: &str, variables: &[(&str, &str)]) -> Self {
-        let programs = tempfile::tempdir().expect("a folder");
-        let program = programs.path().join("pointsman");
-        symlink(POINTSMAN, &program).expect("a link");
-        let mut command = Command::new(&program);
-        command.envs(variables.iter().copied());
-        let balancer = Balancer::launch_by(command, config);
-        eventually("the balancer is ready", || client::get(&balancer.socket(), "/readyz").is_ok());
-        Self { balancer, programs, successors: Mutex::default() }
-    }
-
-    fn program(&self) -> PathBuf {
-        self.programs.path().join("pointsman")
-    }
-
-    /// Puts a script in the place of the program.
-    fn install(&self, script: &str) {
-        let new = self.programs.path().join("new");
-        fs::write(&new, format!("#!/bin/sh\n{script}\n")).expect("a script");
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("it can be executed");
-        fs::rename(&new, self.program()).expect("it is in its place");
-    }
-
-    /// Puts the program itself there again.
-    fn restore(&self) {
-        let new = self.programs.path().join("new");
-        symlink(POINTSMAN, &new).expect("a link");
-        fs::rename(&new, self.program()).expect("it is in its place");
-    }
-
-    fn configure(&self, config: &str) {
-        let socket = self.balancer.socket();
-        let text = format!("{config}\n[admin]\nsocket = {socket:?}\n");
-        fs::write(self.balancer.path("pointsman.toml"), text).expect("the configuration");
-    }
-
-    fn ask_to_upgrade(&self) -> Output {
-        let mut command = Command::new(POINTSMAN);
-        command.args(["upgrade", "--json", "--admin"]).arg(self.balancer.socket());
-        command.output().expect("the binary runs")
-    }
-
-    /// Has another process take over.
-    fn upgrade(&self) -> Answer {
-        let output = self.ask_to_upgrade();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{said}");
-        let answer: Answer = serde_json::from_str(&said).expect("an answer");
-        self.successors.lock().expect("no test has failed").push(pid(answer.pid));
-        assert_eq!(self.balancer.status().pid, answer.pid, "the new process answers");
-        answer
-    }
-
-    /// No other process can take over; tells why.
-    fn refuse(&self) -> String {
-        let before = self.balancer.status().pid;
-        let output = self.ask_to_upgrade();
-        assert_eq!(output.status.code(), Some(2), "{output:?}");
-        assert_eq!(self.balancer.status().pid, before, "the old process answers");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let complaint: serde_json::Value = serde_json::from_str(&said).expect("an error");
-        complaint["error"].as_str().expect("its text").to_owned()
-    }
-
-    /// The process that answers.
-    fn pid(&self) -> Pid {
-        pid(self.balancer.status().pid)
-    }
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        let successors = self.successors.lock().unwrap_or_else(PoisonError::into_inner);
-        for pid in successors.iter() {
-            let _ = kill_process(*pid, Signal::KILL);
-        }
-    }
-}
-
-fn parent_of(process: Pid) -> Pid {
-    let path = format!("/proc/{}/status", process.as_raw_nonzero());
-    let status = fs::read_to_string(path).expect("its status");
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a line");
-    pid(parent.trim().parse().expect("a number"))
-}
-
-fn pid(number: u32) -> Pid {
-    Pid::from_raw(number.try_into().expect("a number")).expect("a process")
-}
-
-fn has_ended(pid: Pid) -> bool {
-    // One that nobody has waited for is at its end too.
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-    test_kill_process(pid).is_err() || stat.is_ok_and(|stat| stat.contains(") Z "))
-}
 
 /// One listener and one cluster, both named `web`.
 fn web(top: &str, endpoints: &[SocketAddr]) -> String {
@@ -365,16 +256,19 @@ fn a_successor_that_dies() {
     std::process::exit(7);
 }
 
-/// The same, but that it goes on with everything, just after somebody has told the old process to end.
+/// The same, but that it tells the old process to end, and then goes on with everything unless it is to
+/// die.
 #[test]
 #[ignore = "is started by another test"]
 fn a_successor_of_one_that_is_to_end() {
-    let Some(old) = std::env::var_os("OLD_PROCESS") else { return };
+    let Ok(old) = std::env::var("OLD_PROCESS") else { return };
     let mut channel = receive_everything();
-    let old = old.to_str().and_then(|number| number.parse().ok()).expect("a number");
-    kill_process(pid(old), Signal::TERM).expect("it is there");
+    kill_process(pid(old.parse().expect("a number")), Signal::TERM).expect("it is there");
     // Long enough to end, for a process without connections that does not know better.
     thread::sleep(Duration::from_millis(500));
+    if std::env::var_os("DIES").is_some() {
+        std::process::exit(7);
+    }
     let there = serde_json::json!({ "version": "2", "flows": 0, "flows_lost": 0 });
     channel.say(TAKEN_OVER, there.to_string().as_bytes());
     thread::sleep(GIVE_UP);
@@ -428,10 +322,7 @@ fn a_new_process_that_cannot_serve_a_socket_leaves_all_to_the_old_one() {
     let site = Site::start(&udp_config("workers = 2", "", "round-robin", &[mirror.address]));
     let asker = Asker::new("127.0.0.1", site.balancer.address("web"));
     let path = path_of(&asker);
-    let this = std::env::current_exe().expect("this test");
-    site.install(&format!(
-        "export ARGUMENTS=\"$*\"; exec {this:?} --exact --ignored a_thief_of_sockets >/dev/null 2>&1"
-    ));
+    site.install_this("export ARGUMENTS=\"$*\"", "a_thief_of_sockets");
     let told = site.refuse();
     assert!(told.contains("listener \"web\" cannot be served"), "{told}");
     assert_eq!(path_of(&asker), path);
@@ -444,19 +335,38 @@ fn a_new_process_that_cannot_serve_a_socket_leaves_all_to_the_old_one() {
 fn whoever_ends_the_old_process_while_it_hands_over_ends_both_and_no_file_of_the_new_one() {
     let endpoint = Endpoint::start();
     let mut site = Site::start(&web("", &[endpoint.address]));
-    let this = std::env::current_exe().expect("this test");
     let file = site.programs.path().join("pid");
-    let (old, test) = (site.pid().as_raw_nonzero(), "a_successor_of_one_that_is_to_end");
-    site.install(&format!(
-        "echo $$ > {file:?}.new; mv {file:?}.new {file:?}; export OLD_PROCESS={old}\n\
-         exec {this:?} --exact --ignored {test} >/dev/null 2>&1"
-    ));
+    let old = site.pid().as_raw_nonzero();
+    site.install_this(
+        &format!("echo $$ > {file:?}.new; mv {file:?}.new {file:?}; export OLD_PROCESS={old}"),
+        "a_successor_of_one_that_is_to_end",
+    );
     let output = site.ask_to_upgrade();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     assert_eq!(site.balancer.await_end().code(), Some(0));
     assert!(site.balancer.socket().exists(), "it is the new one's");
     let new = fs::read_to_string(file).expect("its number").trim().parse().expect("a number");
     eventually("the new one is told too", || has_ended(pid(new)));
+}
+
+#[test]
+fn a_process_that_is_told_to_end_while_it_hands_over_drains_what_comes_back_to_it() {
+    let (endpoint, mirror) = (Endpoint::start(), Mirror::start());
+    let config = web("", &[endpoint.address]) + &second_listener("dns", "udp", mirror.address);
+    let mut site = Site::start(&config);
+    let asker = Asker::new("127.0.0.1", site.balancer.address("dns"));
+    let path = path_of(&asker);
+    let old = site.pid().as_raw_nonzero();
+    site.install_this(
+        &format!("export DIES=1 OLD_PROCESS={old}"),
+        "a_successor_of_one_that_is_to_end",
+    );
+    let output = site.ask_to_upgrade();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert_eq!(path_of(&asker), path);
+    eventually("it drains", || site.balancer.status().draining);
+    assert_eq!(path_of(&asker), path);
+    assert!(!site.balancer.has_ended(), "it has a flow yet");
 }
 
 #[test]
@@ -513,8 +423,7 @@ fn a_process_that_dies_with_everything_in_its_hands_costs_nothing() {
         .collect();
     let paths: Vec<_> = askers.iter().map(path_of).collect();
     let traffic = Traffic::start(web, 2);
-    let dies = std::env::current_exe().expect("this test");
-    site.install(&format!("exec {dies:?} --exact --ignored a_successor_that_dies >/dev/null 2>&1"));
+    site.install_this("", "a_successor_that_dies");
     for _ in 0..3 {
         let told = site.refuse();
         assert!(told.contains("has ended (exit status: 7)"), "{told}");

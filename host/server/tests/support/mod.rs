@@ -25,6 +25,7 @@ pub mod dns;
 pub mod kernel;
 pub mod policy;
 pub mod raw;
+pub mod site;
 pub mod udp;
 
 /// Long after everything should have happened, on the slowest machine.
