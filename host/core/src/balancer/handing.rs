@@ -77,8 +77,10 @@ impl Balancer {
         ops: &mut Ops,
     ) -> (TakenOver, Vec<TakenPort>) {
         let mut taken = TakenOver::default();
+        let endpoints = self.snapshot.endpoints_by_address();
+        let find = |cluster, address| Some(endpoints.get(&(cluster, address))?.id);
         for decision in &handed.kept {
-            let is_kept = self.allocator.take_over(now, decision, &self.snapshot);
+            let is_kept = self.allocator.take_over(now, decision, find);
             taken.kept += u32::from(is_kept);
         }
         let (datagrams, mut turn) = self.datagrams(now, ops);

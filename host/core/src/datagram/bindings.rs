@@ -4,6 +4,7 @@
 //! listener has its own binding to an endpoint, because each has its own ports; it lasts as long as
 //! the endpoint is configured or has flows.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
@@ -29,6 +30,8 @@ pub(super) struct Binding {
 }
 
 type Key = (ListenerId, ClusterId, EndpointId);
+/// Whose flows go there, whose endpoint that is, and where it is.
+pub(super) type Place = (ListenerId, ClusterId, SocketAddr);
 
 /// All bindings, by number.
 #[derive(Debug, Default)]
@@ -86,18 +89,11 @@ impl Bindings {
         number
     }
 
-    /// An endpoint that flows of this listener have been bound to, whether it is still configured or
-    /// not.
-    pub(super) fn endpoint_at(
-        &self,
-        (listener, cluster): (ListenerId, ClusterId),
-        address: SocketAddr,
-    ) -> Option<&Endpoint> {
-        let place = (listener, cluster, address);
-        let bindings = self.slots.iter().flatten();
-        let mut found =
-            bindings.filter(|it| (it.listener, it.cluster, it.endpoint.address) == place);
-        found.next().map(|binding| &binding.endpoint)
+    /// The endpoints that flows have been bound to, whether they are still configured or not: where they
+    /// are, and the binding's number.
+    pub(super) fn by_address(&self) -> BTreeMap<Place, u32> {
+        let place = |it: &Binding| (it.listener, it.cluster, it.endpoint.address);
+        self.iter().map(|(number, binding)| (place(binding), number)).collect()
     }
 
     fn add(&mut self, listener: ListenerId, cluster: ClusterId, endpoint: Endpoint) -> u32 {
@@ -116,12 +112,6 @@ impl Bindings {
         });
         self.slots[place] = Some(binding);
         place as u32
-    }
-
-    /// Those that have flows.
-    pub(super) fn in_use(&self) -> Vec<u32> {
-        let in_use = self.iter().filter(|(_, binding)| binding.flows > 0);
-        in_use.map(|(number, _)| number).collect()
     }
 
     /// The free ports of a binding.

@@ -73,7 +73,7 @@ impl Datagrams {
         if let Some(bound) = self.bindings.get(binding) {
             self.table.unbind(number, bound.endpoint.address);
             turn.leave((bound.cluster, &bound.endpoint));
-            self.ports.on_flow_handed_over(port);
+            self.ports.on_flow_handed_over(port, self.bindings.lane(binding));
             self.bindings.on_unbound(binding);
         }
         let (flow, details) = self.table.remove(number);

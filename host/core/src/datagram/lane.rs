@@ -4,7 +4,7 @@
 //! the port that was left last is the last that is used again; and there is no search for a free
 //! one, however few there are.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
 use crate::boundary::PortId;
@@ -21,8 +21,10 @@ pub(super) struct Opened {
 pub(super) struct Lane {
     /// Those that flows have left, in this order. Some may have been closed since.
     left: VecDeque<Opened>,
-    /// Ports opened from here on have served no flow of this endpoint.
+    /// Ports opened from here on have served no flow of this endpoint, but for those it has met.
     unknown: u64,
+    /// Those of them that its flows came with from another process.
+    met: BTreeSet<u64>,
 }
 
 impl Lane {
@@ -39,9 +41,37 @@ impl Lane {
         opening < self.unknown
     }
 
-    /// Takes note of all ports before this one.
-    pub(super) fn learn(&mut self, opening: u64) {
-        self.unknown = opening;
+    pub(super) fn has_met(&self, opening: u64) -> bool {
+        self.met.contains(&opening)
+    }
+
+    /// A flow of the endpoint has come with its port. The lane may know none of those opened before: to
+    /// tell it of them all would cost as much for an endpoint's first flow as for a thousand.
+    pub(super) fn meet(&mut self, opening: u64) {
+        if !self.knows(opening) {
+            self.met.insert(opening);
+        }
+    }
+
+    /// A flow of the endpoint goes away with its port.
+    pub(super) fn part(&mut self, opening: u64) {
+        self.met.remove(&opening);
+    }
+
+    /// Takes note of the next port that it does not know of. Tells whether that has served no flow.
+    pub(super) fn learn(&mut self, opening: u64) -> bool {
+        self.unknown = opening + 1;
+        let mut is_met = false;
+        while self.met.first().is_some_and(|&met| met <= opening) {
+            is_met = self.met.pop_first() == Some(opening);
+        }
+        !is_met
+    }
+
+    /// Takes note of all ports, `openings` having been so far.
+    pub(super) fn learn_all(&mut self, openings: u64) {
+        self.unknown = openings;
+        self.met.clear();
     }
 
     /// A flow has left a port.

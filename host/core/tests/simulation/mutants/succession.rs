@@ -84,20 +84,20 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "taking over: endpoints do not learn of the ports that came",
         file: "datagram/taking.rs",
-        original: "            self.ports.make_known(&wish, &mut lane, |port| found(port).is_some_and(is_of));",
-        mutated: "            let _ = (&wish, found, is_of);",
+        original: "        self.ports.on_flow_taken_over(*port, self.bindings.lane(binding));",
+        mutated: "",
     },
     Mutant {
         breaks: "taking over: a port that came is free for the endpoint of its flow",
-        file: "datagram/ports.rs",
-        original: "            if !is_its_own(opened.port) {",
-        mutated: "            if is_its_own(opened.port) || self.is_open(opened) {",
+        file: "datagram/lane.rs",
+        original: "        !is_met\n",
+        mutated: "        !is_met || opening > 0\n",
     },
     Mutant {
         breaks: "taking over: flows of an endpoint that is down stay in any case",
         file: "datagram/taking.rs",
-        original: "OnEndpointDown::Drop | OnEndpointDown::Reset if !known.serves(found.id) => {",
-        mutated: "OnEndpointDown::Reset if !known.serves(found.id) => {",
+        original: "OnEndpointDown::Drop | OnEndpointDown::Reset if !serves => Err(Untaken::EndpointDown),",
+        mutated: "OnEndpointDown::Reset if !serves => Err(Untaken::EndpointDown),",
     },
     Mutant {
         breaks: "taking over: nobody looks for those that have to be given another endpoint",
