@@ -170,9 +170,15 @@ impl Allocator {
         self.affinity.forget(now, place, stamp)
     }
 
-    /// The decisions that another process can go on to keep.
-    pub(crate) fn hand_over(&self, now: Instant, snapshot: &Snapshot) -> Vec<HandedDecision> {
-        self.affinity.hand_over(now, |cluster, id| {
+    /// Tells of the decisions in some places that another process can go on to keep; see
+    /// [`Affinity::hand_over`].
+    pub(crate) fn hand_over(
+        &self,
+        now: Instant,
+        walk: (&mut usize, &mut u32),
+        snapshot: &Snapshot,
+    ) -> impl Iterator<Item = HandedDecision> {
+        self.affinity.hand_over(now, walk, |cluster, id| {
             let state = snapshot.clusters.get(cluster.index())?.endpoint(id)?;
             Some(state.endpoint.address)
         })

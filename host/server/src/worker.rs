@@ -212,7 +212,7 @@ impl Worker {
     }
 
     fn take_commands(&mut self, now: Instant) {
-        if self.is_still_preparing(now) {
+        if self.is_still_handing_over(now) {
             return;
         }
         while let Some(command) = self.mailbox.take() {

@@ -120,6 +120,19 @@ impl Bindings {
         &mut binding.expect("a binding outlives its flows").lane
     }
 
+    /// All flows that come with their ports have come.
+    pub(super) fn settle_lanes(&mut self) {
+        self.slots.iter_mut().flatten().for_each(|binding| binding.lane.settle());
+    }
+
+    /// The flows of these listeners leave with their ports: the ports that stay are free for every
+    /// endpoint.
+    pub(super) fn forget_lanes(&mut self, is_wanted: impl Fn(ListenerId) -> bool) {
+        let bindings = self.slots.iter_mut().flatten();
+        let theirs = bindings.filter(|binding| is_wanted(binding.listener));
+        theirs.for_each(|binding| binding.lane = Lane::default());
+    }
+
     /// A flow was bound that has its place at the endpoint.
     pub(super) fn on_bound(&mut self, number: u32) {
         if let Some(Some(binding)) = self.slots.get_mut(number as usize) {

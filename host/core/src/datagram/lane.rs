@@ -4,8 +4,9 @@
 //! the port that was left last is the last that is used again; and there is no search for a free
 //! one, however few there are.
 
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 
 use crate::boundary::PortId;
 
@@ -23,8 +24,8 @@ pub(super) struct Lane {
     left: VecDeque<Opened>,
     /// Ports opened from here on have served no flow of this endpoint, but for those it has met.
     unknown: u64,
-    /// Those of them that its flows came with from another process.
-    met: BTreeSet<u64>,
+    /// Those of them that its flows came with from another process, the next one last.
+    met: Vec<u64>,
 }
 
 impl Lane {
@@ -42,30 +43,31 @@ impl Lane {
     }
 
     pub(super) fn has_met(&self, opening: u64) -> bool {
-        self.met.contains(&opening)
+        self.met.binary_search_by_key(&Reverse(opening), |met| Reverse(*met)).is_ok()
     }
 
     /// A flow of the endpoint has come with its port. The lane may know none of those opened before: to
     /// tell it of them all would cost as much for an endpoint's first flow as for a thousand.
     pub(super) fn meet(&mut self, opening: u64) {
         if !self.knows(opening) {
-            self.met.insert(opening);
+            self.met.push(opening);
         }
     }
 
-    /// A flow of the endpoint goes away with its port.
-    pub(super) fn part(&mut self, opening: u64) {
-        self.met.remove(&opening);
+    /// All flows that come with their ports have come.
+    pub(super) fn settle(&mut self) {
+        self.met.sort_unstable_by_key(|met| Reverse(*met));
     }
 
     /// Takes note of the next port that it does not know of. Tells whether that has served no flow.
     pub(super) fn learn(&mut self, opening: u64) -> bool {
         self.unknown = opening + 1;
-        let mut is_met = false;
-        while self.met.first().is_some_and(|&met| met <= opening) {
-            is_met = self.met.pop_first() == Some(opening);
+        while let Some(met) = self.met.pop_if(|met| *met <= opening) {
+            if met == opening {
+                return false;
+            }
         }
-        !is_met
+        true
     }
 
     /// Takes note of all ports, `openings` having been so far.

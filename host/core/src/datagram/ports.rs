@@ -45,6 +45,8 @@ enum State {
     Stateless,
     /// It could not be opened, and has flows yet.
     Failed,
+    /// It is about to go over to another process, with its flows.
+    Leaving,
     Closing,
 }
 
@@ -189,36 +191,34 @@ impl Ports {
         }
     }
 
-    /// The ports that flows of these listeners go through.
-    pub(super) fn in_use(
-        &self,
+    /// The ports that flows of these listeners go through. They are about to go over to another process
+    /// with all their flows, and nobody else is given them.
+    pub(super) fn begin_handing_over(
+        &mut self,
         is_wanted: impl Fn(ListenerId) -> bool,
-    ) -> impl Iterator<Item = HandedPort> {
-        let ports = (0..).map(PortId).zip(&self.ports);
-        ports.filter_map(move |(number, &Port { listener, flows, state, .. })| {
-            let connected = match state {
-                State::Owned => true,
-                State::Shared => false,
-                _ => return None,
-            };
-            let goes = flows > 0 && is_wanted(listener);
-            goes.then_some(HandedPort { port: number, listener, connected })
-        })
-    }
-
-    /// A flow of the endpoint whose `lane` this is has gone over to another process, and its port will.
-    pub(super) fn on_flow_handed_over(&mut self, port: PortId, lane: &mut Lane) {
-        let Port { flows, opening, .. } = &mut self.ports[port.index()];
-        *flows -= 1;
-        lane.part(*opening);
-    }
-
-    /// They have gone over to another process with all their flows: their numbers are free.
-    pub(super) fn on_handed_over(&mut self, gone: &[HandedPort]) {
-        gone.iter().for_each(|port| self.release(port.port));
+    ) -> Vec<HandedPort> {
+        let mut leaving = Vec::new();
+        for (number, port) in (0..).map(PortId).zip(&mut self.ports) {
+            let connected = port.state == State::Owned;
+            let may_go = connected || port.state == State::Shared;
+            if may_go && port.flows > 0 && is_wanted(port.listener) {
+                port.state = State::Leaving;
+                leaving.push(HandedPort { port: number, listener: port.listener, connected });
+            }
+        }
         let ports = &self.ports;
         for pool in self.pools.iter_mut().flatten() {
             pool.ports.retain(|port| ports[port.index()].state == State::Shared);
+        }
+        leaving
+    }
+
+    /// A flow has gone over to another process. So has its port, if it was the last: the number is free.
+    pub(super) fn on_flow_handed_over(&mut self, port: PortId) {
+        let flows = &mut self.ports[port.index()].flows;
+        *flows -= 1;
+        if *flows == 0 {
+            self.release(port);
         }
     }
 
@@ -619,27 +619,15 @@ mod tests {
             rig.ports.on_bound(port, 0);
             rig.ports.on_flow_taken_over(port, &mut rig.lane);
             rig.taken.insert(port);
-            rig.check();
         }
+        rig.lane.settle();
+        rig.check();
         assert_eq!(rig.lane.len(), 0, "the others cost nothing before they are wanted");
         rig.leave(came[31]);
         assert_eq!(rig.fill(56), [&came[1..30], &came[32..59]].concat());
         rig.leave(came[0]);
         assert_eq!(rig.ports.len(), 60);
         assert_eq!(rig.fill(100).len(), 42, "every port is found");
-    }
-
-    #[test]
-    fn a_port_that_goes_away_with_its_flow_is_forgotten() {
-        let mut rig = Rig::new(100);
-        let Wish { listener, endpoint, .. } = rig.wish();
-        let port = rig.ports.take_in(listener, endpoint, false).expect("there is room");
-        let opening = rig.ports.ports[port.index()].opening;
-        rig.ports.on_bound(port, 0);
-        rig.ports.on_flow_taken_over(port, &mut rig.lane);
-        assert!(rig.lane.has_met(opening));
-        rig.ports.on_flow_handed_over(port, &mut rig.lane);
-        assert!(!rig.lane.has_met(opening));
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl Datagrams {
                 }
             }
         }
+        self.bindings.settle_lanes();
         if self.trim_at.is_none() {
             self.trim_at = Some(turn.now + TRIM_INTERVAL);
         }

@@ -121,7 +121,7 @@ impl Shelf {
         }
     }
 
-    /// Another process has taken over what holds. There has been one policy only.
+    /// Another process takes over what holds. There has been one policy only.
     pub(super) fn start_afresh(&mut self, passed: &Passed<'_>) {
         let floors = std::mem::take(&mut self.floors);
         for table in &mut self.own {
@@ -131,9 +131,13 @@ impl Shelf {
                 Some((key, Kept { policy: 0, ..after }))
             }));
         }
+        self.board = self.board.take().map(|_| Table::new());
+    }
+
+    /// One of its workers has what one before had, and tells the others before its flows use it.
+    pub(super) fn come(&mut self, worker: usize) {
         if let Some(board) = &mut self.board {
-            board.clear();
-            self.own.iter().for_each(|table| board.extend(table));
+            board.extend(&self.own[worker]);
         }
     }
 
