@@ -105,7 +105,7 @@ mod tests {
 
     use super::super::{Ended, Parts, spawn};
     use super::*;
-    use crate::mailbox::{Address, Command, Mailbox, Retired};
+    use crate::mailbox::{Address, Command, Mailbox, Renewal, Retired};
     use crate::plan::{Plan, PluginFolders, resolve};
     use crate::world::World;
 
@@ -350,6 +350,26 @@ mod tests {
         assert_eq!(site.exchange(&client, b"three"), port);
         says(&mut connect(site.web));
         drop(site.accept());
+    }
+
+    #[test]
+    fn a_listener_whose_socket_is_no_good_ends_once() {
+        let (site, mut sockets) = Site::new();
+        sockets[0] = None;
+        let worker = Running::start(&site, sockets);
+        let unfit = bind_tcp("127.0.0.1:0".parse().expect("an address"), 1).expect("bind");
+        let renewal = Renewal {
+            snapshot: worker.world.snapshot(),
+            policies: Vec::new(),
+            sockets: vec![(ListenerId(0), WorkerSocket { socket: unfit, shared: false })],
+            engine: None,
+        };
+        assert!(worker.address.post(Command::Renew(Box::new(renewal))));
+        worker.stats();
+        let sockets_open = worker.world.snapshot().listeners[0].sockets_open.clone();
+        assert_eq!(sockets_open.get(), 1, "it is one of those that may have it");
+        worker.drain(|| {});
+        assert_eq!(sockets_open.get(), 0);
     }
 
     #[test]
