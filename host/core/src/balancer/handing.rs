@@ -456,7 +456,7 @@ mod tests {
         (flow.age, flow.silent) = (Duration::MAX, Duration::MAX);
         flow.method.idle_timeout = Some(Duration::MAX);
         flow.method.throttle_kib_s = Some(0);
-        (flow.bytes, flow.datagrams) = ([u64::MAX - 9; 2], [u32::MAX; 2]);
+        (flow.bytes, flow.datagrams) = ([u64::MAX; 2], [u32::MAX; 2]);
         (flow.policy_generation, flow.keys) = (u32::MAX, [Some(0), Some(u64::MAX)]);
         handed.kept.push(HandedDecision {
             cluster: ClusterId(0),
@@ -468,11 +468,32 @@ mod tests {
             sliding: Some(Duration::MAX),
         });
         let mut rig = Rig::new();
-        assert_eq!(rig.take_over(&handed).0.flows, 1);
+        let mut denied = handed.flows[0];
+        denied.client.set_port(9);
+        denied.target = HandedTarget::Denied { reset: true, remaining: Duration::MAX };
+        handed.flows.push(denied);
+        assert_eq!(rig.take_over(&handed).0.flows, 2);
         rig.turn();
         assert!(goes_on(&rig.send(0, 1)));
         let again = rig.hand_over();
         assert_eq!(again.flows[0].policy_generation, 1, "there has been no other");
+    }
+
+    #[test]
+    fn a_flow_of_addresses_that_its_listener_cannot_have_takes_a_place_and_does_no_harm() {
+        let mut handed = one_flow();
+        let flow = &mut handed.flows[0];
+        flow.client = "[2001:db8::1]:1".parse().expect("a client");
+        let mut torn = HandedFlow { hidden: true, ..*flow };
+        torn.local = "2001:db8::2".parse().expect("an address");
+        torn.target = HandedTarget::Denied { reset: false, remaining: Duration::ZERO };
+        handed.flows.push(torn);
+        let mut rig = Rig::new();
+        assert_eq!(rig.take_over(&handed).0.flows, 2);
+        assert!(goes_on(&rig.send(0, 1)));
+        rig.now = rig.now + Duration::from_secs(61);
+        rig.turn();
+        assert_eq!(rig.counted(), [0, 0]);
     }
 
     #[test]

@@ -174,3 +174,24 @@ impl Bindings {
         self.iter().any(|(_, binding)| !binding.serves && binding.flows > 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn an_endpoint_whose_flows_leave_with_their_ports_remembers_none() {
+        let world = testing::snapshot(16);
+        let endpoint = &world.clusters[0].endpoints[0].endpoint;
+        let mut bindings = Bindings::default();
+        let numbers = [0, 1].map(|listener| {
+            let number = bindings.number_of(ListenerId(listener), (ClusterId(0), endpoint));
+            bindings.lane(number).meet(7);
+            number
+        });
+        bindings.settle_lanes();
+        bindings.forget_lanes(|listener| listener == ListenerId(0));
+        assert_eq!(numbers.map(|number| bindings.lane(number).has_met(7)), [false, true]);
+    }
+}

@@ -18,6 +18,9 @@ use crate::policy::Method;
 use crate::snapshot::{ClusterId, Endpoint, OnEndpointDown};
 use crate::stats::Untaken;
 
+/// More than any flow has moved, and so few that it can go on for ever.
+const BYTES_MAX: u64 = u64::MAX / 2;
+
 /// What flows may name.
 struct Known<'a> {
     /// The ports that have come, by their numbers before.
@@ -208,9 +211,20 @@ fn coming(ports: &[HandedPort]) -> BTreeMap<PortId, ComingPort> {
     numbered.collect()
 }
 
-/// A flow whose idle timeout is no longer than one can be.
+/// A flow of which nothing lasts longer, or is more, than it can be.
 fn within_bounds(handed: &HandedFlow) -> HandedFlow {
     let longest = Duration::from_millis(u32::MAX.into());
     let idle_timeout = handed.method.idle_timeout.map(|timeout| timeout.min(longest));
-    HandedFlow { method: Method { idle_timeout, ..handed.method }, ..*handed }
+    let target = match handed.target {
+        HandedTarget::Denied { reset, remaining } => {
+            HandedTarget::Denied { reset, remaining: remaining.min(longest) }
+        }
+        endpoint @ HandedTarget::Endpoint { .. } => endpoint,
+    };
+    HandedFlow {
+        target,
+        method: Method { idle_timeout, ..handed.method },
+        bytes: handed.bytes.map(|bytes| bytes.min(BYTES_MAX)),
+        ..*handed
+    }
 }

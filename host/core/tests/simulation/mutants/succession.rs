@@ -124,12 +124,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
         mutated: "",
     },
     Mutant {
-        breaks: "handing over: endpoints remember the ports that their flows left with",
-        file: "datagram/handing.rs",
-        original: "        self.bindings.forget_lanes(is_open);",
-        mutated: "",
-    },
-    Mutant {
         breaks: "taking over: flows of an endpoint that is down stay in any case",
         file: "datagram/taking.rs",
         original: "OnEndpointDown::Drop | OnEndpointDown::Reset if !serves => Err(Untaken::EndpointDown),",
