@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and who does it.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ use crate::problem::Problem;
 use crate::reload::{Answer, Source};
 use crate::status::Status;
 use crate::swap::compile;
-use crate::upgrade::{self, Predecessor, Program};
+use crate::upgrade::{self, Predecessor, Program, launcher};
 use crate::{check, client, control, demo, doctor, logging, runtime};
 
 mod author;
@@ -87,6 +88,13 @@ enum Command {
         /// It is one of `profile = "compat"`.
         #[arg(long)]
         compat: bool,
+    },
+    /// Start a program that takes over from the balancer on standard input.
+    #[command(hide = true, name = launcher::SUBCOMMAND)]
+    LaunchSuccessor {
+        /// Its path, and its arguments.
+        #[arg(required = true, last = true)]
+        command: Vec<OsString>,
     },
     /// Tell whether this machine can run a balancer.
     Doctor {
@@ -201,6 +209,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             let profile = if compat { Profile::Compat } else { Profile::Strict };
             Ok(compile::main(profile))
         }
+        Command::LaunchSuccessor { command } => Ok(launcher::main(&command)),
         Command::Doctor { folders, json } => examine(&folders.folders, json),
         Command::Demo { folders, keep } => demo::run(&folders.folders, keep),
     }

@@ -109,7 +109,7 @@ pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<
     };
     let succession = heir.succeed(predecessor.as_mut())?;
     tell_addresses(&world.snapshot());
-    let (unix, admin_socket) = entrance.unix.context("the admin socket is nobody's")?;
+    let (unix, mut admin_socket) = entrance.unix.context("the admin socket is nobody's")?;
     let parts = Parts {
         source,
         budget,
@@ -126,6 +126,7 @@ pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<
     let service = Arc::new(Service::new(parts, setup, world, succession.upgrades.clone()));
     begin(&service, ready.seated.steerers, (unix, entrance.http))?;
     say_ready(&service, predecessor.take(), &succession);
+    admin_socket.claim_file();
     let control = Control {
         workers_left: service.fleet().len(),
         watchdog: Watchdog::from_environment(service.notifier().clone()),
@@ -371,7 +372,7 @@ impl Control {
     async fn run(mut self) -> Result<ExitCode, Failure> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while self.workers_left > 0 {
+        while self.workers_left > 0 || self.service.is_kept_alive() {
             tokio::select! {
                 Some(seen) = self.seen.recv() => self.on_seen(seen),
                 found = self.discovery.next() => self.on_found(&found),
@@ -386,6 +387,9 @@ impl Control {
                 }
                 _ = tick.tick() => self.on_tick()?,
             }
+        }
+        while let Ok(left) = self.left.try_recv() {
+            self.on_left(left);
         }
         tracing::info!("every flow has ended");
         if self.has_left {
@@ -437,7 +441,8 @@ impl Control {
         self.publish(&changes);
         guard::look_after(&self.service);
         self.watchdog.tick();
-        if self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER) {
+        let is_late = self.drain_until.is_some_and(|until| Clock.now() > until + STUCK_AFTER);
+        if is_late && self.workers_left > 0 {
             return Err(anyhow!("{} worker(s) did not end after the drain", self.workers_left));
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use pointsman_core::listing::Cursor;
@@ -78,6 +78,8 @@ pub struct Service {
     world: Mutex<World>,
     reloads: Mutex<Reloads>,
     upgrades: Mutex<Upgrades>,
+    /// Held while what workers have handed over is nobody's.
+    passing_on: Mutex<()>,
     /// Whether files of plugins are watched.
     pub is_watching: AtomicBool,
     since: Instant,
@@ -125,6 +127,7 @@ impl Service {
             world: Mutex::new(world),
             reloads: Mutex::default(),
             upgrades: Mutex::new(upgrades),
+            passing_on: Mutex::default(),
             is_watching: AtomicBool::new(false),
             since: Instant::now(),
         }
@@ -277,6 +280,17 @@ impl Service {
     /// What has come of upgrades so far.
     pub fn upgrades(&self) -> MutexGuard<'_, Upgrades> {
         self.upgrades.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has this process not end while what workers have handed over is between it and another: not before
+    /// the guard is dropped.
+    pub fn keep_alive(&self) -> MutexGuard<'_, ()> {
+        self.passing_on.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it must not end.
+    pub fn is_kept_alive(&self) -> bool {
+        matches!(self.passing_on.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Another process has taken over; what is left here is drained.

@@ -205,6 +205,8 @@ pub struct Entrance {
 #[derive(Debug)]
 pub struct AdminSocket {
     path: Option<PathBuf>,
+    /// Whether nobody else counts on the file.
+    is_sole: bool,
 }
 
 impl AdminSocket {
@@ -214,11 +216,12 @@ impl AdminSocket {
     /// One line that says what to do.
     pub fn open(plan: &Plan, handed: Option<OwnedFd>) -> Result<(UnixListener, Self), String> {
         let Some(handed) = handed else { return Self::bind(plan) };
-        Ok((listener_of(handed)?, Self { path: None }))
+        Ok((listener_of(handed)?, Self { path: None, is_sole: true }))
     }
 
     /// Takes over the socket from a process that has bound it as the plan says, with its file if that was
-    /// its own.
+    /// its own. The file stays where this goes before it has been [claimed](Self::claim_file): then the
+    /// other process goes on.
     ///
     /// # Errors
     /// One line that says what to do.
@@ -231,12 +234,18 @@ impl AdminSocket {
         if owns_file {
             restrict(plan)?;
         }
-        Ok((listener, Self { path: owns_file.then(|| plan.admin_socket.clone()) }))
+        let path = owns_file.then(|| plan.admin_socket.clone());
+        Ok((listener, Self { path, is_sole: false }))
     }
 
     /// Whether the file goes when this does.
     pub fn owns_file(&self) -> bool {
         self.path.is_some()
+    }
+
+    /// The process before has let go of the file.
+    pub fn claim_file(&mut self) {
+        self.is_sole = true;
     }
 
     /// Somebody else has the file from here on.
@@ -263,7 +272,7 @@ impl AdminSocket {
         }
         let listener = UnixListener::bind(path)
             .map_err(|error| format!("cannot listen on {shown}: {error}; {ADMIN_ADVICE}"))?;
-        let socket = Self { path: Some(path.to_owned()) };
+        let socket = Self { path: Some(path.to_owned()), is_sole: true };
         restrict(plan)?;
         Ok((listener, socket))
     }
@@ -289,7 +298,9 @@ fn listener_of(handed: OwnedFd) -> Result<UnixListener, String> {
 
 impl Drop for AdminSocket {
     fn drop(&mut self) {
-        let _ = self.path.as_ref().map(fs::remove_file);
+        if self.is_sole {
+            let _ = self.path.as_ref().map(fs::remove_file);
+        }
     }
 }
 

@@ -18,6 +18,7 @@
 
 mod answer;
 mod estate;
+pub mod launcher;
 mod layout;
 mod luggage;
 mod predecessor;
@@ -46,9 +47,6 @@ use estate::{Estate, Taken};
 use successor::Successor;
 use wire::{Kind, Unheard};
 
-/// How long the new process may take to take over what workers have handed over. Nobody is served
-/// meanwhile that was handed over, and sockets hold only so much.
-const TAKING_PATIENCE: Duration = Duration::from_secs(30);
 /// How long it may take until nobody is let in at the admin interface any more.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -140,6 +138,7 @@ fn walk(service: &Arc<Service>) -> Result<Answer, Refused> {
         Ok(taken) => taken,
         Err(unheard) => return Err(failed(successor.give_up(unheard))),
     };
+    let _alive = service.keep_alive();
     if service.is_draining() {
         return Err(Refused::Draining);
     }
@@ -181,8 +180,7 @@ fn hand_over(
     service: &Service,
     (handed, taken): (&[Handover], &Taken),
 ) -> Result<TakenOver, Unheard> {
-    let wire = successor.wire();
-    wire.be_patient_for(TAKING_PATIENCE);
+    let wire = successor.begin_taking();
     wire.tell(Kind::Endpoints, &service.look(|world| world.bequeath()))?;
     let (unix, http) = service.doors().copies()?;
     luggage::send_doors(wire, &unix, http.as_ref())?;
@@ -198,6 +196,8 @@ fn hand_over(
 
 /// The other process serves. What it has not taken stays here, and is drained with the rest.
 fn finish(service: &Service, mut successor: Successor, (handed, taken): (Vec<Handover>, Taken)) {
+    // A service manager cares for the new process only if that is its child when it hears of it.
+    successor.disown();
     service.notifier().give_way_to(successor.id());
     service.doors().close(CLOSING_PATIENCE);
     // Whoever does not hear it has ended, and then there is nobody to tell.

@@ -6,21 +6,23 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
+use std::time::Duration;
 
 use pointsman::client;
 use pointsman::upgrade::Answer;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use support::channel::{Channel, ESTATE, GREETING, PREPARED, SOCKETS, TAKEN_OVER, WHOLE};
 use support::policy::{Traffic, policy, text};
 use support::raw::config_with_policy;
-use support::udp::{Asker, Server, socket, udp_config};
+use support::udp::{Asker, Mirror, Server, udp_config};
 use support::{Balancer, Client, Endpoint, GIVE_UP, POINTSMAN, ask_once, eventually, plugins};
 use tempfile::TempDir;
 
@@ -115,6 +117,13 @@ impl Drop for Site {
     }
 }
 
+fn parent_of(process: Pid) -> Pid {
+    let path = format!("/proc/{}/status", process.as_raw_nonzero());
+    let status = fs::read_to_string(path).expect("its status");
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a line");
+    pid(parent.trim().parse().expect("a number"))
+}
+
 fn pid(number: u32) -> Pid {
     Pid::from_raw(number.try_into().expect("a number")).expect("a process")
 }
@@ -134,42 +143,6 @@ fn web(top: &str, endpoints: &[SocketAddr]) -> String {
 fn dns(top: &str, listener: &str, endpoints: &[SocketAddr]) -> String {
     let top = format!("workers = 2\ndrain_timeout_ms = 3600000\n{top}");
     udp_config(&top, listener, "round-robin", endpoints)
-}
-
-/// An endpoint of datagrams that answers with the address that it was asked from.
-struct Mirror {
-    address: SocketAddr,
-    ended: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Mirror {
-    fn start() -> Self {
-        let socket = socket("127.0.0.1");
-        let address = socket.local_addr().expect("its address");
-        let ended = Arc::new(AtomicBool::new(false));
-        let is_over = Arc::clone(&ended);
-        let thread = thread::spawn(move || {
-            let mut bytes = [0; 64];
-            while let Ok((_, peer)) = socket.recv_from(&mut bytes) {
-                if is_over.load(SeqCst) {
-                    return;
-                }
-                let _ = socket.send_to(format!("{address} {peer}").as_bytes(), peer);
-            }
-        });
-        Self { address, ended, thread: Some(thread) }
-    }
-}
-
-impl Drop for Mirror {
-    fn drop(&mut self) {
-        self.ended.store(true, SeqCst);
-        let _ = UdpSocket::bind("127.0.0.1:0").map(|it| it.send_to(b"end", self.address));
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }
 
 /// Who is reached, and from which address: what must not change as long as a flow lives.
@@ -380,29 +353,6 @@ fn a_file_with_mistakes_changes_nothing_and_each_is_told_with_its_place() {
     assert_eq!(ask_once(address).expect("an answer"), endpoint.address);
 }
 
-/// The way from a new process to the old one, as the protocol has it.
-struct Channel {
-    stream: UnixStream,
-}
-
-impl Channel {
-    /// What kind of thing is said, and what.
-    fn hear(&mut self) -> (u8, Vec<u8>) {
-        let mut head = [0; 6];
-        self.stream.read_exact(&mut head).expect("a head");
-        let [kind, _, length @ ..] = head;
-        let mut payload = vec![0; u32::from_le_bytes(length) as usize];
-        self.stream.read_exact(&mut payload).expect("a payload");
-        (kind, payload)
-    }
-
-    fn say(&mut self, kind: u8, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).expect("it is short").to_le_bytes();
-        let frame = [&[kind, 0], &length[..], payload].concat();
-        self.stream.write_all(&frame).expect("it is sent");
-    }
-}
-
 /// Not a test, but what a script becomes: it does as a new process does until everything is handed over
 /// to it, and ends without a word.
 #[test]
@@ -411,20 +361,140 @@ fn a_successor_that_dies() {
     if std::env::var_os("POINTSMAN_TAKE_OVER").is_none() {
         return;
     }
-    let stream = std::io::stdin().as_fd().try_clone_to_owned().expect("a way to the old process");
-    let mut channel = Channel { stream: stream.into() };
-    assert_eq!(channel.hear().0, 1, "a greeting");
-    let (kind, estate) = channel.hear();
-    assert_eq!(kind, 3, "an estate");
-    let estate: serde_json::Value = serde_json::from_slice(&estate).expect("an estate");
+    receive_everything();
+    std::process::exit(7);
+}
+
+/// The same, but that it goes on with everything, just after somebody has told the old process to end.
+#[test]
+#[ignore = "is started by another test"]
+fn a_successor_of_one_that_is_to_end() {
+    let Some(old) = std::env::var_os("OLD_PROCESS") else { return };
+    let mut channel = receive_everything();
+    let old = old.to_str().and_then(|number| number.parse().ok()).expect("a number");
+    kill_process(pid(old), Signal::TERM).expect("it is there");
+    // Long enough to end, for a process without connections that does not know better.
+    thread::sleep(Duration::from_millis(500));
+    let there = serde_json::json!({ "version": "2", "flows": 0, "flows_lost": 0 });
+    channel.say(TAKEN_OVER, there.to_string().as_bytes());
+    thread::sleep(GIVE_UP);
+}
+
+fn receive_everything() -> Channel {
+    let mut channel = Channel::on_stdin();
+    assert_eq!(channel.hear().kind, GREETING);
+    let estate = channel.hear();
+    assert_eq!(estate.kind, ESTATE);
+    let estate: serde_json::Value = serde_json::from_slice(&estate.payload).expect("an estate");
     let listeners = estate["listeners"].as_array().expect("listeners").iter();
     let listeners: Vec<_> = listeners.map(|listener| listener["id"].clone()).collect();
     let taken = serde_json::json!({
         "listeners": listeners, "admin_socket": true, "admin_http": false,
     });
-    channel.say(4, taken.to_string().as_bytes());
-    while channel.hear().0 != 11 {}
-    std::process::exit(7);
+    channel.say(PREPARED, taken.to_string().as_bytes());
+    while channel.hear().kind != WHOLE {}
+    channel
+}
+
+/// Goes between the two processes, and gives the new one a file in the place of each socket of a listener.
+#[test]
+#[ignore = "is started by another test"]
+fn a_thief_of_sockets() {
+    if std::env::var_os("POINTSMAN_TAKE_OVER").is_none() {
+        return;
+    }
+    let mut old = Channel::on_stdin();
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let arguments = std::env::var("ARGUMENTS").expect("those of the old process");
+    let new =
+        Command::new(POINTSMAN).args(arguments.split(' ')).stdin(OwnedFd::from(theirs)).spawn();
+    let mut new = new.expect("the new process");
+    let channel = Channel { stream: ours };
+    let (mut answers, back) = (channel.again(), old.again());
+    let answering = thread::spawn(move || answers.pass_all_to(back, |_| {}));
+    old.pass_all_to(channel, |frame| {
+        if frame.kind == SOCKETS {
+            let file = || OwnedFd::from(fs::File::open("/dev/null").expect("it is there"));
+            frame.descriptors.iter_mut().for_each(|descriptor| *descriptor = file());
+        }
+    });
+    answering.join().expect("the answers");
+    new.wait().expect("its end");
+}
+
+#[test]
+fn a_new_process_that_cannot_serve_a_socket_leaves_all_to_the_old_one() {
+    let mirror = Mirror::start();
+    let site = Site::start(&udp_config("workers = 2", "", "round-robin", &[mirror.address]));
+    let asker = Asker::new("127.0.0.1", site.balancer.address("web"));
+    let path = path_of(&asker);
+    let this = std::env::current_exe().expect("this test");
+    site.install(&format!(
+        "export ARGUMENTS=\"$*\"; exec {this:?} --exact --ignored a_thief_of_sockets >/dev/null 2>&1"
+    ));
+    let told = site.refuse();
+    assert!(told.contains("listener \"web\" cannot be served"), "{told}");
+    assert_eq!(path_of(&asker), path);
+    site.restore();
+    site.upgrade();
+    assert_eq!(path_of(&asker), path);
+}
+
+#[test]
+fn whoever_ends_the_old_process_while_it_hands_over_ends_both_and_no_file_of_the_new_one() {
+    let endpoint = Endpoint::start();
+    let mut site = Site::start(&web("", &[endpoint.address]));
+    let this = std::env::current_exe().expect("this test");
+    let file = site.programs.path().join("pid");
+    let (old, test) = (site.pid().as_raw_nonzero(), "a_successor_of_one_that_is_to_end");
+    site.install(&format!(
+        "echo $$ > {file:?}.new; mv {file:?}.new {file:?}; export OLD_PROCESS={old}\n\
+         exec {this:?} --exact --ignored {test} >/dev/null 2>&1"
+    ));
+    let output = site.ask_to_upgrade();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(site.balancer.await_end().code(), Some(0));
+    assert!(site.balancer.socket().exists(), "it is the new one's");
+    let new = fs::read_to_string(file).expect("its number").trim().parse().expect("a number");
+    eventually("the new one is told too", || has_ended(pid(new)));
+}
+
+#[test]
+fn endpoints_that_the_old_process_finds_at_the_last_moment_keep_their_flows() {
+    let (early, late) = (Mirror::start(), Mirror::start());
+    let site = Site::start(
+        "workers = 1\n[[listeners]]\nname = \"dns\"\naddress = \"127.0.0.1:0\"\nprotocol = \"udp\"\n\
+         cluster = \"dns\"\n[[clusters]]\nname = \"dns\"\n\
+         discovery = { kind = \"file\", path = \"found.toml\", start_timeout_ms = 1 }\n",
+    );
+    let write = |all: &[&Mirror]| {
+        let all = all.iter().map(|it| format!("{{ address = \"{}\" }}, ", it.address));
+        let (new, file) = (site.balancer.path("found.new"), site.balancer.path("found.toml"));
+        fs::write(&new, format!("endpoints = [{}]", all.collect::<String>())).expect("a file");
+        fs::rename(new, file).expect("it is in its place");
+    };
+    let count = || site.balancer.status().clusters[0].endpoints.len();
+    write(&[&early]);
+    eventually("it is found", || count() == 1);
+    let [begun, go] = ["begun", "go"].map(|name| site.programs.path().join(name));
+    site.install(&format!(
+        "touch {begun:?}; until [ -e {go:?} ]; do sleep 0.01; done; exec {POINTSMAN:?} \"$@\""
+    ));
+    let dns = site.balancer.address("dns");
+    let askers: Vec<_> = (0..4).map(|_| Asker::new("127.0.0.1", dns)).collect();
+    let (answer, paths) = thread::scope(|scope| {
+        let upgrade = scope.spawn(|| site.upgrade());
+        eventually("the new one has been told who there is", || begun.exists());
+        write(&[&early, &late]);
+        eventually("there are two", || count() == 2);
+        let paths: Vec<_> = askers.iter().map(path_of).collect();
+        fs::write(&go, "").expect("a file");
+        (upgrade.join().expect("the upgrade"), paths)
+    });
+    assert_eq!((answer.flows, answer.flows_lost), (4, 0));
+    assert!(paths.iter().any(|path| path.starts_with(&late.address.to_string())));
+    let after: Vec<_> = askers.iter().map(path_of).collect();
+    assert_eq!(after, paths);
 }
 
 #[test]
@@ -568,11 +638,16 @@ fn a_signal_upgrades_too_and_the_service_manager_hears_who_is_the_service() {
     let mut site = Site::start_with(&web("", &[endpoint.address]), &variables);
     assert_eq!(next(), "READY=1");
     let old = site.pid();
+    let mut client = Client::connect(site.balancer.address("web")).expect("a connection");
+    client.ask("before").expect("an answer");
     site.balancer.signal(Signal::USR2);
     let main = next();
     let number = main.strip_prefix("MAINPID=").expect("the new process").parse().expect("a number");
     site.successors.lock().expect("no test has failed").push(pid(number));
     assert_eq!(next(), "READY=1");
+    let parent = parent_of(pid(number));
+    assert!(parent != old && !site.balancer.has_ended(), "the manager sees only its own end");
+    drop(client);
     assert_eq!(site.pid(), pid(number));
     assert_ne!(site.pid(), old);
     assert_eq!(site.balancer.await_end().code(), Some(0));

@@ -104,7 +104,8 @@ impl Crowd {
             }
         }
         if self.rng.chance(200) {
-            self.lose_first();
+            let most = self.rng.pick(&[1, usize::MAX]);
+            self.lose_first(most);
         }
         self.settle();
         let due = self.workers.iter().filter_map(|worker| worker.balancer.next_timeout()).min();
@@ -119,14 +120,20 @@ impl Crowd {
         worker.world.arrive(ListenerId(0), client, (Vec::new(), false));
     }
 
-    /// The client that would be the next to be served goes away, perhaps just when its worker is
-    /// called for it.
-    fn lose_first(&mut self) {
+    /// Of the clients that wait in the worker whose turn it is, at most so many go away, the first ones,
+    /// perhaps just when it is called for them.
+    fn lose_first(&mut self, most: usize) {
         let first = self.waiting.iter().min_by_key(|(_, joined)| **joined);
-        let Some(((worker, slot), _)) = first else { return };
+        let Some(((worker, _), _)) = first else { return };
+        let here = self.waiting.iter().filter(|((at, _), _)| at == worker);
+        let mut slots: Vec<_> = here.map(|((_, slot), joined)| (joined, slot)).collect();
+        slots.sort_unstable();
         let world = &mut self.workers[*worker].world;
-        let conn = world.conn_of(Link::new(*slot, Side::Downstream)).expect("it has a connection");
-        world.conns[conn].reset_by_peer = true;
+        for (_, slot) in slots.into_iter().take(most) {
+            let link = Link::new(*slot, Side::Downstream);
+            let conn = world.conn_of(link).expect("it has a connection");
+            world.conns[conn].reset_by_peer = true;
+        }
     }
 
     /// Turns, until there is nothing to do for anybody.

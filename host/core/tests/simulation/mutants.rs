@@ -459,7 +459,7 @@ const MUTANTS: &[Mutant] = &[
         breaks: "datagrams: a moved flow leaves its load behind",
         file: "datagram.rs",
         original: "        turn.leave((*cluster, endpoint));",
-        mutated: "        let _ = (listener, endpoint);",
+        mutated: "        let _ = (cluster, endpoint);",
     },
     Mutant {
         breaks: "datagrams: ports that nobody uses are never closed",

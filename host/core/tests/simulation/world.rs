@@ -428,6 +428,9 @@ impl World {
                 conn.announced = self.chunks.remove(&freed).map(|chunk| chunk.bytes);
                 self.free[freed.0].push(freed.1);
                 run.pop_front();
+                if self.rng.chance(300) {
+                    return None;
+                }
                 continue;
             }
             let room = conn.space.saturating_sub(conn.taken - conn.read);

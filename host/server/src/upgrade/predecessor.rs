@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::estate::{Estate, Holding, Taken};
-use super::successor::VARIABLE;
+use super::launcher::VARIABLE;
 use super::wire::{Kind, VERSION, Wire};
 use crate::plan::{ListenerPlan, Plan, protocol_name};
 use crate::problem::Problem;

@@ -62,10 +62,12 @@ pub(super) enum Kind {
     TakenOver = 12,
     /// The service manager knows of the new process.
     Farewell = 13,
+    /// The new process runs, but has said nothing yet: its number, and a descriptor of it.
+    Started = 14,
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Greeting,
         Self::Refused,
         Self::Estate,
@@ -79,6 +81,7 @@ impl Kind {
         Self::Whole,
         Self::TakenOver,
         Self::Farewell,
+        Self::Started,
     ];
 
     fn of(number: u8) -> Option<Self> {

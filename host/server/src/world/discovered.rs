@@ -26,6 +26,11 @@ impl Discovered {
     pub(super) fn new(plan: &Arc<DiscoveryPlan>) -> Self {
         Self { plan: Arc::clone(plan), standing: Standing::default() }
     }
+
+    /// Whether anybody has ever answered.
+    pub(super) fn has_answer(&self) -> bool {
+        self.standing.answered_at.is_some()
+    }
 }
 
 /// The world is as it was.

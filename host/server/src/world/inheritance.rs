@@ -2,7 +2,7 @@
 //!
 //! The file says who there is, as in a reload. What it cannot say is taken over by address: who is down,
 //! drained or ejected, and how far a share has grown; and where endpoints are found, who they are until
-//! somebody has answered.
+//! this process has had an answer of its own.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -83,7 +83,8 @@ impl ClusterState {
     /// Tells whether endpoints have come.
     fn inherit(&mut self, legacy: &ClusterLegacy) -> bool {
         let source = self.source();
-        let comes = source.is_some() && source == legacy.source && self.endpoints.is_empty();
+        let has_answer = self.discovered.as_ref().is_none_or(Discovered::has_answer);
+        let comes = source == legacy.source && !has_answer;
         if comes {
             let plans: Vec<_> = legacy.endpoints.iter().map(EndpointLegacy::plan).collect();
             self.replace(&plans);
@@ -163,7 +164,10 @@ impl EndpointLegacy {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::discovery::{Answer, Found, LeftOut};
     use crate::plan::{Plan, PluginFolders, resolve};
     use crate::world::{EndpointChange, Role};
     use pointsman_core::ClusterId;
@@ -234,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_that_were_found_serve_until_there_is_an_answer() {
+    fn endpoints_that_were_found_serve_until_there_is_an_answer_of_its_own() {
         let found = |name: &str| {
             plan(&format!("discovery = {{ kind = \"dns\", name = \"{name}\", port = 80 }}"), "")
         };
@@ -245,13 +249,22 @@ mod tests {
             backup: false,
             flows_max: u32::MAX,
         };
-        old.clusters[0].replace(&[one(7)]);
+        let hear = |world: &mut World, weight| {
+            let plan =
+                Arc::clone(&world.clusters[0].discovered.as_ref().expect("it is found").plan);
+            let answer = Answer { endpoints: vec![one(weight)], left_out: LeftOut::default() };
+            world.take_found(&[Found { cluster: WEB, plan, said: Ok(answer) }])
+        };
+        let weight = |world: &World| world.clusters[0].endpoints[0].endpoint.weight;
         let mut new = world(&found("web.example"));
+        for told_by_the_old in [7, 8] {
+            hear(&mut old, told_by_the_old).expect("it is news");
+            new.inherit(&told(&old));
+            assert_eq!(weight(&new), told_by_the_old);
+        }
+        hear(&mut new, 9).expect("it is news");
         new.inherit(&told(&old));
-        assert_eq!(new.targets(WEB).count(), 1);
-        new.clusters[0].replace(&[one(9)]);
-        new.inherit(&told(&old));
-        assert_eq!(new.clusters[0].endpoints[0].endpoint.weight, 9, "the newer answer stays");
+        assert_eq!(weight(&new), 9, "its own answer stays");
         let mut other = world(&found("other.example"));
         other.inherit(&told(&old));
         assert_eq!(other.targets(WEB).count(), 0, "they are to be found elsewhere");

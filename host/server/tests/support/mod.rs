@@ -20,6 +20,7 @@ use pointsman::status::Status;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+pub mod channel;
 pub mod dns;
 pub mod kernel;
 pub mod policy;

@@ -211,3 +211,39 @@ impl Balancer {
         assert_eq!(metrics.0, ended + metrics.1, "{}", self.metrics());
     }
 }
+
+/// An endpoint of datagrams that answers with the address that it was asked from.
+pub struct Mirror {
+    pub address: SocketAddr,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Mirror {
+    pub fn start() -> Self {
+        let socket = socket("127.0.0.1");
+        let address = socket.local_addr().expect("its address");
+        let ended = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&ended);
+        let thread = thread::spawn(move || {
+            let mut bytes = [0; 64];
+            while let Ok((_, peer)) = socket.recv_from(&mut bytes) {
+                if is_over.load(SeqCst) {
+                    return;
+                }
+                let _ = socket.send_to(format!("{address} {peer}").as_bytes(), peer);
+            }
+        });
+        Self { address, ended, thread: Some(thread) }
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.ended.store(true, SeqCst);
+        let _ = UdpSocket::bind("127.0.0.1:0").map(|it| it.send_to(b"end", self.address));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
