@@ -1,5 +1,5 @@
 //! How long a worker's turns take in the core with a million flows of datagrams: under traffic,
-//! while all of them expire, and under a flood of senders that come once.
+//! while they are handed over, while all of them expire, and under a flood of senders that come once.
 //!
 //! Not a criterion bench: what matters is not the mean but the longest turn. What is measured is
 //! the thread's own time, so that a turn during which the scheduler ran something else is not longer
@@ -14,6 +14,9 @@ const FLOWS: u32 = 1_000_000;
 const IDLE: Duration = Duration::from_secs(60);
 /// Completions in a turn, as the worker's.
 const TURN: u32 = 128;
+
+/// Flows that are handed over in a turn, as the worker's.
+const STEPS: u32 = 2048;
 
 /// Turn times in powers of two of a microsecond.
 #[derive(Default)]
@@ -68,6 +71,22 @@ fn main() {
         timed(&mut bench, &mut completions, &mut traffic);
     }
     traffic.print("traffic");
+
+    let mut handing = Histogram::default();
+    bench.stand_still();
+    let handed = loop {
+        let before = own_time();
+        let handed = bench.hand_over(STEPS);
+        handing.add(own_time() - before);
+        if let Some(handed) = handed {
+            break handed;
+        }
+    };
+    handing.print("handing over to another process");
+    let before = own_time();
+    let taken = bench.take_over(&handed);
+    println!("taking over {taken} flows: {:?}", own_time() - before);
+    bench.forwarded().for_each(drop);
 
     let mut flood = Histogram::default();
     for turn in 0..FLOWS / TURN {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pointsman_core::boundary::{
     Completion, DatagramSocket, ListenerId, Op, Ops, Path, PoolSizes, PortId, Train,
 };
+use pointsman_core::handover::Handed;
 use pointsman_core::policy::{Policy, RoundRobin, TablePolicy};
 use pointsman_core::{
     AllFlows, Balancer, BalancerConfig, DatagramSettings, Instant, Listener, Protocol, Snapshot,
@@ -130,6 +131,23 @@ impl DatagramBench {
             }
             _ => None,
         })
+    }
+
+    /// Has everything ready to be handed over.
+    pub fn stand_still(&mut self) {
+        self.balancer.begin_handing_over(&mut self.ops);
+        self.handle(&mut vec![Completion::Held, Completion::Held]);
+        self.ops.drain().for_each(drop);
+    }
+
+    /// Hands over a slice, at most `steps` flows; all of it once there is no more.
+    pub fn hand_over(&mut self, steps: u32) -> Option<Handed> {
+        self.balancer.hand_over(self.now, steps, &mut self.ops)
+    }
+
+    /// Goes on with what another has handed over. Tells how many flows that is.
+    pub fn take_over(&mut self, handed: &Handed) -> u32 {
+        self.balancer.take_over(self.now, handed, &mut self.ops).0.flows
     }
 
     /// Starts the flows of clients `from` to `to`, confirmed by a reply. Returns their ways.

@@ -170,32 +170,38 @@ impl Allocator {
         self.affinity.forget(now, place, stamp)
     }
 
-    /// The decisions that another process can go on to keep.
-    pub(crate) fn hand_over(&self, now: Instant, snapshot: &Snapshot) -> Vec<HandedDecision> {
-        self.affinity.hand_over(now, |cluster, id| {
+    /// Tells of the decisions in some places that another process can go on to keep; see
+    /// [`Affinity::hand_over`].
+    pub(crate) fn hand_over(
+        &self,
+        now: Instant,
+        walk: (&mut usize, &mut u32),
+        snapshot: &Snapshot,
+    ) -> impl Iterator<Item = HandedDecision> {
+        self.affinity.hand_over(now, walk, |cluster, id| {
             let state = snapshot.clusters.get(cluster.index())?.endpoint(id)?;
             Some(state.endpoint.address)
         })
     }
 
     /// Keeps a decision that another process has kept, if it means something here and nothing is kept for
-    /// the same flows. Tells whether it does.
+    /// the same flows; `find` tells which endpoint of a cluster is at an address. Tells whether it does.
     pub(crate) fn take_over(
         &mut self,
         now: Instant,
         handed: &HandedDecision,
-        snapshot: &Snapshot,
+        find: impl Fn(ClusterId, SocketAddr) -> Option<EndpointId>,
     ) -> bool {
-        let Some(cluster) = snapshot.clusters.get(handed.cluster.index()) else { return false };
-        let mut endpoints = cluster.endpoints.iter().map(|state| &state.endpoint);
+        if handed.cluster.index() >= self.policies.len() {
+            return false;
+        }
         let verdict = match handed.verdict {
             HandedVerdict::Reset => KeptVerdict::Reset,
             HandedVerdict::Drop => KeptVerdict::Drop,
-            HandedVerdict::Forward(address) => {
-                let found = endpoints.find(|endpoint| endpoint.address == address);
-                let Some(endpoint) = found else { return false };
-                KeptVerdict::Forward(endpoint.id)
-            }
+            HandedVerdict::Forward(address) => match find(handed.cluster, address) {
+                Some(endpoint) => KeptVerdict::Forward(endpoint),
+                None => return false,
+            },
         };
         let newest = self.generation(handed.cluster);
         let policy_generation = u64::from(handed.policy_generation).min(newest) as u32;

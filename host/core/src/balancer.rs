@@ -254,7 +254,7 @@ impl Balancer {
     /// When [`handle_timeout`](Self::handle_timeout) is due next, if at all.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        if self.sweep.next.is_some() {
+        if self.sweep.next.is_some() || self.is_giving() {
             return Some(Instant::ZERO);
         }
         let drain_awaited = !self.sweep.drain_ended && self.sessions.len() > 0;

@@ -53,6 +53,7 @@ pub use flow::{Flow, FlowKey};
 use ports::Ports;
 use strangers::Strangers;
 pub use table::FlowTable;
+pub(crate) use table::Walk;
 
 /// How often ports are looked after, and how often when there are many to close.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@
 //! cache lines and live on from snapshot to snapshot.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -63,6 +64,16 @@ pub struct Snapshot {
 impl Snapshot {
     pub(crate) fn listener(&self, id: ListenerId) -> &Listener {
         &self.listeners[id.index()]
+    }
+
+    /// All configured endpoints, by their cluster and address: so other processes name them.
+    pub(crate) fn endpoints_by_address(&self) -> BTreeMap<(ClusterId, SocketAddr), &Endpoint> {
+        let clusters = (0..).map(ClusterId).zip(&self.clusters);
+        let endpoints = clusters.flat_map(|(cluster, it)| {
+            let endpoints = it.endpoints.iter().map(|state| &state.endpoint);
+            endpoints.map(move |endpoint| ((cluster, endpoint.address), endpoint))
+        });
+        endpoints.collect()
     }
 }
 

@@ -292,20 +292,23 @@ impl Ring {
         });
     }
 
-    /// Takes back every receive that the kernel has, and tells how many these are.
-    pub(crate) fn hold_gates(&mut self) -> u32 {
-        let armed = self.datagrams.numbers(|gate| gate.receive == Receive::Armed);
-        for socket in &armed {
-            self.uring.cancel(Token::Datagrams(*socket));
-        }
-        armed.len() as u32
+    /// Gates whose receive the kernel has, listeners first.
+    pub(crate) fn armed_gates(&self) -> Vec<DatagramSocket> {
+        self.datagrams.numbers(|gate| gate.receive == Receive::Armed)
     }
 
-    /// Receives again on all gates that wait for that.
+    /// Takes back a gate's receive, if the kernel has it still.
+    pub(crate) fn hold_gate(&mut self, socket: DatagramSocket) {
+        if self.datagrams.gate(socket).is_some_and(|gate| gate.receive == Receive::Armed) {
+            self.uring.cancel(Token::Datagrams(socket));
+        }
+    }
+
+    /// Has all gates that wait for that receive again, as if they had waited for buffers.
     pub(crate) fn resume_gates(&mut self) {
         let idle = |gate: &Gate| gate.socket.is_some() && gate.receive == Receive::Idle;
         for socket in self.datagrams.numbers(idle) {
-            self.arm_gate(socket);
+            self.datagrams.starve(socket);
         }
     }
 

@@ -4,6 +4,9 @@
 //! comes waits in them. The kernel's last word on each request that was under way comes after all that
 //! the request has brought, so `Held` is said after the last of these, and nothing is lost between.
 //!
+//! To take a receive back costs some microseconds, and there may be tens of thousands of ports: that is
+//! done for some of them in each turn, and connections go on in between. So it is when they receive again.
+//!
 //! Meanwhile sockets can be taken out, for another ring, perhaps of another process. Whatever is still
 //! here when that is over goes on.
 
@@ -15,10 +18,16 @@ use pointsman_core::boundary::{Completion, DatagramSocket, ListenerId, PortId, P
 
 use crate::{Ring, sys};
 
+/// Gates that are held in one turn.
+const HELD_AT_ONCE: usize = 256;
+
 /// Whether the ring stands still.
 #[derive(Debug, Default)]
 pub(crate) struct Hold {
     pub(crate) active: bool,
+    /// Gates whose receives may have to be taken back yet, from the end on. So listeners, whose sockets
+    /// fill fastest, come last.
+    left: Vec<DatagramSocket>,
     /// Requests of which the kernel's last word has not come.
     awaited: u32,
     /// How often `Held` has to be said.
@@ -38,10 +47,24 @@ impl Ring {
     pub(crate) fn hold(&mut self) {
         if !self.hold.active {
             self.hold.active = true;
-            self.hold.awaited = self.hold_gates() + self.hold_listeners();
+            self.hold.left = self.armed_gates();
+            self.hold.awaited = self.hold.left.len() as u32 + self.hold_listeners();
         }
         self.hold.asks += 1;
         self.say_if_held();
+    }
+
+    /// Takes back the receives of some gates.
+    pub(crate) fn hold_some_gates(&mut self) {
+        for _ in 0..HELD_AT_ONCE {
+            let Some(socket) = self.hold.left.pop() else { return };
+            self.hold_gate(socket);
+        }
+    }
+
+    /// Whether there are gates left of which that has to be done.
+    pub(crate) fn can_hold_gates(&self) -> bool {
+        !self.hold.left.is_empty()
     }
 
     /// The kernel's last word on a receive or an accept has come.
@@ -64,6 +87,7 @@ impl Ring {
 
     pub(crate) fn resume(&mut self) {
         self.hold.active = false;
+        self.hold.left.clear();
         self.resume_gates();
         self.resume_listeners();
     }

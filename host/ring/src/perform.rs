@@ -191,12 +191,14 @@ impl Ring {
         self.uring.provide();
         self.feed_starved();
         self.feed_starved_gates();
+        self.hold_some_gates();
         self.report_failed_ports();
         let deadline = self.retry_listeners(deadline);
         let ready = !self.pending.is_empty()
             || self.listeners.is_draining()
             || self.can_feed()
             || self.can_feed_gates()
+            || self.can_hold_gates()
             || self.uring.has_events();
         if ready && !self.uring.has_entries() && !self.listeners.is_draining() {
             return Ok(());

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use std::thread;
 
 use common::{
-    LISTENER, came, collect, datagram_ring, link, listen_datagrams, listening, port_kind, quiet,
-    receive_datagram, ring, submit, turn, udp_peer,
+    LISTENER, came, collect, datagram_ring, datagram_ring_with, link, listen_datagrams, listening,
+    port_kind, quiet, receive_datagram, ring, submit, turn, udp_peer,
 };
 use pointsman_core::boundary::{
     Completion, DatagramSocket, Goodbye, Link, Op, PortId, PortKind, Train,
@@ -169,6 +169,38 @@ fn what_is_not_given_away_goes_on_when_the_ring_does() {
     assert!(ring.give_port(PORT).is_none());
     submit(&mut ring, [Op::StopAccepting { listener: LISTENER }, Op::ClosePort { port: PORT }]);
     collect(&mut ring, 2);
+}
+
+#[test]
+fn many_ports_are_held_a_few_in_each_turn_and_all_of_them_go_on() {
+    const PORTS: u32 = 600;
+    let mut ring = datagram_ring_with(1_024, PORTS);
+    let endpoint = udp_peer("127.0.0.1:0");
+    let towards = endpoint.local_addr().expect("address");
+    let listens = listen_datagrams(&mut ring, "127.0.0.1:0", false);
+    let kind = PortKind { connected: true, ..port_kind(towards) };
+    let mut ports = Vec::new();
+    for port in (0..PORTS).map(PortId) {
+        endpoint.send_to(b"hello", listens).expect("send");
+        let train = came(&mut ring).2;
+        submit(&mut ring, [Op::OpenPort { port, kind }, forward(port, towards, train)]);
+        ports.push(receive_datagram(&endpoint).1);
+    }
+    submit(&mut ring, [Op::Hold]);
+    for _ in 0..2 {
+        ring.wait(Some(pointsman_core::Instant::ZERO)).expect("wait");
+        assert_eq!(ring.reap(4_096).next(), None, "some have not been held yet");
+    }
+    assert_eq!(turn(&mut ring), [Completion::Held]);
+    for (number, port) in (0..).zip(&ports) {
+        endpoint.send_to(&u32::to_ne_bytes(number), port).expect("send");
+    }
+    quiet_once(&mut ring);
+    submit(&mut ring, [Op::Resume]);
+    let replies = collect(&mut ring, ports.len());
+    let mut got = numbers(&mut ring, replies);
+    got.sort_unstable();
+    assert_eq!(got, (0..PORTS).collect::<Vec<_>>());
 }
 
 #[test]

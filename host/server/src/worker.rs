@@ -212,7 +212,7 @@ impl Worker {
     }
 
     fn take_commands(&mut self, now: Instant) {
-        if self.is_still_preparing(now) {
+        if self.is_still_handing_over(now) {
             return;
         }
         while let Some(command) = self.mailbox.take() {
@@ -256,10 +256,9 @@ impl Worker {
         policies.into_iter().for_each(|policy| self.mailbox.retire(Retired::Policy(policy)));
         for (id, socket) in sockets {
             let listener = &world.listeners[id.index()];
+            // It ends all the same, like that of a worker that has no socket for it.
             if let Err(error) = listen(&mut self.ring, (id, listener), socket) {
                 tracing::error!(listener = &*listener.name, %error, "cannot be listened on");
-                let ended = Completion::AcceptEnded { listener: id };
-                self.balancer.handle(now, ended, &mut self.ring, &mut self.ops);
             }
         }
         self.mailbox.retire(Retired::Snapshot(world));

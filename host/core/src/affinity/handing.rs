@@ -2,7 +2,6 @@
 //!
 //! Who hands them over keeps them too: they may be wanted again, and end by themselves.
 
-use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
@@ -14,19 +13,26 @@ use crate::time::Instant;
 
 /// Addresses as they are.
 const WHOLE: PrefixLengths = PrefixLengths { v4: 32, v6: 128 };
+/// A decision is copied; for a flow, which a step is meant for, there is more to be done.
+const PLACES_PER_STEP: usize = 8;
 /// No kept decision lives longer.
 const LONGEST: Duration = Duration::from_millis(u32::MAX as u64);
 
 impl Affinity {
-    /// What is kept and worth something whoever decides next; `address_of` tells where an endpoint is, if
-    /// it is still configured.
+    /// Tells of what is kept in some places, from `place` on, and worth something whoever decides next;
+    /// `address_of` tells where an endpoint is, if it is still configured. There is nothing left if any of
+    /// `steps` are.
     pub(crate) fn hand_over(
         &self,
         now: Instant,
+        (place, steps): (&mut usize, &mut u32),
         address_of: impl Fn(ClusterId, EndpointId) -> Option<SocketAddr>,
-    ) -> Vec<HandedDecision> {
-        let places = 0..self.table.places();
-        places.filter_map(|place| self.describe(now, place, &address_of)).collect()
+    ) -> impl Iterator<Item = HandedDecision> {
+        let end = self.table.places().min(*place + PLACES_PER_STEP * *steps as usize);
+        let places = *place..end;
+        *steps -= places.len().div_ceil(PLACES_PER_STEP) as u32;
+        *place = end;
+        places.filter_map(move |place| self.describe(now, place, &address_of))
     }
 
     fn describe(

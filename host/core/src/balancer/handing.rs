@@ -1,24 +1,28 @@
 //! Another process goes on with what this one has: it is handed over, and taken over there.
 //!
 //! ```text
-//!   none ── asked for ──▶ holding ── held ──▶ settling ── held again ──▶ ready ── handed over ──▶ none
+//!   none ── asked for ──▶ holding ── held ──▶ settling ── held again ──▶ giving ── all given ──▶ none
 //! ```
 //!
 //! Nothing may be lost meanwhile. So reception is held first, and what had been received until then is
 //! handled; it is held a second time so that whatever has come of that is known too. Then sockets and
 //! flows have nothing under way, and what clients and endpoints send waits in the sockets for whoever
-//! receives there next. Connections stay: their flows end here.
+//! receives there next.
+//!
+//! Connections stay: their flows end here. There may be a million flows to give away, so that is done a
+//! slice at a time, and connections go on in between.
 
 use alloc::vec::Vec;
 
 use super::Balancer;
 use crate::boundary::{ListenerId, Op, Ops};
+use crate::datagram::Walk;
 use crate::handover::{Handed, TakenOver, TakenPort};
 use crate::snapshot::{Listener, Protocol};
 use crate::time::Instant;
 
 /// How far a worker is with handing over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Default)]
 pub(super) enum Handing {
     #[default]
     None,
@@ -27,44 +31,55 @@ pub(super) enum Handing {
     /// It waits for what comes of that.
     Settling,
     /// Nothing is under way.
-    Ready,
+    Giving(Giving),
+}
+
+/// What has been given away so far.
+#[derive(Debug)]
+pub(super) struct Giving {
+    handed: Handed,
+    flows: Walk,
+    /// The next place that may have a kept decision.
+    kept: usize,
 }
 
 impl Balancer {
-    /// Prepares to hand over: [`can_hand_over`](Self::can_hand_over) tells when that is done. Nothing
-    /// but [`handle`](Self::handle) and [`handle_timeout`](Self::handle_timeout) may be called until
-    /// then.
+    /// Begins to hand over: from then on [`hand_over`](Self::hand_over) is called once a turn, and
+    /// besides nothing but [`handle`](Self::handle) and [`handle_timeout`](Self::handle_timeout) until
+    /// that is over.
     pub fn begin_handing_over(&mut self, ops: &mut Ops) {
-        if self.handing == Handing::None {
+        if !self.is_handing_over() {
             self.handing = Handing::Holding;
             ops.push(Op::Hold);
         }
     }
 
-    /// Whether [`hand_over`](Self::hand_over) may be called.
-    #[must_use]
-    pub fn can_hand_over(&self) -> bool {
-        self.handing == Handing::Ready
-    }
-
-    /// Gives away everything that another process can go on with, and forgets it. The sockets of what
-    /// is told of must be taken from the performing side before the next ops are performed. Listeners
-    /// count as open still: they end with a drain, and may be taken over again.
-    ///
-    /// # Panics
-    /// If it is not prepared.
-    pub fn hand_over(&mut self, now: Instant, ops: &mut Ops) -> Handed {
-        assert!(self.can_hand_over(), "what is under way would be lost");
-        self.handing = Handing::None;
-        let mut handed = Handed { listeners: self.listeners_that_go(), ..Handed::default() };
+    /// Gives away some of what another process can go on with, and forgets it. `steps` bounds the flows
+    /// and places that are looked at. Once there is no more, it tells of all that has been given away:
+    /// the sockets of that must be taken from the performing side before the next ops are performed.
+    /// Listeners count as open still: they end with a drain, and may be taken over again.
+    pub fn hand_over(&mut self, now: Instant, mut steps: u32, ops: &mut Ops) -> Option<Handed> {
+        let mut giving = match core::mem::take(&mut self.handing) {
+            Handing::Giving(giving) => giving,
+            earlier => {
+                self.handing = earlier;
+                return None;
+            }
+        };
+        let Giving { handed, flows, kept } = &mut giving;
         if !handed.listeners.is_empty() {
-            handed.kept = self.allocator.hand_over(now, &self.snapshot);
             let (datagrams, mut turn) = self.datagrams(now, ops);
-            datagrams.hand_over(&mut turn, &mut handed);
+            datagrams.hand_over(&mut turn, (flows, &mut steps), handed);
+            let decisions = self.allocator.hand_over(now, (kept, &mut steps), &self.snapshot);
+            handed.kept.extend(decisions);
+        }
+        self.count_entries();
+        if steps == 0 {
+            self.handing = Handing::Giving(giving);
+            return None;
         }
         ops.push(Op::Resume);
-        self.count_entries();
-        handed
+        Some(giving.handed)
     }
 
     /// Goes on with what another process, or this one before, has handed over. It is not believed: what
@@ -77,8 +92,10 @@ impl Balancer {
         ops: &mut Ops,
     ) -> (TakenOver, Vec<TakenPort>) {
         let mut taken = TakenOver::default();
+        let endpoints = self.snapshot.endpoints_by_address();
+        let find = |cluster, address| Some(endpoints.get(&(cluster, address))?.id);
         for decision in &handed.kept {
-            let is_kept = self.allocator.take_over(now, decision, &self.snapshot);
+            let is_kept = self.allocator.take_over(now, decision, find);
             taken.kept += u32::from(is_kept);
         }
         let (datagrams, mut turn) = self.datagrams(now, ops);
@@ -101,18 +118,30 @@ impl Balancer {
     }
 
     pub(super) fn is_handing_over(&self) -> bool {
-        self.handing != Handing::None
+        !matches!(self.handing, Handing::None)
+    }
+
+    /// Whether the next slice waits for nothing.
+    pub(super) fn is_giving(&self) -> bool {
+        matches!(self.handing, Handing::Giving(_))
     }
 
     pub(super) fn on_held(&mut self, ops: &mut Ops) {
-        self.handing = match self.handing {
-            Handing::None => Handing::None,
+        match self.handing {
+            Handing::None | Handing::Giving(_) => {}
             Handing::Holding => {
                 ops.push(Op::Hold);
-                Handing::Settling
+                self.handing = Handing::Settling;
             }
-            Handing::Settling | Handing::Ready => Handing::Ready,
-        };
+            Handing::Settling => {
+                let mut handed =
+                    Handed { listeners: self.listeners_that_go(), ..Handed::default() };
+                if !handed.listeners.is_empty() {
+                    self.datagrams.begin_handing_over(&self.snapshot, &mut handed);
+                }
+                self.handing = Handing::Giving(Giving { handed, flows: Walk::default(), kept: 0 });
+            }
+        }
     }
 
     /// Listeners that are on their way out end here, with their flows.
@@ -148,14 +177,13 @@ mod tests {
         fn hand_over(&mut self) -> Handed {
             self.balancer.begin_handing_over(&mut self.ops);
             for _ in 0..2 {
-                assert!(!self.balancer.can_hand_over());
+                assert_eq!(self.balancer.hand_over(self.now, u32::MAX, &mut self.ops), None);
                 assert_eq!(self.ops.drain().next_back(), Some(Op::Hold));
                 self.handle(Completion::Held);
             }
-            assert!(self.balancer.can_hand_over());
-            let handed = self.balancer.hand_over(self.now, &mut self.ops);
+            let handed = self.balancer.hand_over(self.now, u32::MAX, &mut self.ops);
             assert_eq!(self.turn(), [Op::Resume]);
-            handed
+            handed.expect("all of it")
         }
 
         fn take_over(&mut self, handed: &Handed) -> (TakenOver, Vec<TakenPort>) {
@@ -428,7 +456,7 @@ mod tests {
         (flow.age, flow.silent) = (Duration::MAX, Duration::MAX);
         flow.method.idle_timeout = Some(Duration::MAX);
         flow.method.throttle_kib_s = Some(0);
-        (flow.bytes, flow.datagrams) = ([u64::MAX - 9; 2], [u32::MAX; 2]);
+        (flow.bytes, flow.datagrams) = ([u64::MAX; 2], [u32::MAX; 2]);
         (flow.policy_generation, flow.keys) = (u32::MAX, [Some(0), Some(u64::MAX)]);
         handed.kept.push(HandedDecision {
             cluster: ClusterId(0),
@@ -440,11 +468,32 @@ mod tests {
             sliding: Some(Duration::MAX),
         });
         let mut rig = Rig::new();
-        assert_eq!(rig.take_over(&handed).0.flows, 1);
+        let mut denied = handed.flows[0];
+        denied.client.set_port(9);
+        denied.target = HandedTarget::Denied { reset: true, remaining: Duration::MAX };
+        handed.flows.push(denied);
+        assert_eq!(rig.take_over(&handed).0.flows, 2);
         rig.turn();
         assert!(goes_on(&rig.send(0, 1)));
         let again = rig.hand_over();
         assert_eq!(again.flows[0].policy_generation, 1, "there has been no other");
+    }
+
+    #[test]
+    fn a_flow_of_addresses_that_its_listener_cannot_have_takes_a_place_and_does_no_harm() {
+        let mut handed = one_flow();
+        let flow = &mut handed.flows[0];
+        flow.client = "[2001:db8::1]:1".parse().expect("a client");
+        let mut torn = HandedFlow { hidden: true, ..*flow };
+        torn.local = "2001:db8::2".parse().expect("an address");
+        torn.target = HandedTarget::Denied { reset: false, remaining: Duration::ZERO };
+        handed.flows.push(torn);
+        let mut rig = Rig::new();
+        assert_eq!(rig.take_over(&handed).0.flows, 2);
+        assert!(goes_on(&rig.send(0, 1)));
+        rig.now = rig.now + Duration::from_secs(61);
+        rig.turn();
+        assert_eq!(rig.counted(), [0, 0]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! listener has its own binding to an endpoint, because each has its own ports; it lasts as long as
 //! the endpoint is configured or has flows.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
@@ -29,6 +30,8 @@ pub(super) struct Binding {
 }
 
 type Key = (ListenerId, ClusterId, EndpointId);
+/// Whose flows go there, whose endpoint that is, and where it is.
+pub(super) type Place = (ListenerId, ClusterId, SocketAddr);
 
 /// All bindings, by number.
 #[derive(Debug, Default)]
@@ -86,18 +89,11 @@ impl Bindings {
         number
     }
 
-    /// An endpoint that flows of this listener have been bound to, whether it is still configured or
-    /// not.
-    pub(super) fn endpoint_at(
-        &self,
-        (listener, cluster): (ListenerId, ClusterId),
-        address: SocketAddr,
-    ) -> Option<&Endpoint> {
-        let place = (listener, cluster, address);
-        let bindings = self.slots.iter().flatten();
-        let mut found =
-            bindings.filter(|it| (it.listener, it.cluster, it.endpoint.address) == place);
-        found.next().map(|binding| &binding.endpoint)
+    /// The endpoints that flows have been bound to, whether they are still configured or not: where they
+    /// are, and the binding's number.
+    pub(super) fn by_address(&self) -> BTreeMap<Place, u32> {
+        let place = |it: &Binding| (it.listener, it.cluster, it.endpoint.address);
+        self.iter().map(|(number, binding)| (place(binding), number)).collect()
     }
 
     fn add(&mut self, listener: ListenerId, cluster: ClusterId, endpoint: Endpoint) -> u32 {
@@ -118,16 +114,23 @@ impl Bindings {
         place as u32
     }
 
-    /// Those that have flows.
-    pub(super) fn in_use(&self) -> Vec<u32> {
-        let in_use = self.iter().filter(|(_, binding)| binding.flows > 0);
-        in_use.map(|(number, _)| number).collect()
-    }
-
     /// The free ports of a binding.
     pub(super) fn lane(&mut self, number: u32) -> &mut Lane {
         let binding = self.slots.get_mut(number as usize).and_then(Option::as_mut);
         &mut binding.expect("a binding outlives its flows").lane
+    }
+
+    /// All flows that come with their ports have come.
+    pub(super) fn settle_lanes(&mut self) {
+        self.slots.iter_mut().flatten().for_each(|binding| binding.lane.settle());
+    }
+
+    /// The flows of these listeners leave with their ports: the ports that stay are free for every
+    /// endpoint.
+    pub(super) fn forget_lanes(&mut self, is_wanted: impl Fn(ListenerId) -> bool) {
+        let bindings = self.slots.iter_mut().flatten();
+        let theirs = bindings.filter(|binding| is_wanted(binding.listener));
+        theirs.for_each(|binding| binding.lane = Lane::default());
     }
 
     /// A flow was bound that has its place at the endpoint.
@@ -169,5 +172,26 @@ impl Bindings {
         let slots = &self.slots;
         self.numbers.retain(|&(_, number)| slots[number as usize].is_some());
         self.iter().any(|(_, binding)| !binding.serves && binding.flows > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn an_endpoint_whose_flows_leave_with_their_ports_remembers_none() {
+        let world = testing::snapshot(16);
+        let endpoint = &world.clusters[0].endpoints[0].endpoint;
+        let mut bindings = Bindings::default();
+        let numbers = [0, 1].map(|listener| {
+            let number = bindings.number_of(ListenerId(listener), (ClusterId(0), endpoint));
+            bindings.lane(number).meet(7);
+            number
+        });
+        bindings.settle_lanes();
+        bindings.forget_lanes(|listener| listener == ListenerId(0));
+        assert_eq!(numbers.map(|number| bindings.lane(number).has_met(7)), [false, true]);
     }
 }

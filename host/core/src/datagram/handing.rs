@@ -3,27 +3,35 @@
 //! They end here without having ended: no record, no word to a policy. What they took of limits and
 //! loads is given back, since it is counted where they go on.
 
-use alloc::vec::Vec;
-
 use super::flow::{Flow, NONE};
+use super::table::Walk;
 use super::{Datagrams, Turn};
 use crate::handover::{Handed, HandedFlow, HandedTarget};
 use crate::policy::Method;
+use crate::snapshot::Snapshot;
 use crate::stats::CloseReason;
 
 impl Datagrams {
-    /// Gives away the flows of all listeners that are open, and the ports they go through. Ports
-    /// without a flow stay, as do the flows of listeners that are on their way out.
-    pub(crate) fn hand_over(&mut self, turn: &mut Turn<'_>, handed: &mut Handed) {
+    /// Names the ports that will go, with the flows of all listeners that are open. Ports without a flow
+    /// stay, as do the flows of listeners that are on their way out.
+    pub(crate) fn begin_handing_over(&mut self, snapshot: &Snapshot, handed: &mut Handed) {
+        let is_open = |listener| snapshot.listener(listener).is_open();
+        handed.ports = self.ports.begin_handing_over(is_open);
+        self.bindings.forget_lanes(is_open);
+        handed.flows.reserve(self.table.len() as usize);
+    }
+
+    /// Gives away some flows. There is none left if any of `steps` are.
+    pub(crate) fn hand_over(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (walk, steps): (&mut Walk, &mut u32),
+        handed: &mut Handed,
+    ) {
         let snapshot = turn.snapshot;
         let is_open = |listener| snapshot.listener(listener).is_open();
-        handed.ports = self.ports.in_use(is_open).collect();
-        handed.flows = Vec::with_capacity(self.table.len() as usize);
-        for number in self.table.in_order() {
+        while let Some(number) = self.table.next_to_leave(walk, is_open, steps) {
             let flow = *self.table.flow(number);
-            if !is_open(flow.listener) {
-                continue;
-            }
             if flow.port.0 != NONE && self.ports.has_failed(flow.port) {
                 self.end(turn, number, CloseReason::Descriptors);
                 continue;
@@ -31,7 +39,6 @@ impl Datagrams {
             handed.flows.push(self.describe(turn, number, &flow));
             self.give_away(turn, number);
         }
-        self.ports.on_handed_over(&handed.ports);
     }
 
     fn describe(&self, turn: &Turn<'_>, number: u32, flow: &Flow) -> HandedFlow {

@@ -6,6 +6,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 
 use crate::boundary::PortId;
 
@@ -21,8 +22,10 @@ pub(super) struct Opened {
 pub(super) struct Lane {
     /// Those that flows have left, in this order. Some may have been closed since.
     left: VecDeque<Opened>,
-    /// Ports opened from here on have served no flow of this endpoint.
+    /// Ports opened from here on have served no flow of this endpoint, but for those it has met.
     unknown: u64,
+    /// Those of them that its flows came with from another process, the next one last.
+    met: Vec<u64>,
 }
 
 impl Lane {
@@ -39,9 +42,38 @@ impl Lane {
         opening < self.unknown
     }
 
-    /// Takes note of all ports before this one.
-    pub(super) fn learn(&mut self, opening: u64) {
-        self.unknown = opening;
+    pub(super) fn has_met(&self, opening: u64) -> bool {
+        self.met.binary_search_by_key(&Reverse(opening), |met| Reverse(*met)).is_ok()
+    }
+
+    /// A flow of the endpoint has come with its port. The lane may know none of those opened before: to
+    /// tell it of them all would cost as much for an endpoint's first flow as for a thousand.
+    pub(super) fn meet(&mut self, opening: u64) {
+        if !self.knows(opening) {
+            self.met.push(opening);
+        }
+    }
+
+    /// All flows that come with their ports have come.
+    pub(super) fn settle(&mut self) {
+        self.met.sort_unstable_by_key(|met| Reverse(*met));
+    }
+
+    /// Takes note of the next port that it does not know of. Tells whether that has served no flow.
+    pub(super) fn learn(&mut self, opening: u64) -> bool {
+        self.unknown = opening + 1;
+        while let Some(met) = self.met.pop_if(|met| *met <= opening) {
+            if met == opening {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes note of all ports, `openings` having been so far.
+    pub(super) fn learn_all(&mut self, openings: u64) {
+        self.unknown = openings;
+        self.met.clear();
     }
 
     /// A flow has left a port.

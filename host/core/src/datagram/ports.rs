@@ -47,6 +47,8 @@ enum State {
     Stateless,
     /// It could not be opened, and has flows yet.
     Failed,
+    /// It is about to go over to another process, with its flows.
+    Leaving,
     Closing,
 }
 
@@ -198,34 +200,34 @@ impl Ports {
         }
     }
 
-    /// The ports that flows of these listeners go through.
-    pub(super) fn in_use(
-        &self,
+    /// The ports that flows of these listeners go through. They are about to go over to another process
+    /// with all their flows, and nobody else is given them.
+    pub(super) fn begin_handing_over(
+        &mut self,
         is_wanted: impl Fn(ListenerId) -> bool,
-    ) -> impl Iterator<Item = HandedPort> {
-        let ports = (0..).map(PortId).zip(&self.ports);
-        ports.filter_map(move |(number, &Port { listener, flows, state, .. })| {
-            let connected = match state {
-                State::Owned => true,
-                State::Shared => false,
-                _ => return None,
-            };
-            let goes = flows > 0 && is_wanted(listener);
-            goes.then_some(HandedPort { port: number, listener, connected })
-        })
-    }
-
-    /// A flow has gone over to another process, and its port will.
-    pub(super) fn on_flow_handed_over(&mut self, port: PortId) {
-        self.ports[port.index()].flows -= 1;
-    }
-
-    /// They have gone over to another process with all their flows: their numbers are free.
-    pub(super) fn on_handed_over(&mut self, gone: &[HandedPort]) {
-        gone.iter().for_each(|port| self.release(port.port));
+    ) -> Vec<HandedPort> {
+        let mut leaving = Vec::new();
+        for (number, port) in (0..).map(PortId).zip(&mut self.ports) {
+            let connected = port.state == State::Owned;
+            let may_go = connected || port.state == State::Shared;
+            if may_go && port.flows > 0 && is_wanted(port.listener) {
+                port.state = State::Leaving;
+                leaving.push(HandedPort { port: number, listener: port.listener, connected });
+            }
+        }
         let ports = &self.ports;
         for pool in self.pools.iter_mut().flatten() {
             pool.ports.retain(|port| ports[port.index()].state == State::Shared);
+        }
+        leaving
+    }
+
+    /// A flow has gone over to another process. So has its port, if it was the last: the number is free.
+    pub(super) fn on_flow_handed_over(&mut self, port: PortId) {
+        let flows = &mut self.ports[port.index()].flows;
+        *flows -= 1;
+        if *flows == 0 {
+            self.release(port);
         }
     }
 
@@ -241,18 +243,10 @@ impl Ports {
         (self.total < self.total_max).then(|| self.add(listener, towards, state))
     }
 
-    /// Tells an endpoint that has been given flows of all ports there are: those that `is_its_own` have
-    /// such a flow, the others are free.
-    pub(super) fn make_known(
-        &self,
-        wish: &Wish,
-        lane: &mut Lane,
-        is_its_own: impl Fn(PortId) -> bool,
-    ) {
-        while let Some(opened) = self.next_unknown(wish, lane) {
-            if !is_its_own(opened.port) {
-                lane.put(opened, |it| self.is_open(it));
-            }
+    /// A flow of the endpoint whose `lane` this is has come with a port.
+    pub(super) fn on_flow_taken_over(&self, port: PortId, lane: &mut Lane) {
+        if self.is_shared(port) {
+            lane.meet(self.ports[port.index()].opening);
         }
     }
 
@@ -345,9 +339,11 @@ impl Ports {
         flows: u32,
     ) {
         let pool = &self.pools[listener.index()][family(endpoint)].ports;
-        let unknown = pool.len() - self.known(pool, lane);
+        let unknown = pool[self.known(pool, lane)..].iter();
+        let unknown = unknown.filter(|port| !lane.has_met(self.ports[port.index()].opening));
         let free = lane.check_invariants(|it| self.is_open(it));
-        assert_eq!(unknown + free + flows as usize, pool.len(), "a port is free or taken");
+        let all = unknown.count() + free + flows as usize;
+        assert_eq!(all, pool.len(), "a port is free or taken");
     }
 
     /// The next port that others of the pool's endpoints have opened.
@@ -356,13 +352,14 @@ impl Ports {
             return None;
         }
         let pool = &self.pools[wish.listener.index()][family(wish.endpoint)].ports;
-        let Some(port) = pool.get(self.known(pool, lane)).copied() else {
-            lane.learn(self.openings);
-            return None;
-        };
-        let opening = self.ports[port.index()].opening;
-        lane.learn(opening + 1);
-        Some(Opened { port, opening })
+        for &port in &pool[self.known(pool, lane)..] {
+            let opening = self.ports[port.index()].opening;
+            if lane.learn(opening) {
+                return Some(Opened { port, opening });
+            }
+        }
+        lane.learn_all(self.openings);
+        None
     }
 
     /// How many of a pool's ports are known to a lane: the first ones.
@@ -381,7 +378,7 @@ impl Ports {
             return None;
         }
         let port = self.open(wish, State::Shared, ops)?;
-        lane.learn(self.openings);
+        lane.learn_all(self.openings);
         Some(port)
     }
 
@@ -632,6 +629,27 @@ mod tests {
             rig.trim(1);
         }
         assert!(rig.lane.len() <= 128, "{}", rig.lane.len());
+    }
+
+    #[test]
+    fn an_endpoint_passes_over_the_ports_that_its_flows_came_with_and_is_told_of_no_others() {
+        let mut rig = Rig::new(100);
+        let Wish { listener, endpoint, .. } = rig.wish();
+        let came: Vec<_> =
+            (0..60).filter_map(|_| rig.ports.take_in(listener, endpoint, false)).collect();
+        for port in [came[0], came[31], came[30], came[59]] {
+            rig.ports.on_bound(port, 0);
+            rig.ports.on_flow_taken_over(port, &mut rig.lane);
+            rig.taken.insert(port);
+        }
+        rig.lane.settle();
+        rig.check();
+        assert_eq!(rig.lane.len(), 0, "the others cost nothing before they are wanted");
+        rig.leave(came[31]);
+        assert_eq!(rig.fill(56), [&came[1..30], &came[32..59]].concat());
+        rig.leave(came[0]);
+        assert_eq!(rig.ports.len(), 60);
+        assert_eq!(rig.fill(100).len(), 42, "every port is found");
     }
 
     #[test]

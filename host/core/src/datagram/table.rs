@@ -70,6 +70,15 @@ impl List {
     const EMPTY: Self = Self { first: NONE, last: NONE, len: 0 };
 }
 
+/// How far a walk over all flows has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Walk {
+    /// The next entry that may have a flow with a reply.
+    entry: u32,
+    /// The next listener that may have flows without one, once there are no more entries.
+    list: u16,
+}
+
 impl FlowTable {
     /// Keys looked up together.
     pub const BATCH: usize = 32;
@@ -203,16 +212,34 @@ impl FlowTable {
         self.len < self.capacity
     }
 
-    /// All flows: first those with a reply, then the others of each listener, oldest first.
-    pub(super) fn in_order(&self) -> Vec<u32> {
-        let mut order = Vec::with_capacity(self.len as usize);
-        let is_confirmed = |number: &u32| self.get(*number).is_some_and(Flow::is_confirmed);
-        order.extend((0..self.entries_end()).filter(is_confirmed));
-        let number = |number: u32| (number != NONE).then_some(number);
-        let after = |before: &u32| number(self.entries[*before as usize].neighbours()[1]);
-        let listed = |list: &List| core::iter::successors(number(list.first), after);
-        order.extend(self.lists.iter().flat_map(listed));
-        order
+    /// The next flow of a walk over those of the listeners that are wanted: first those with a reply,
+    /// then the others of each listener, oldest first. Each has to be removed before the next is asked
+    /// for. Every look spends one of `steps`: there is none left if `None` comes before they are used up.
+    pub(super) fn next_to_leave(
+        &self,
+        walk: &mut Walk,
+        is_wanted: impl Fn(ListenerId) -> bool,
+        steps: &mut u32,
+    ) -> Option<u32> {
+        while walk.entry < self.entries_end() && *steps > 0 {
+            *steps -= 1;
+            let number = walk.entry;
+            walk.entry += 1;
+            let flow = &self.entries[number as usize];
+            if flow.is_live() && flow.is_confirmed() && is_wanted(flow.listener) {
+                return Some(number);
+            }
+        }
+        while let Some(list) = self.lists.get(usize::from(walk.list))
+            && *steps > 0
+        {
+            *steps -= 1;
+            if list.first != NONE && is_wanted(ListenerId(walk.list)) {
+                return Some(list.first);
+            }
+            walk.list += 1;
+        }
+        None
     }
 
     /// When a flow's timer is due, at the earliest.

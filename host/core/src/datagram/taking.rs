@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
+use super::bindings::Place;
 use super::flow::{Details, Flow, FlowKey};
 use super::{Datagrams, TRIM_INTERVAL, Turn};
 use crate::boundary::{ListenerId, PortId, PortKind, Side};
@@ -17,8 +18,18 @@ use crate::policy::Method;
 use crate::snapshot::{ClusterId, Endpoint, OnEndpointDown};
 use crate::stats::Untaken;
 
-/// The ports that have come, by the numbers that flows know them by.
-type Coming = BTreeMap<PortId, ComingPort>;
+/// More than any flow has moved, and so few that it can go on for ever.
+const BYTES_MAX: u64 = u64::MAX / 2;
+
+/// What flows may name.
+struct Known<'a> {
+    /// The ports that have come, by their numbers before.
+    ports: BTreeMap<PortId, ComingPort>,
+    /// Endpoints that are configured.
+    endpoints: BTreeMap<(ClusterId, SocketAddr), &'a Endpoint>,
+    /// Endpoints that have had flows, with their bindings.
+    bound: BTreeMap<Place, u32>,
+}
 
 /// A port that has come.
 struct ComingPort {
@@ -44,13 +55,13 @@ impl Datagrams {
         (flows, ports): (&[HandedFlow], &[HandedPort]),
         taken: &mut TakenOver,
     ) -> Vec<TakenPort> {
-        let mut coming = Coming::new();
-        for (place, &HandedPort { port, listener, connected }) in ports.iter().enumerate() {
-            let fresh = ComingPort { place, listener, connected, taken: None };
-            coming.entry(port).or_insert(fresh);
-        }
+        let mut known = Known {
+            ports: coming(ports),
+            endpoints: turn.snapshot.endpoints_by_address(),
+            bound: self.bindings.by_address(),
+        };
         for flow in flows {
-            match self.take_in(turn, flow, &mut coming) {
+            match self.take_in(turn, flow, &mut known) {
                 Ok(()) => taken.flows += 1,
                 Err(reason) => {
                     taken.untaken[reason.index()] += 1;
@@ -58,18 +69,18 @@ impl Datagrams {
                 }
             }
         }
-        self.make_ports_known(turn);
+        self.bindings.settle_lanes();
         if self.trim_at.is_none() {
             self.trim_at = Some(turn.now + TRIM_INTERVAL);
         }
-        coming.into_values().filter_map(|port| port.taken).collect()
+        known.ports.into_values().filter_map(|port| port.taken).collect()
     }
 
     fn take_in(
         &mut self,
         turn: &mut Turn<'_>,
         handed: &HandedFlow,
-        coming: &mut Coming,
+        known: &mut Known<'_>,
     ) -> Result<(), Untaken> {
         let HandedFlow { listener, client, local, .. } = *handed;
         let handed = &within_bounds(handed);
@@ -86,8 +97,8 @@ impl Datagrams {
         let way = match handed.target {
             HandedTarget::Denied { .. } => None,
             HandedTarget::Endpoint { cluster, address, port } => {
-                let endpoint = self.endpoint_for(turn, listener, (cluster, address))?;
-                let coming = coming.get_mut(&port).filter(|port| port.listener == listener);
+                let endpoint = self.endpoint_for(turn, (listener, cluster, address), known)?;
+                let coming = known.ports.get_mut(&port).filter(|port| port.listener == listener);
                 let coming = coming.ok_or(Untaken::Port)?;
                 let port = self.port_for(turn, address, coming).ok_or(Untaken::Port)?;
                 Some(Way { cluster, endpoint, port })
@@ -107,19 +118,16 @@ impl Datagrams {
     fn endpoint_for(
         &self,
         turn: &Turn<'_>,
-        listener: ListenerId,
-        (cluster, address): (ClusterId, SocketAddr),
+        place: Place,
+        known: &Known<'_>,
     ) -> Result<Endpoint, Untaken> {
-        let known = turn.snapshot.clusters.get(cluster.index()).ok_or(Untaken::Endpoint)?;
-        let mut configured = known.endpoints.iter().map(|state| &state.endpoint);
-        let found = configured
-            .find(|endpoint| endpoint.address == address)
-            .or_else(|| self.bindings.endpoint_at((listener, cluster), address))
-            .ok_or(Untaken::Endpoint)?;
+        let (listener, cluster, address) = place;
+        let configured = known.endpoints.get(&(cluster, address)).copied();
+        let bound = || Some(&self.bindings.of_flow(*known.bound.get(&place)?).endpoint);
+        let found = configured.or_else(bound).ok_or(Untaken::Endpoint)?;
+        let serves = turn.snapshot.clusters[cluster.index()].serves(found.id);
         match turn.listener(listener).on_endpoint_down {
-            OnEndpointDown::Drop | OnEndpointDown::Reset if !known.serves(found.id) => {
-                Err(Untaken::EndpointDown)
-            }
+            OnEndpointDown::Drop | OnEndpointDown::Reset if !serves => Err(Untaken::EndpointDown),
             _ => Ok(found.clone()),
         }
     }
@@ -185,30 +193,38 @@ impl Datagrams {
         endpoint.load.on_flow_taken_over();
         let binding = self.bindings.number_in(turn.snapshot, listener, (*cluster, endpoint));
         self.bind(number, binding, *port);
+        self.ports.on_flow_taken_over(*port, self.bindings.lane(binding));
         if !self.bindings.of_flow(binding).serves {
             self.sweep_all();
         }
         let flow = *self.table.flow(number);
         self.keep_keys(turn, &flow);
     }
-
-    /// Tells all endpoints that have flows which of the ports are free for them.
-    fn make_ports_known(&mut self, turn: &Turn<'_>) {
-        for number in self.bindings.in_use() {
-            let mut lane = core::mem::take(self.bindings.lane(number));
-            let wish = turn.wish(self.bindings.of_flow(number));
-            let endpoint_of = |binding| self.bindings.of_flow(binding).endpoint.address;
-            let found = |port| self.table.find_by_reply(port, wish.endpoint, endpoint_of);
-            let is_of = |flow| self.table.get(flow).is_some_and(|flow| flow.binding == number);
-            self.ports.make_known(&wish, &mut lane, |port| found(port).is_some_and(is_of));
-            *self.bindings.lane(number) = lane;
-        }
-    }
 }
 
-/// A flow whose idle timeout is no longer than one can be.
+/// Of several with one number the first.
+fn coming(ports: &[HandedPort]) -> BTreeMap<PortId, ComingPort> {
+    let numbered = ports.iter().enumerate().rev().map(|(place, handed)| {
+        let HandedPort { port, listener, connected } = *handed;
+        (port, ComingPort { place, listener, connected, taken: None })
+    });
+    numbered.collect()
+}
+
+/// A flow of which nothing lasts longer, or is more, than it can be.
 fn within_bounds(handed: &HandedFlow) -> HandedFlow {
     let longest = Duration::from_millis(u32::MAX.into());
     let idle_timeout = handed.method.idle_timeout.map(|timeout| timeout.min(longest));
-    HandedFlow { method: Method { idle_timeout, ..handed.method }, ..*handed }
+    let target = match handed.target {
+        HandedTarget::Denied { reset, remaining } => {
+            HandedTarget::Denied { reset, remaining: remaining.min(longest) }
+        }
+        endpoint @ HandedTarget::Endpoint { .. } => endpoint,
+    };
+    HandedFlow {
+        target,
+        method: Method { idle_timeout, ..handed.method },
+        bytes: handed.bytes.map(|bytes| bytes.min(BYTES_MAX)),
+        ..*handed
+    }
 }

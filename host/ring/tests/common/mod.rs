@@ -208,10 +208,15 @@ pub(crate) fn leave_descriptors(count: usize) {
 
 /// A ring for a few datagram sockets.
 pub(crate) fn datagram_ring(buffers: u32) -> Ring {
+    datagram_ring_with(buffers, 64)
+}
+
+/// The same for more of them.
+pub(crate) fn datagram_ring_with(buffers: u32, ports: u32) -> Ring {
     Ring::new(&RingConfig {
         links_max: 2,
         listeners_max: 2,
-        ports_max: 64,
+        ports_max: ports,
         buffers: PoolSizes { small: 16, bulk: 1 },
         datagram_buffers: buffers,
     })

@@ -13,6 +13,11 @@ use super::{Worker, listen};
 use crate::mailbox::{Handover, Unserved};
 use crate::sockets::WorkerSocket;
 
+/// Flows and places for kept decisions that are looked at per turn. Few enough that connections wait about
+/// a millisecond for it; enough that datagrams, which wait until the last slice, do not wait for many turns
+/// of busy connections.
+const STEPS_PER_TURN: u32 = 2048;
+
 impl Worker {
     /// No other command is taken until the heir has got what there is, which is a few turns later.
     pub(super) fn begin_handing_over(&mut self, heir: oneshot::Sender<Handover>) {
@@ -20,13 +25,13 @@ impl Worker {
         self.heir = Some(heir);
     }
 
-    /// Whether somebody waits for what this worker has, and it cannot be given away yet. If it can, it
-    /// is; where nobody waits any more, it is taken back.
-    pub(super) fn is_still_preparing(&mut self, now: Instant) -> bool {
-        if self.balancer.can_hand_over()
+    /// Whether somebody waits for what this worker has, and it is not all given away yet. If it is, he
+    /// gets it; where nobody waits any more, it is taken back.
+    pub(super) fn is_still_handing_over(&mut self, now: Instant) -> bool {
+        if let Some(handed) = self.balancer.hand_over(now, STEPS_PER_TURN, &mut self.ops)
             && let Some(heir) = self.heir.take()
         {
-            let handover = self.give_away(now);
+            let handover = self.with_sockets(handed);
             if let Err(unheard) = heir.send(handover)
                 && let Err(unserved) = self.take_over(now, unheard)
             {
@@ -36,8 +41,8 @@ impl Worker {
         self.heir.is_some()
     }
 
-    fn give_away(&mut self, now: Instant) -> Handover {
-        let Handed { listeners, ports, flows, kept } = self.balancer.hand_over(now, &mut self.ops);
+    fn with_sockets(&mut self, handed: Handed) -> Handover {
+        let Handed { listeners, ports, flows, kept } = handed;
         let sockets = listeners.into_iter().filter_map(|id| {
             let GivenListener { socket, shared } = self.ring.give_listener(id)?;
             Some((id, WorkerSocket { socket, shared }))
@@ -100,7 +105,7 @@ mod tests {
 
     use super::super::{Ended, Parts, spawn};
     use super::*;
-    use crate::mailbox::{Address, Command, Mailbox, Retired};
+    use crate::mailbox::{Address, Command, Mailbox, Renewal, Retired};
     use crate::plan::{Plan, PluginFolders, resolve};
     use crate::world::World;
 
@@ -278,7 +283,8 @@ mod tests {
                 worker: 0,
                 sessions_max: 16,
                 datagram_flows_max: 64,
-                flow_table_entries_max: 64,
+                // It takes several turns to look at them.
+                flow_table_entries_max: 100_000,
                 board: None,
                 pools,
                 hash_key: [0; 2],
@@ -344,6 +350,26 @@ mod tests {
         assert_eq!(site.exchange(&client, b"three"), port);
         says(&mut connect(site.web));
         drop(site.accept());
+    }
+
+    #[test]
+    fn a_listener_whose_socket_is_no_good_ends_once() {
+        let (site, mut sockets) = Site::new();
+        sockets[0] = None;
+        let worker = Running::start(&site, sockets);
+        let unfit = bind_tcp("127.0.0.1:0".parse().expect("an address"), 1).expect("bind");
+        let renewal = Renewal {
+            snapshot: worker.world.snapshot(),
+            policies: Vec::new(),
+            sockets: vec![(ListenerId(0), WorkerSocket { socket: unfit, shared: false })],
+            engine: None,
+        };
+        assert!(worker.address.post(Command::Renew(Box::new(renewal))));
+        worker.stats();
+        let sockets_open = worker.world.snapshot().listeners[0].sockets_open.clone();
+        assert_eq!(sockets_open.get(), 1, "it is one of those that may have it");
+        worker.drain(|| {});
+        assert_eq!(sockets_open.get(), 0);
     }
 
     #[test]

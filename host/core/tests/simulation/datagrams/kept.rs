@@ -121,7 +121,7 @@ impl Shelf {
         }
     }
 
-    /// Another process has taken over what holds. There has been one policy only.
+    /// Another process takes over what holds. There has been one policy only.
     pub(super) fn start_afresh(&mut self, passed: &Passed<'_>) {
         let floors = std::mem::take(&mut self.floors);
         for table in &mut self.own {
@@ -131,12 +131,14 @@ impl Shelf {
                 Some((key, Kept { policy: 0, ..after }))
             }));
         }
-        self.board.iter_mut().for_each(Table::clear);
+        self.board = self.board.take().map(|_| Table::new());
     }
 
-    /// What a worker of another process has taken over stands on the board too.
-    pub(super) fn come_over(&mut self, worker: usize) {
-        self.board.iter_mut().for_each(|board| board.extend(&self.own[worker]));
+    /// One of its workers has what one before had, and tells the others before its flows use it.
+    pub(super) fn come(&mut self, worker: usize) {
+        if let Some(board) = &mut self.board {
+            board.extend(&self.own[worker]);
+        }
     }
 
     /// A worker has taken back what holds. Most of it is there yet; tells how much of it is not.

@@ -63,26 +63,35 @@ impl Run {
         let seen = self.call(worker, |balancer, _, ops| balancer.begin_handing_over(ops));
         assert_eq!(seen.ops, [Op::Hold]);
         self.perform(worker);
+        let mut held = 0;
         for _ in 0..10_000 {
-            if self.workers[worker].0.can_hand_over() {
-                return;
-            }
             if self.rng.chance(300) {
                 self.send();
             }
             let count = self.rng.between(1, 8);
             for completion in self.workers[worker].1.collect(self.now, count) {
                 match completion {
-                    Completion::Held => self.on_held(worker),
+                    Completion::Held => {
+                        self.on_held(worker);
+                        held += 1;
+                    }
                     other => self.handle(worker, other),
                 }
             }
-            let now = self.now;
-            let seen = self.call(worker, |balancer, _, ops| balancer.handle_timeout(now, ops));
-            seen.assert_explained();
-            self.perform(worker);
+            self.pass_over(worker);
+            if held == 2 {
+                return;
+            }
         }
         panic!("it never stands still");
+    }
+
+    /// Time has nothing to say to flows that are about to leave.
+    fn pass_over(&mut self, worker: usize) {
+        let now = self.now;
+        let seen = self.call(worker, |balancer, _, ops| balancer.handle_timeout(now, ops));
+        seen.assert_explained();
+        self.perform(worker);
     }
 
     fn on_held(&mut self, worker: usize) {
@@ -96,23 +105,48 @@ impl Run {
 
     fn hand_over(&mut self, worker: usize) -> Estate {
         let scene = Scene { now: self.now, worker, snapshot: &self.snapshot.clone() };
-        let mut handed = Handed::default();
-        let mut seen = self.call(worker, |balancer, _, ops| {
-            handed = balancer.hand_over(scene.now, ops);
-        });
-        assert_eq!(seen.ops.pop_back(), Some(Op::Resume));
-        while !seen.records.is_empty() {
-            assert_eq!(self.model.end(&scene, &mut seen).0, CloseReason::Descriptors);
-        }
-        seen.assert_explained();
+        let handed = self.give_all(&scene);
         self.model.on_handed_over(&scene, &handed);
         let sockets = self.workers[worker].1.give(&handed.ports);
         self.perform(worker);
-        let balancer = &self.workers[worker].0;
-        let stats = &balancer.stats().listeners;
-        assert!(stats.iter().all(|stats| stats.flows_active == 0), "it has no flow left");
-        assert!(!balancer.is_drained(), "it may get them back");
+        assert_eq!(self.flows_of(worker), 0, "it has no flow left");
+        assert!(!self.workers[worker].0.is_drained(), "it may get them back");
         Estate { handed, sockets }
+    }
+
+    fn flows_of(&self, worker: usize) -> u64 {
+        let listeners = &self.workers[worker].0.stats().listeners;
+        listeners.iter().map(|stats| stats.flows_active).sum()
+    }
+
+    /// A worker gives away what it has, a slice in each turn.
+    fn give_all(&mut self, scene: &Scene<'_>) -> Handed {
+        let steps = self.rng.pick(&[1, 5, 40, 10_000]);
+        for _ in 0..10_000 {
+            let (mut given, before) = (None, self.flows_of(scene.worker));
+            let mut seen = self.call(scene.worker, |balancer, _, ops| {
+                given = balancer.hand_over(scene.now, steps, ops);
+            });
+            while !seen.records.is_empty() {
+                assert_eq!(self.model.end(scene, &mut seen).0, CloseReason::Descriptors);
+            }
+            let gone = before - self.flows_of(scene.worker);
+            assert!(gone <= steps.into(), "a slice is bounded");
+            let last = seen.ops.pop_back();
+            seen.assert_explained();
+            if let Some(handed) = given {
+                assert_eq!(last, Some(Op::Resume));
+                return handed;
+            }
+            assert_eq!(last, None, "it holds until all is given");
+            let due = self.workers[scene.worker].0.next_timeout();
+            assert!(due.is_some_and(|due| due <= scene.now), "the next slice waits for nothing");
+            if self.rng.chance(300) {
+                self.send();
+            }
+            self.pass_over(scene.worker);
+        }
+        panic!("it never gives away all");
     }
 
     /// Another process has started, with its own view of the world; the one before ends.
@@ -142,18 +176,19 @@ impl Run {
         let (taken, ports) = outcome;
         let numbers: BTreeMap<PortId, PortId> =
             ports.iter().map(|port| (handed.ports[port.place].port, port.port)).collect();
-        // Decisions come before the flows that use them.
         if is_another {
-            self.model.shelf.come_over(worker);
+            self.model.shelf.come(worker);
         } else {
             let renamed = |cluster, id| renamed((before, before), cluster, id);
             let passed = Passed { now: scene.now, gap, renamed: &renamed };
             assert_eq!(taken.kept, self.model.shelf.come_back(worker, &passed));
-            self.model.obscure(&scene);
         }
         let untaken = self.model.on_taken_over(&scene, (&handed, &numbers), (gap, is_another));
         assert_eq!(taken.untaken, untaken, "each flow has its answer");
         assert_eq!(taken.flows as usize, self.model.workers[worker].flows.len());
+        if !is_another {
+            self.model.obscure(&scene);
+        }
         self.workers[worker].1.take(sockets, &ports);
         seen
     }

@@ -6,14 +6,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "handing over: what comes of the last datagrams is not waited for",
         file: "balancer/handing.rs",
-        original: "                Handing::Settling\n            }",
-        mutated: "                Handing::Ready\n            }",
+        original: "            Handing::Holding => {\n                ops.push(Op::Hold);\n                self.handing = Handing::Settling;\n            }\n            Handing::Settling => {",
+        mutated: "            Handing::Holding | Handing::Settling => {",
     },
     Mutant {
         breaks: "handing over: time goes on for what is about to leave",
         file: "balancer.rs",
         original: "        if !self.is_handing_over() {",
-        mutated: "        if !self.can_hand_over() || self.is_handing_over() {",
+        mutated: "        if !self.is_giving() || self.is_handing_over() {",
     },
     Mutant {
         breaks: "handing over: an endpoint keeps the load of flows that went",
@@ -29,9 +29,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         breaks: "handing over: a port stays where its flows were",
-        file: "datagram/handing.rs",
-        original: "        self.ports.on_handed_over(&handed.ports);",
-        mutated: "",
+        file: "datagram/ports.rs",
+        original: "        *flows -= 1;\n        if *flows == 0 {",
+        mutated: "        *flows -= 1;\n        if *flows == u32::MAX {",
     },
     Mutant {
         breaks: "handing over: flows whose port could not be opened go over",
@@ -42,8 +42,32 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "handing over: those without a reply come first",
         file: "datagram/table.rs",
-        original: "        order.extend(self.lists.iter().flat_map(listed));\n        order",
-        mutated: "        order.extend(self.lists.iter().flat_map(listed));\n        order.reverse();\n        order",
+        original: "flow.is_live() && flow.is_confirmed() && is_wanted(flow.listener)",
+        mutated: "flow.is_live() && is_wanted(flow.listener)",
+    },
+    Mutant {
+        breaks: "handing over: the next slice waits until something happens",
+        file: "balancer.rs",
+        original: "self.sweep.next.is_some() || self.is_giving()",
+        mutated: "self.sweep.next.is_some()",
+    },
+    Mutant {
+        breaks: "handing over: the first slice is taken for all",
+        file: "balancer/handing.rs",
+        original: "        if steps == 0 {",
+        mutated: "        if steps == 0 && giving.handed.ports.is_empty() {",
+    },
+    Mutant {
+        breaks: "handing over: a slice has no end",
+        file: "datagram/table.rs",
+        original: "            *steps -= 1;\n            let number = walk.entry;",
+        mutated: "            let number = walk.entry;",
+    },
+    Mutant {
+        breaks: "handing over: a slice tells again of the decisions of the one before",
+        file: "affinity/handing.rs",
+        original: "        *place = end;",
+        mutated: "        *place = end.min(1);",
     },
     Mutant {
         breaks: "taking over: limits do not count the flows",
@@ -84,20 +108,26 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "taking over: endpoints do not learn of the ports that came",
         file: "datagram/taking.rs",
-        original: "            self.ports.make_known(&wish, &mut lane, |port| found(port).is_some_and(is_of));",
-        mutated: "            let _ = (&wish, found, is_of);",
+        original: "        self.ports.on_flow_taken_over(*port, self.bindings.lane(binding));",
+        mutated: "",
     },
     Mutant {
         breaks: "taking over: a port that came is free for the endpoint of its flow",
-        file: "datagram/ports.rs",
-        original: "            if !is_its_own(opened.port) {",
-        mutated: "            if is_its_own(opened.port) || self.is_open(opened) {",
+        file: "datagram/lane.rs",
+        original: "            if met == opening {",
+        mutated: "            if met == opening && opening == u64::MAX {",
+    },
+    Mutant {
+        breaks: "taking over: endpoints learn in any order of the ports that came",
+        file: "datagram/taking.rs",
+        original: "        self.bindings.settle_lanes();",
+        mutated: "",
     },
     Mutant {
         breaks: "taking over: flows of an endpoint that is down stay in any case",
         file: "datagram/taking.rs",
-        original: "OnEndpointDown::Drop | OnEndpointDown::Reset if !known.serves(found.id) => {",
-        mutated: "OnEndpointDown::Reset if !known.serves(found.id) => {",
+        original: "OnEndpointDown::Drop | OnEndpointDown::Reset if !serves => Err(Untaken::EndpointDown),",
+        mutated: "OnEndpointDown::Reset if !serves => Err(Untaken::EndpointDown),",
     },
     Mutant {
         breaks: "taking over: nobody looks for those that have to be given another endpoint",
