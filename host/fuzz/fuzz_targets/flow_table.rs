@@ -52,11 +52,11 @@ impl Pair {
             Step::Get { key } => {
                 assert_eq!(self.table.get(now, &key).copied(), self.live(key));
             }
-            // To extend what has expired brings it back if nothing has come across it yet.
+            // An end is never moved to an earlier time. To extend what has expired brings it back if nothing has come across it yet.
             Step::Extend { key, life_ms } if self.live(key).is_some() => {
                 let expires = self.after(life_ms);
                 self.table.extend(&key, expires);
-                self.map.entry(key).and_modify(|entry| entry.1 = expires);
+                self.map.entry(key).and_modify(|entry| entry.1 = entry.1.max(expires));
             }
             Step::Extend { .. } => {}
             Step::Remove { key } => {
