@@ -2,6 +2,7 @@
 //!
 //! The oracle sees completions go in, ops come out and policies called. It knows nothing else.
 
+mod kept;
 mod told;
 mod undelivered;
 mod waiting;
@@ -14,7 +15,8 @@ use std::time::Duration;
 use pointsman_core::boundary::{
     Buffer, Completion, ConnectFailure, Goodbye, Link, Op, Pool, ReceiveEnd, Side,
 };
-use pointsman_core::policy::{Decision, Method, OnSwap, Scope, Verdict};
+use pointsman_core::listing::Entry;
+use pointsman_core::policy::{Decision, Method, OnSwap, Verdict};
 use pointsman_core::preread::KeyRule;
 use pointsman_core::{
     EndpointId, Instant, KeylessReason, Listener, OnEndpointDown, Openness, Snapshot,
@@ -268,6 +270,8 @@ pub(crate) struct Oracle {
     /// By client: connections and timing of flows that have ended or will.
     ended: BTreeMap<SocketAddr, Flow>,
     kept: BTreeMap<(usize, KeptFor), Kept>,
+    /// What is there after a call in which the table had no room for a decision.
+    pub(crate) in_full_table: Option<Vec<Entry>>,
     calls: CallLog,
     /// Flows whose first bytes have been waited for long enough.
     deciding: Vec<(u32, Option<Result<u64, KeylessReason>>)>,
@@ -287,11 +291,12 @@ impl Oracle {
     pub(crate) fn new(calls: CallLog) -> Self {
         let (flows, ended, kept) = Default::default();
         let (deciding, waiting, received, fared) = Default::default();
-        let (keyless, undecided, undelivered) = Default::default();
+        let (keyless, undecided, undelivered, in_full_table) = Default::default();
         Self {
             flows,
             ended,
             kept,
+            in_full_table,
             calls,
             deciding,
             waiting,
@@ -436,7 +441,6 @@ impl Oracle {
         assert!(before.active < u64::from(listener.flows_max) || view.snapshot.listeners.len() > 1);
         let cluster = listener.cluster.index();
         let mut flow = Flow::new(arrival, cluster, Method::DEFAULT);
-        let full = after.table_full > before.table_full;
         let is_decided_on = listener.key.is_none() && listener.proxy.is_none();
         if is_decided_on && self.must_wait(cluster, view) {
             assert!(calls.is_empty(), "nobody is asked while there is no place");
@@ -459,7 +463,7 @@ impl Oracle {
             };
             let mut calls = calls.into();
             let done = Done { target, refused };
-            flow.method = self.decided((arrival.now, view), &flow, (done, full), &mut calls);
+            flow.method = self.decided((arrival.now, view), &flow, done, &mut calls);
             assert!(calls.is_empty(), "a flow is decided on once: {calls:?}");
         }
         for op in ops {
@@ -475,7 +479,7 @@ impl Oracle {
         &mut self,
         (now, view): (Instant, &View<'_>),
         flow: &Flow,
-        (done, full): (Done, bool),
+        done: Done,
         calls: &mut VecDeque<Call>,
     ) -> Method {
         let cluster = flow.cluster;
@@ -514,7 +518,7 @@ impl Oracle {
         assert_eq!(call.key, flow.key, "{call:?}");
         let asked = Asked { client: flow.client, attempt: 0, cluster, with };
         let is_obeyed = self.check_call(&call, &asked, view, done);
-        if !full && is_obeyed && !overflows {
+        if is_obeyed && !overflows {
             self.keep((now, view), flow, &call, with);
         }
         call.decision.method
@@ -560,7 +564,7 @@ impl Oracle {
                 continue;
             }
             let done = done.expect("what has said enough is decided on");
-            flow.method = self.decided((now, view), &flow, (done, false), calls);
+            flow.method = self.decided((now, view), &flow, done, calls);
             flow.placed = done.target;
             self.flows.insert(slot, flow);
         }
@@ -586,40 +590,6 @@ impl Oracle {
         }
     }
 
-    fn keep(
-        &mut self,
-        (now, view): (Instant, &View<'_>),
-        flow: &Flow,
-        call: &Call,
-        with: Option<EndpointId>,
-    ) {
-        let decision = call.decision;
-        let key = match decision.scope {
-            Scope::Client => Some(KeptFor::Client(flow.client.ip())),
-            Scope::Key => flow.key.map(KeptFor::Key),
-            Scope::Flow | Scope::None => None,
-        };
-        let Some(key) = key else { return };
-        let cluster = &view.snapshot.clusters[flow.cluster];
-        let idle = view.listener(flow).timeouts.idle;
-        let ttl = if decision.ttl.is_zero() { idle } else { decision.ttl };
-        let endpoint = match decision.verdict {
-            Verdict::Forward(index) => {
-                with.or_else(|| cluster.candidates.get(index).map(|endpoint| endpoint.id))
-            }
-            _ => None,
-        };
-        let kept = Kept {
-            verdict: decision.verdict,
-            endpoint,
-            method: decision.method,
-            expires: now + ttl,
-            slides: decision.sliding.then_some(ttl),
-            stale: false,
-        };
-        self.kept.insert((flow.cluster, key), kept);
-    }
-
     /// The balancer has handled something other than a new client.
     pub(crate) fn after(
         &mut self,
@@ -628,7 +598,6 @@ impl Oracle {
         ops: &[Op],
         [before, after]: [Counts; 2],
     ) {
-        let full = after.table_full > before.table_full;
         let mut calls = self.take_calls().into();
         self.after_preread((now, view), (ops, after.sheds > before.sheds), &mut calls);
         self.after_served((now, view), ops, &mut calls);
@@ -682,7 +651,7 @@ impl Oracle {
             let flow = flow.expect("a retry belongs to a flow");
             flow.method = call.decision.method;
             let flow = flow.clone();
-            if !full && is_obeyed {
+            if is_obeyed {
                 self.keep((now, view), &flow, call, None);
             }
         }

@@ -388,6 +388,8 @@ impl Run {
     fn take_ops(&mut self, arrival: Option<&Arrival>, before: Counts) {
         let ops: Vec<Op> = self.ops.drain().collect();
         let counts = self.counts();
+        let was_full = counts.table_full > before.table_full;
+        self.oracle.in_full_table = was_full.then(|| self.survey(10_000));
         let view = View {
             snapshot: &self.snapshot,
             logged: &self.logged,
@@ -486,29 +488,28 @@ impl Run {
 
     /// The clients whose flows have their endpoint for good.
     fn established(&self) -> Vec<SocketAddr> {
-        let mut clients = Vec::new();
-        let mut visit = |entry: Entry| match entry.kind {
-            EntryKind::Flow(flow) if flow.state == FlowState::Established => {
-                clients.push(flow.client);
-            }
-            _ => {}
+        let established = |entry: Entry| match entry.kind {
+            EntryKind::Flow(flow) if flow.state == FlowState::Established => Some(flow.client),
+            _ => None,
         };
-        let mut next = Some(Cursor::default());
-        while let Some(cursor) = next {
-            next = self.balancer.survey(self.world.now, cursor, 10_000, &mut visit);
-        }
-        clients
+        self.survey(10_000).into_iter().filter_map(established).collect()
     }
 
-    /// An operator looks at all flows and ends one.
-    fn forget(&mut self) {
+    /// All that is there, looked at so many places at a time.
+    fn survey(&self, steps: u32) -> Vec<Entry> {
         let mut entries = Vec::new();
-        let steps = self.rng.pick(&[1, 5, 1_000]);
         let mut next = Some(Cursor::default());
         while let Some(cursor) = next {
             let mut visit = |entry| entries.push(entry);
             next = self.balancer.survey(self.world.now, cursor, steps, &mut visit);
         }
+        entries
+    }
+
+    /// An operator looks at all flows and ends one.
+    fn forget(&mut self) {
+        let steps = self.rng.pick(&[1, 5, 1_000]);
+        let entries = self.survey(steps);
         self.oracle.assert_shown(&entries);
         let is_flow = |entry: &&Entry| matches!(entry.kind, EntryKind::Flow(_));
         let flows: Vec<&Entry> = entries.iter().filter(is_flow).collect();

@@ -28,8 +28,19 @@ impl Model {
         let is_v4 = towards.is_ipv4();
         let fresh = Port { listener, role, from, is_v4, failed: false, closing: false };
         self.worker(scene).rests.on_closed(port);
+        self.obscure_unseen(scene, listener, towards);
         let old = self.worker(scene).ports.insert(port, fresh);
         assert!(old.is_none_or(|old| old.failed), "the number is not free");
+    }
+
+    /// Flows that have moved to other endpoints than the one that a port is opened for had theirs before,
+    /// which only their next datagrams show.
+    fn obscure_unseen(&mut self, scene: &Scene<'_>, listener: usize, towards: SocketAddr) {
+        let worker = self.worker(scene);
+        let unseen = worker.flows.iter().filter(|it| it.listener == listener && it.port.is_none());
+        let moved = unseen.filter_map(|flow| flow.target.ok());
+        let elsewhere = moved.filter(|(_, address)| *address != towards);
+        elsewhere.for_each(|(endpoint, _)| worker.rests.obscure((listener, endpoint)));
     }
 
     /// Whether ports have failed that may or may not be given up yet.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use pointsman_core::boundary::{Completion, Op, Ops, PortId};
 use pointsman_core::handover::{Handed, HandedFlow, HandedTarget, TakenPort};
+use pointsman_core::listing::Entry;
 use pointsman_core::{
     Balancer, CloseReason, Endpoint, EndpointId, Instant, OnEndpointDown, Openness, Snapshot,
     Untaken,
@@ -187,6 +188,8 @@ impl Run {
         assert_eq!(taken.untaken, untaken, "each flow has its answer");
         assert_eq!(taken.flows as usize, self.model.workers[worker].flows.len());
         if !is_another {
+            let shown = super::survey(&self.workers[worker].0, self.now, 10_000);
+            self.model.recognise_gone(&scene, &shown);
             self.model.obscure(&scene);
         }
         self.workers[worker].1.take(sockets, &ports);
@@ -301,6 +304,23 @@ impl Model {
         let flows = worker.flows.clone();
         flows.iter().for_each(|flow| self.use_key(scene, flow));
         untaken
+    }
+
+    /// Several endpoints that are gone may have stood at one address, which is all that is told of a
+    /// flow's: it comes back to any of them.
+    fn recognise_gone(&mut self, scene: &Scene<'_>, shown: &[Entry]) {
+        for flow in &mut self.worker(scene).flows {
+            let Ok((_, address)) = flow.target else { continue };
+            if configured(scene.snapshot, flow.listener, address).is_some() {
+                continue;
+            }
+            let entry = shown.iter().find(|entry| flow.is_in(entry));
+            let id =
+                entry.and_then(|entry| entry.endpoint).expect("a flow that came back is shown");
+            let is_gone = scene.snapshot.clusters[flow.listener].endpoint(id).is_none();
+            assert!(is_gone, "it is no other endpoint's: {flow:?}");
+            flow.target = Ok((id, address));
+        }
     }
 
     /// Ports that come back have been left in an order that only the balancer knows.

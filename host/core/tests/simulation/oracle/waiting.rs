@@ -214,7 +214,7 @@ impl Oracle {
     ) -> pointsman_core::policy::Method {
         let among = &view.snapshot.clusters[flow.cluster].candidates;
         if flow.attempts == 0 {
-            return self.decided((now, view), flow, (done, false), calls);
+            return self.decided((now, view), flow, done, calls);
         }
         if !view.logged[flow.cluster] || among.endpoints.is_empty() {
             return flow.method;
