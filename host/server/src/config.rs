@@ -508,8 +508,8 @@ pub struct Cluster {
     /// before each datagram. Default: only where the policy says so, by the plainest header of version 2.
     pub proxy_protocol: Option<ProxyOutbound>,
     /// Whether flows to endpoints leave from their clients' addresses, and those of UDP from their ports
-    /// too, so that endpoints see those without a header. Default false: it takes a privilege, and routes by which endpoints'
-    /// answers come back to this machine.
+    /// too, so that endpoints see those without a header. Default false: it takes a privilege, and routes
+    /// by which endpoints' answers come back to this machine.
     pub transparent: bool,
 }
 

@@ -38,7 +38,7 @@ use crate::problem::Problem;
 use crate::random;
 use crate::reload::{self, Source};
 use crate::runtime;
-use crate::service::{Left, Parts, Service};
+use crate::service::{Parts, Service};
 use crate::setup::Setup;
 use crate::sockets::{self, AdminSocket, Entrance, Listening};
 use crate::steering::{Steered, Steerer};
@@ -109,7 +109,7 @@ pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<
     };
     let succession = heir.succeed(predecessor.as_mut())?;
     tell_addresses(&world.snapshot());
-    let (unix, mut admin_socket) = entrance.unix.context("the admin socket is nobody's")?;
+    let (unix, admin_socket) = entrance.unix.context("the admin socket is nobody's")?;
     let parts = Parts {
         source,
         budget,
@@ -119,13 +119,13 @@ pub async fn run(start: Start, predecessor: &mut Option<Predecessor>) -> Result<
         log: log.keeper,
         notifier: Notifier::from_environment(),
         program,
-        doors: Doors::new(&unix, entrance.http.as_ref(), admin_socket.owns_file())?,
+        doors: Doors::new(&unix, entrance.http.as_ref(), admin_socket.file())?,
         left: left_sender,
     };
     let setup = Setup { config, plan, loaded, seats: ready.seated.seats };
     let service = Arc::new(Service::new(parts, setup, world, succession.upgrades.clone()));
     begin(&service, ready.seated.steerers, (unix, entrance.http))?;
-    say_ready(&service, predecessor.take(), &succession, &mut admin_socket);
+    say_ready(&service, predecessor.take(), &succession, &admin_socket);
     let control = Control {
         workers_left: service.fleet().len(),
         watchdog: Watchdog::from_environment(service.notifier().clone()),
@@ -239,16 +239,20 @@ fn say_ready(
     service: &Arc<Service>,
     predecessor: Option<Predecessor>,
     succession: &Succession,
-    admin_socket: &mut AdminSocket,
+    admin_socket: &AdminSocket,
 ) {
     let Some(mut predecessor) = predecessor else { return service.notifier().ready() };
     succession.tell(&mut predecessor);
     admin_socket.claim_file();
-    let notifier = service.notifier().clone();
+    let service = Arc::clone(service);
     runtime::spawn(async move {
         // Without a thread it is said earlier than the manager may want to hear it.
-        let _ = runtime::aside("farewell", || predecessor.await_farewell()).await;
-        notifier.ready();
+        let ends = runtime::aside("farewell", || predecessor.await_farewell()).await;
+        service.notifier().ready();
+        if ends.unwrap_or(false) {
+            service.notifier().stopping();
+            service.note_end();
+        }
     });
 }
 
@@ -365,7 +369,7 @@ struct Control {
     ended: UnboundedReceiver<Ended>,
     retired: UnboundedReceiver<Retired>,
     steered: UnboundedReceiver<Steered>,
-    left: UnboundedReceiver<Left>,
+    left: UnboundedReceiver<()>,
     log: Option<LogTask>,
     workers_left: usize,
     drain_until: Option<Instant>,
@@ -385,7 +389,7 @@ impl Control {
                 Some(ended) = self.ended.recv() => self.on_ended(ended)?,
                 Some(retired) = self.retired.recv() => drop(retired),
                 Some(steered) = self.steered.recv() => self.on_steered(steered),
-                Some(left) = self.left.recv() => self.on_left(left),
+                Some(()) = self.left.recv() => self.on_left(),
                 signal = self.signals.next() => {
                     if let Some(code) = self.on_signal(signal) {
                         self.leave(code);
@@ -517,11 +521,8 @@ impl Control {
     }
 
     /// Another process has taken over. What has stayed here ends as in any drain.
-    fn on_left(&mut self, left: Left) {
+    fn on_left(&mut self) {
         self.has_left = true;
-        if left.admin_socket {
-            self.admin_socket.leave_file();
-        }
         if self.drain_until.is_none() {
             self.drain();
         }

@@ -4,7 +4,7 @@
 //! [`resolve`] reports all problems of a file at once, each with its key, because whoever mends a
 //! configuration wants one list and not one error per attempt.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -342,7 +342,7 @@ pub fn endpoint_problem(address: SocketAddr) -> Option<String> {
     let ip = address.ip();
     if address.port() == 0 {
         Some("port 0 cannot be connected to; write the endpoint's port".to_owned())
-    } else if ip.is_unspecified() {
+    } else if ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST {
         Some(format!("{ip} is no machine's address; write the endpoint's"))
     } else {
         None

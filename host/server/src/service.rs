@@ -109,14 +109,7 @@ pub struct Parts {
     /// The admin interface's sockets.
     pub doors: Doors,
     /// Where it is told that another process has taken over.
-    pub left: UnboundedSender<Left>,
-}
-
-/// Another process has taken over.
-#[derive(Debug, Clone, Copy)]
-pub struct Left {
-    /// Whether the admin socket is its from here on.
-    pub admin_socket: bool,
+    pub left: UnboundedSender<()>,
 }
 
 impl Service {
@@ -303,9 +296,9 @@ impl Service {
     }
 
     /// Another process has taken over; what is left here is drained.
-    pub fn leave(&self, left: Left) {
+    pub fn leave(&self) {
         // Fails only when the control thread has ended.
-        let _ = self.parts.left.send(left);
+        let _ = self.parts.left.send(());
     }
 
     /// Shows a policy what it needs to see, and tells all workers if that is something else than

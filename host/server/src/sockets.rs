@@ -11,6 +11,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use pointsman_core::Protocol;
 use pointsman_ring::{RingError, bind_tcp, bind_udp, prepare_tcp, prepare_udp};
@@ -204,9 +207,26 @@ pub struct Entrance {
 /// has made it.
 #[derive(Debug)]
 pub struct AdminSocket {
-    path: Option<PathBuf>,
-    /// Whether nobody else counts on the file.
-    is_sole: bool,
+    file: Option<AdminFile>,
+}
+
+/// The file of an [`AdminSocket`], as two processes share it for a moment.
+#[derive(Debug, Clone)]
+pub struct AdminFile {
+    path: PathBuf,
+    /// Whether it goes with this process.
+    is_ours: Arc<AtomicBool>,
+}
+
+impl AdminFile {
+    fn new(path: &Path, is_ours: bool) -> Self {
+        Self { path: path.to_owned(), is_ours: Arc::new(AtomicBool::new(is_ours)) }
+    }
+
+    /// Another process has it from here on.
+    pub fn pass_on(&self) {
+        self.is_ours.store(false, Release);
+    }
 }
 
 impl AdminSocket {
@@ -216,7 +236,7 @@ impl AdminSocket {
     /// One line that says what to do.
     pub fn open(plan: &Plan, handed: Option<OwnedFd>) -> Result<(UnixListener, Self), String> {
         let Some(handed) = handed else { return Self::bind(plan) };
-        Ok((listener_of(handed)?, Self { path: None, is_sole: true }))
+        Ok((listener_of(handed)?, Self { file: None }))
     }
 
     /// Takes over the socket from a process that has bound it as the plan says, with its file if that was
@@ -234,23 +254,18 @@ impl AdminSocket {
         if owns_file {
             restrict(plan)?;
         }
-        let path = owns_file.then(|| plan.admin_socket.clone());
-        Ok((listener, Self { path, is_sole: false }))
+        let file = owns_file.then(|| AdminFile::new(&plan.admin_socket, false));
+        Ok((listener, Self { file }))
     }
 
-    /// Whether the file goes when this does.
-    pub fn owns_file(&self) -> bool {
-        self.path.is_some()
+    /// Its file, unless somebody else has made it.
+    pub fn file(&self) -> Option<AdminFile> {
+        self.file.clone()
     }
 
     /// The process before has let go of the file.
-    pub fn claim_file(&mut self) {
-        self.is_sole = true;
-    }
-
-    /// Somebody else has the file from here on.
-    pub fn leave_file(&mut self) {
-        self.path = None;
+    pub fn claim_file(&self) {
+        self.file.iter().for_each(|file| file.is_ours.store(true, Release));
     }
 
     /// Binds the socket, for those whom the plan says. A file left behind by a balancer that is gone
@@ -272,7 +287,7 @@ impl AdminSocket {
         }
         let listener = UnixListener::bind(path)
             .map_err(|error| format!("cannot listen on {shown}: {error}; {ADMIN_ADVICE}"))?;
-        let socket = Self { path: Some(path.to_owned()), is_sole: true };
+        let socket = Self { file: Some(AdminFile::new(path, true)) };
         restrict(plan)?;
         Ok((listener, socket))
     }
@@ -298,9 +313,8 @@ fn listener_of(handed: OwnedFd) -> Result<UnixListener, String> {
 
 impl Drop for AdminSocket {
     fn drop(&mut self) {
-        if self.is_sole {
-            let _ = self.path.as_ref().map(fs::remove_file);
-        }
+        let file = self.file.as_ref().filter(|file| file.is_ours.load(Acquire));
+        let _ = file.map(|file| fs::remove_file(&file.path));
     }
 }
 

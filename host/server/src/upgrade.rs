@@ -42,7 +42,7 @@ use crate::mailbox::Handover;
 use crate::reload::Turn;
 use crate::runtime;
 use crate::seat::Claim;
-use crate::service::{Left, Service};
+use crate::service::Service;
 use estate::{Estate, Taken};
 use successor::Successor;
 use wire::{Kind, Unheard};
@@ -82,6 +82,13 @@ struct TakenOver {
     flows: u64,
     /// Flows of datagrams that its configuration, or its room, has no place for.
     flows_lost: u64,
+}
+
+/// The last that the old process says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Farewell {
+    /// Whether the new one is to end too.
+    ends: bool,
 }
 
 /// Upgrades on a thread of its own, because that waits for the new process.
@@ -196,19 +203,21 @@ fn hand_over(
 
 /// The other process serves. What it has not taken stays here, and is drained with the rest.
 fn finish(service: &Service, mut successor: Successor, (handed, taken): (Vec<Handover>, Taken)) {
+    if taken.admin_socket {
+        service.doors().pass_file_on();
+    }
     // A service manager cares for the new process only if that is its child when it hears of it.
     successor.disown();
     service.notifier().give_way_to(successor.id());
     service.doors().close(CLOSING_PATIENCE);
+    // Whoever told this process to end did not know of the other one, and means that too.
+    let farewell = Farewell { ends: service.is_draining() };
     // Whoever does not hear it has ended, and then there is nobody to tell.
-    let _ = successor.wire().send(Kind::Farewell, &[], &[]);
-    if service.is_draining() {
-        successor.terminate();
-    }
+    let _ = successor.wire().tell(Kind::Farewell, &farewell);
     successor.let_go();
     let left = handed.into_iter().map(|handed| luggage::without(handed, &taken.listeners));
     take_back(service, left.collect());
-    service.leave(Left { admin_socket: taken.admin_socket });
+    service.leave();
 }
 
 /// Workers go on with what they have handed over.

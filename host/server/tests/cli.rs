@@ -160,7 +160,7 @@ fn what_is_wrong_with_a_file_of_endpoints_is_told_and_one_that_is_not_there_may_
     fs::write(&endpoints, "endpoints = [{ adress = 1 }, { address = \"x\" }]").expect("a file");
     let first = format!("{}:1:16: endpoints[0].adress: ", endpoints.display());
     assert_refused(&check(&text), &[&[key, &first, "(and 1 more)"]]);
-    fs::write(&endpoints, "endpoints = [{ address = \"224.0.0.1:80\" }]").expect("a file");
+    fs::write(&endpoints, "endpoints = [{ address = \"[fe80::1]:80\" }]").expect("a file");
     assert_refused(&check(&text), &[&[key, "no address that can be connected to"]]);
     fs::write(&endpoints, "endpoints = [{ address = \"10.0.0.1:80\" }]").expect("a file");
     assert!(check(&text).status.success());

@@ -15,6 +15,8 @@ use axum::serve::Listener;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 
+use crate::sockets::AdminFile;
+
 /// Every way into the admin interface.
 pub struct Doors {
     copies: Mutex<Option<Copies>>,
@@ -40,25 +42,25 @@ struct Guests {
 struct Copies {
     unix: OwnedFd,
     http: Option<OwnedFd>,
-    owns_file: bool,
+    file: Option<AdminFile>,
 }
 
 impl Doors {
-    /// Those with these sockets. `owns_file` says whether this process has made the Unix socket's file.
+    /// Those with these sockets, and the Unix socket's file if this process has made it.
     ///
     /// # Errors
     /// There are no descriptors left.
     pub fn new(
         unix: &UnixListener,
         http: Option<&TcpListener>,
-        owns_file: bool,
+        file: Option<AdminFile>,
     ) -> io::Result<Self> {
         let unix = unix.as_fd().try_clone_to_owned()?;
         let http = http.map(|http| http.as_fd().try_clone_to_owned()).transpose()?;
         let (handle, shut) = channel();
         let (pass, gone) = mpsc::channel(1);
         Ok(Self {
-            copies: Mutex::new(Some(Copies { unix, http, owns_file })),
+            copies: Mutex::new(Some(Copies { unix, http, file })),
             closing: watch::Sender::new(false),
             open: Mutex::new(Open { handle: Some(handle), shut }),
             guests: Mutex::new(Guests { pass: Some(pass), gone: Some(gone) }),
@@ -67,7 +69,13 @@ impl Doors {
 
     /// Whether this process has made the Unix socket's file.
     pub fn owns_file(&self) -> bool {
-        lock(&self.copies).as_ref().is_some_and(|copies| copies.owns_file)
+        lock(&self.copies).as_ref().is_some_and(|copies| copies.file.is_some())
+    }
+
+    /// The Unix socket's file is another process' from here on.
+    pub fn pass_file_on(&self) {
+        let copies = lock(&self.copies);
+        copies.iter().filter_map(|copies| copies.file.as_ref()).for_each(AdminFile::pass_on);
     }
 
     /// The sockets once more: the Unix socket and, if there is one, that for HTTP.

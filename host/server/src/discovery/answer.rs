@@ -2,9 +2,9 @@
 //!
 //! Whoever answers is not trusted to name addresses that mean anything, nor few of them.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
-use crate::plan::EndpointPlan;
+use crate::plan::{EndpointPlan, endpoint_problem};
 
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,13 +136,9 @@ pub(super) fn settle(
 
 /// Whether a connection to it could mean anything.
 fn is_usable(address: SocketAddr) -> bool {
-    let is_one_machine = match address.ip() {
-        IpAddr::V4(ip) => ip != Ipv4Addr::BROADCAST,
-        // Which link is meant is not part of an answer.
-        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
-    };
-    let ip = address.ip();
-    address.port() != 0 && is_one_machine && !ip.is_unspecified() && !ip.is_multicast()
+    // Which link is meant is not part of an answer.
+    let needs_link = matches!(address, SocketAddr::V6(it) if it.ip().is_unicast_link_local());
+    endpoint_problem(address).is_none() && !needs_link
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -62,12 +62,20 @@ fn launch(program: &Path, arguments: &[OsString]) -> io::Result<()> {
             return wire.send(Kind::Refused, why.as_bytes(), &[]);
         }
     };
-    let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
-    wire.send(Kind::Started, &serde_json::to_vec(&child.id())?, &[handle.as_fd()])?;
-    drop(handle);
+    if let Err(error) = tell_of(&child, &wire) {
+        child.kill()?;
+        child.wait()?;
+        let why = format!("cannot tell which process is the new one: {error}; try again");
+        return wire.send(Kind::Refused, why.as_bytes(), &[]);
+    }
     let status = child.wait()?;
     let why =
         format!("the new process has ended ({status}) before it could take over; see what it logs");
     wire.be_patient_for(PATIENCE);
     wire.send(Kind::Refused, why.as_bytes(), &[])
+}
+
+fn tell_of(child: &Child, wire: &Wire) -> io::Result<()> {
+    let handle = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    wire.send(Kind::Started, &serde_json::to_vec(&child.id())?, &[handle.as_fd()])
 }

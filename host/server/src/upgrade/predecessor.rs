@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use super::Farewell;
 use super::estate::{Estate, Holding, Taken};
 use super::launcher::VARIABLE;
 use super::wire::{Kind, VERSION, Wire};
@@ -87,11 +88,17 @@ impl Predecessor {
         &mut self.wire
     }
 
-    /// Waits until the service manager knows of this process, or the old one is gone.
-    pub fn await_farewell(mut self) {
+    /// Waits until the service manager knows of this process, or the old one is gone. Tells whether this
+    /// one is to end too.
+    pub fn await_farewell(mut self) -> bool {
         self.wire.be_patient_for(HANDING_PATIENCE);
-        if let Err(unheard) = self.wire.await_kind(Kind::Farewell) {
-            tracing::warn!(%unheard, "the process before has ended without a word");
+        let farewell = self.wire.await_kind(Kind::Farewell);
+        match farewell.and_then(|frame| Ok(frame.read::<Farewell>()?)) {
+            Ok(farewell) => farewell.ends,
+            Err(unheard) => {
+                tracing::warn!(%unheard, "the process before has ended without a word");
+                false
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Until it has taken over it may be ended at any moment; whoever gives it up has ended it for certain, so
 //! that two processes never serve the same flows.
 
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -24,6 +25,8 @@ const TAKING_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a process that refuses may take to end, and how often that is looked at.
 const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(2);
+/// How long one that is killed may take to be dead: as long as the system does.
+const DYING_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A process that is to take over. It is ended when this is dropped, unless it is let go.
 #[derive(Debug)]
@@ -89,11 +92,6 @@ impl Successor {
         &mut self.wire
     }
 
-    /// Whoever told this process to end did not know of the other one, and means that too.
-    pub(super) fn terminate(&self) {
-        self.signal(Signal::TERM);
-    }
-
     /// Leaves it to whoever this process belongs to. It cannot be given up any more.
     pub(super) fn disown(&mut self) {
         let _ = self.launcher.kill();
@@ -103,13 +101,6 @@ impl Successor {
     /// It has taken over, and goes its own way.
     pub(super) fn let_go(mut self) {
         self.process = None;
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some((_, handle)) = &self.process {
-            // If it has ended already, that is what was wanted.
-            let _ = pidfd_send_signal(handle, signal);
-        }
     }
 
     /// Gives it up, for this reason. Tells why, in lines.
@@ -124,7 +115,8 @@ impl Successor {
             }
             Unheard::Broken(error) if error.kind() == ErrorKind::TimedOut => self.tell_timeout(),
             Unheard::Broken(error) => {
-                let is_gone = error.kind() == ErrorKind::BrokenPipe;
+                let gone = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
+                let is_gone = gone.contains(&error.kind());
                 let words = is_gone.then(|| self.last_words()).flatten();
                 words.unwrap_or_else(|| {
                     format!("the new process cannot be understood ({error}) and is ended")
@@ -167,10 +159,42 @@ impl Successor {
 
 impl Drop for Successor {
     fn drop(&mut self) {
-        self.signal(Signal::KILL);
-        if self.process.is_none() {
-            let _ = self.launcher.kill();
+        if let Some((number, handle)) = &self.process {
+            // If it has ended already, that is what was wanted.
+            let _ = pidfd_send_signal(handle, Signal::KILL);
+            let give_up = Instant::now() + DYING_PATIENCE;
+            // The launcher would wait for it, but may have been ended by somebody else.
+            while !is_dead(*number) && Instant::now() < give_up {
+                thread::sleep(LOOK);
+            }
         }
-        let _ = self.launcher.wait();
+        self.disown();
+    }
+}
+
+/// Whether a process runs no more, be it that nobody has waited for it yet.
+fn is_dead(number: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{number}/stat"));
+    let state =
+        |stat: &str| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X']));
+    stat.map_or(true, |stat| state(&stat))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_dead_before_anybody_has_waited_for_it() {
+        let mut child = Command::new("sleep").arg("3600").spawn().expect("a process");
+        assert!(!is_dead(child.id()));
+        child.kill().expect("it is there");
+        while !is_dead(child.id()) {
+            thread::sleep(LOOK);
+        }
+        child.wait().expect("its end");
+        assert!(is_dead(child.id()));
     }
 }

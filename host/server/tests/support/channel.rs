@@ -17,6 +17,7 @@ pub const PREPARED: u8 = 4;
 pub const SOCKETS: u8 = 7;
 pub const WHOLE: u8 = 11;
 pub const TAKEN_OVER: u8 = 12;
+pub const FAREWELL: u8 = 13;
 
 /// Descriptors that may come with a frame.
 const DESCRIPTORS_MAX: usize = 253;
