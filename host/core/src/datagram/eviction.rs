@@ -37,10 +37,15 @@ impl Datagrams {
     }
 
     /// Where every endpoint of the listener's cluster is full: has a flow without a reply give its
-    /// place at one of them. Tells whether there was one.
+    /// place at one of them. Tells whether there was one. None does while others wait in the cluster:
+    /// the place would be theirs.
     pub(super) fn evict_from_endpoint(&mut self, turn: &mut Turn<'_>, of: ListenerId) -> bool {
         let id = turn.listener(of).cluster;
-        let (bindings, among) = (&self.bindings, &turn.snapshot.clusters[id.index()].candidates);
+        let cluster = &turn.snapshot.clusters[id.index()];
+        if cluster.queue.is_awaited() {
+            return false;
+        }
+        let (bindings, among) = (&self.bindings, &cluster.candidates);
         let helps = |flow: &Flow| {
             let bound = bindings.get(flow.binding).filter(|bound| bound.cluster == id);
             bound.is_some_and(|bound| among.find(bound.endpoint.id).is_some())
