@@ -50,7 +50,7 @@ impl Datagrams {
             let bound = bindings.get(flow.binding).filter(|bound| bound.cluster == id);
             bound.is_some_and(|bound| among.find(bound.endpoint.id).is_some())
         };
-        let victim = self.table.oldest(of, helps);
+        let victim = self.table.victim_among(turn.now, of, helps);
         if let Some(number) = victim {
             self.end(turn, number, CloseReason::Evicted);
         }
