@@ -16,10 +16,7 @@ impl Datagrams {
     /// had.
     pub(super) fn evict(&mut self, turn: &mut Turn<'_>, of: Option<ListenerId>) -> bool {
         let victim = self.table.victim(turn.now, of);
-        if let Some(number) = victim {
-            self.end(turn, number, CloseReason::Evicted);
-        }
-        victim.is_some()
+        self.has_made_room(turn, victim)
     }
 
     /// Where every port serves the endpoint: the port of a flow without a reply, which has to give
@@ -51,6 +48,11 @@ impl Datagrams {
             bound.is_some_and(|bound| among.find(bound.endpoint.id).is_some())
         };
         let victim = self.table.victim_among(turn.now, of, helps);
+        self.has_made_room(turn, victim)
+    }
+
+    /// Ends the flow that gives its place, if there is one, and tells whether there is.
+    fn has_made_room(&mut self, turn: &mut Turn<'_>, victim: Option<u32>) -> bool {
         if let Some(number) = victim {
             self.end(turn, number, CloseReason::Evicted);
         }
