@@ -61,13 +61,16 @@ pub struct Snapshot {
     pub drain_until: Option<Instant>,
 }
 
+/// Endpoints, by their cluster and address.
+pub(crate) type EndpointsByAddress<'a> = BTreeMap<(ClusterId, SocketAddr), &'a Endpoint>;
+
 impl Snapshot {
     pub(crate) fn listener(&self, id: ListenerId) -> &Listener {
         &self.listeners[id.index()]
     }
 
     /// All configured endpoints, by their cluster and address: so other processes name them.
-    pub(crate) fn endpoints_by_address(&self) -> BTreeMap<(ClusterId, SocketAddr), &Endpoint> {
+    pub(crate) fn endpoints_by_address(&self) -> EndpointsByAddress<'_> {
         let clusters = (0..).map(ClusterId).zip(&self.clusters);
         let endpoints = clusters.flat_map(|(cluster, it)| {
             let endpoints = it.endpoints.iter().map(|state| &state.endpoint);

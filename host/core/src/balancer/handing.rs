@@ -92,7 +92,8 @@ impl Balancer {
         ops: &mut Ops,
     ) -> (TakenOver, Vec<TakenPort>) {
         let mut taken = TakenOver::default();
-        let endpoints = self.snapshot.endpoints_by_address();
+        let snapshot = self.snapshot.clone();
+        let endpoints = snapshot.endpoints_by_address();
         let find = |cluster, address| Some(endpoints.get(&(cluster, address))?.id);
         for decision in &handed.kept {
             let is_kept = self.allocator.take_over(now, decision, find);
@@ -100,7 +101,7 @@ impl Balancer {
         }
         let (datagrams, mut turn) = self.datagrams(now, ops);
         let lists = (&*handed.flows, &*handed.ports);
-        let ports = datagrams.take_over(&mut turn, lists, &mut taken);
+        let ports = datagrams.take_over(&mut turn, lists, &endpoints, &mut taken);
         self.count_entries();
         (taken, ports)
     }

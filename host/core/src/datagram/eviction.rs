@@ -16,10 +16,7 @@ impl Datagrams {
     /// had.
     pub(super) fn evict(&mut self, turn: &mut Turn<'_>, of: Option<ListenerId>) -> bool {
         let victim = self.table.victim(turn.now, of);
-        if let Some(number) = victim {
-            self.end(turn, number, CloseReason::Evicted);
-        }
-        victim.is_some()
+        self.has_made_room(turn, victim)
     }
 
     /// Where every port serves the endpoint: the port of a flow without a reply, which has to give
@@ -37,15 +34,25 @@ impl Datagrams {
     }
 
     /// Where every endpoint of the listener's cluster is full: has a flow without a reply give its
-    /// place at one of them. Tells whether there was one.
+    /// place at one of them. Tells whether there was one. None does while others wait in the cluster:
+    /// the place would be theirs.
     pub(super) fn evict_from_endpoint(&mut self, turn: &mut Turn<'_>, of: ListenerId) -> bool {
         let id = turn.listener(of).cluster;
-        let (bindings, among) = (&self.bindings, &turn.snapshot.clusters[id.index()].candidates);
+        let cluster = &turn.snapshot.clusters[id.index()];
+        if cluster.queue.is_awaited() {
+            return false;
+        }
+        let (bindings, among) = (&self.bindings, &cluster.candidates);
         let helps = |flow: &Flow| {
             let bound = bindings.get(flow.binding).filter(|bound| bound.cluster == id);
             bound.is_some_and(|bound| among.find(bound.endpoint.id).is_some())
         };
-        let victim = self.table.oldest(of, helps);
+        let victim = self.table.victim_among(turn.now, of, helps);
+        self.has_made_room(turn, victim)
+    }
+
+    /// Ends the flow that gives its place, if there is one, and tells whether there is.
+    fn has_made_room(&mut self, turn: &mut Turn<'_>, victim: Option<u32>) -> bool {
         if let Some(number) = victim {
             self.end(turn, number, CloseReason::Evicted);
         }

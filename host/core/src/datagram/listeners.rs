@@ -30,7 +30,7 @@ impl Datagrams {
     /// Listeners have come, or are closed, which ends what they have.
     fn apply_listeners(&mut self, turn: &mut Turn<'_>) {
         let count = turn.snapshot.listeners.len();
-        self.table.make_room_for_listeners(count);
+        self.table.apply_listeners(count);
         self.ports.apply(turn.snapshot);
         self.open.resize(count.max(self.open.len()), false);
         for (place, listener) in turn.snapshot.listeners.iter().enumerate() {

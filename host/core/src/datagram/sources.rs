@@ -10,6 +10,7 @@ use super::Turn;
 use super::bindings::Binding;
 use super::flow::FlowKey;
 use super::ports::Wish;
+use crate::boundary::ListenerId;
 use crate::snapshot::ClusterId;
 
 impl Turn<'_> {
@@ -25,31 +26,21 @@ impl Turn<'_> {
     /// What a client's flow wants of a port.
     pub(super) fn wish_of(&self, client: SocketAddr, binding: &Binding) -> Wish {
         let from = self.source(binding.cluster, (client, binding.endpoint.address));
-        Wish { from, ..self.wish(binding) }
-    }
-
-    /// What flows want that leave from an address of ours.
-    pub(super) fn wish(&self, binding: &Binding) -> Wish {
-        Wish {
-            listener: binding.listener,
-            endpoint: binding.endpoint.address,
-            from: None,
-            flows: binding.flows,
-            settings: self.listener(binding.listener).datagrams,
-        }
+        let flows = binding.flows;
+        Wish { from, flows, ..self.wish(binding.listener, binding.endpoint.address) }
     }
 
     /// What a datagram without a flow wants. `None` if it had to leave from its client's address: a
     /// port for that would last no longer than the datagram.
     pub(super) fn stateless_wish(&self, key: &FlowKey, endpoint: SocketAddr) -> Option<Wish> {
-        let listener = self.listener(key.listener);
-        let wish = Wish {
-            listener: key.listener,
-            endpoint,
-            from: None,
-            flows: 0,
-            settings: listener.datagrams,
-        };
-        self.source(listener.cluster, (key.client, endpoint)).is_none().then_some(wish)
+        let cluster = self.listener(key.listener).cluster;
+        let from = self.source(cluster, (key.client, endpoint));
+        from.is_none().then(|| self.wish(key.listener, endpoint))
+    }
+
+    /// What is wanted for an endpoint that has no flows, from an address of ours.
+    fn wish(&self, listener: ListenerId, endpoint: SocketAddr) -> Wish {
+        let settings = self.listener(listener).datagrams;
+        Wish { listener, endpoint, from: None, flows: 0, settings }
     }
 }

@@ -64,10 +64,14 @@ struct List {
     first: u32,
     last: u32,
     len: u32,
+    /// The next to look at for a flow whose end would make room at an endpoint; the first if none.
+    hand: u32,
+    /// When the last look for one was in vain.
+    in_vain: Option<Instant>,
 }
 
 impl List {
-    const EMPTY: Self = Self { first: NONE, last: NONE, len: 0 };
+    const EMPTY: Self = Self { first: NONE, last: NONE, len: 0, hand: NONE, in_vain: None };
 }
 
 /// How far a walk over all flows has come.
@@ -105,9 +109,10 @@ impl FlowTable {
         }
     }
 
-    /// There may be flows of so many listeners.
-    pub(super) fn make_room_for_listeners(&mut self, count: usize) {
+    /// There may be flows of so many listeners, and others of them may be wanted than before.
+    pub(super) fn apply_listeners(&mut self, count: usize) {
         self.lists.resize(count.max(self.lists.len()), List::EMPTY);
+        self.lists.iter_mut().for_each(|list| list.in_vain = None);
     }
 
     pub(super) fn len(&self) -> u32 {
@@ -277,29 +282,57 @@ impl FlowTable {
         self.oldest(listener, |flow| flow.binding == binding && is_silent(flow))
     }
 
-    /// The oldest flow without a reply that is wanted. One whose client has sent again is passed
-    /// over once.
-    pub(super) fn oldest(
+    /// A flow without a reply that is wanted, among the next few after those that were looked at before:
+    /// many that are not may be older. Once a turn that is sought in vain, until another flow gets an
+    /// endpoint.
+    pub(super) fn victim_among(
         &mut self,
+        now: Instant,
         listener: ListenerId,
         wanted: impl Fn(&Flow) -> bool,
     ) -> Option<u32> {
-        let List { mut first, len, .. } = self.lists[listener.index()];
+        let List { hand, in_vain, .. } = self.lists[listener.index()];
+        if in_vain == Some(now) {
+            return None;
+        }
+        let (found, hand) = self.look_from(listener, hand, wanted);
+        let list = &mut self.lists[listener.index()];
+        list.hand = hand;
+        if found.is_none() {
+            list.in_vain = Some(now);
+        }
+        found
+    }
+
+    /// The oldest flow without a reply that is wanted, among the first few.
+    fn oldest(&mut self, listener: ListenerId, wanted: impl Fn(&Flow) -> bool) -> Option<u32> {
+        self.look_from(listener, NONE, wanted).0
+    }
+
+    /// The first flow without a reply that is wanted, among a few from `next` on, or from the oldest,
+    /// and the one after those that were looked at. One whose client has sent again is passed over once.
+    fn look_from(
+        &mut self,
+        listener: ListenerId,
+        mut next: u32,
+        wanted: impl Fn(&Flow) -> bool,
+    ) -> (Option<u32>, u32) {
+        let len = self.lists[listener.index()].len;
         for _ in 0..LOOKS.min(2 * len) {
-            let number = if first == NONE { self.lists[listener.index()].first } else { first };
+            let number = if next == NONE { self.lists[listener.index()].first } else { next };
             let flow = &mut self.entries[number as usize];
-            [_, first] = flow.neighbours();
+            [_, next] = flow.neighbours();
             if !wanted(flow) {
                 continue;
             }
             if !flow.is_referenced() {
-                return Some(number);
+                return (Some(number), next);
             }
             flow.set_referenced(false);
             self.take_out(number);
             self.append(number);
         }
-        None
+        (None, next)
     }
 
     /// A flow that has long been silent, among the next few. Once a turn that is sought in vain:
@@ -356,6 +389,7 @@ impl FlowTable {
         let flow = &mut self.entries[number as usize];
         flow.binding = binding;
         flow.port = port;
+        self.lists[flow.listener.index()].in_vain = None;
         self.by_reply.insert(hash_reply(port, endpoint, self.hasher), number);
     }
 
@@ -428,6 +462,9 @@ impl FlowTable {
         let [before, after] = flow.neighbours();
         let list = &mut self.lists[flow.listener.index()];
         list.len -= 1;
+        if list.hand == number {
+            list.hand = after;
+        }
         self.unconfirmed -= 1;
         match self.entries.get_mut(before as usize) {
             None => list.first = after,
@@ -467,6 +504,8 @@ impl FlowTable {
         for list in &self.lists {
             let listed = core::iter::successors(self.entries.get(list.first as usize), after);
             assert_eq!(listed.take(1 + unconfirmed).count() as u32, list.len, "and listed");
+            let next = self.entries.get(list.hand as usize);
+            assert!(next.is_none_or(|it| it.is_live() && !it.is_confirmed()), "so is the next");
         }
         for (number, flow) in live() {
             assert!(self.timers.is_set(number), "what can last for ever has a deadline");
@@ -480,5 +519,43 @@ impl FlowTable {
                 assert_eq!(found, Some(number), "its endpoint finds it");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::cell::Cell;
+    use core::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    const LISTENER: ListenerId = ListenerId(0);
+
+    #[test]
+    fn flows_that_are_not_wanted_hide_none_behind_them_and_cost_few_looks_a_turn() {
+        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let now = Instant::from_millis(1_000);
+        let mut table = FlowTable::new(256, 1, [1, 2]);
+        for port in 1..=100 {
+            let key = FlowKey { listener: LISTENER, client: (local, port).into(), local };
+            table.insert(Flow::new(now, &key, false), None, now);
+        }
+        let looks = Cell::new(0);
+        let is_late = |flow: &Flow| {
+            looks.set(looks.get() + 1);
+            flow.stamp > 80
+        };
+        for _ in 0..9 {
+            assert_eq!(table.victim_among(now, LISTENER, is_late), None);
+            assert_eq!(looks.get(), LOOKS);
+        }
+        let later = now + Duration::from_millis(1);
+        for number in 80..100 {
+            assert_eq!(table.victim_among(later, LISTENER, is_late), Some(number));
+            table.remove(number);
+            table.check_invariants(|_| (local, 1).into());
+        }
+        assert_eq!(looks.get(), 100, "each was looked at once");
+        assert_eq!(table.victim(later, None), Some(0), "others are sought from the oldest");
     }
 }

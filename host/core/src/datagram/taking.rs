@@ -15,7 +15,7 @@ use super::{Datagrams, TRIM_INTERVAL, Turn};
 use crate::boundary::{ListenerId, PortId, PortKind, Side};
 use crate::handover::{HandedFlow, HandedPort, HandedTarget, TakenOver, TakenPort};
 use crate::policy::Method;
-use crate::snapshot::{ClusterId, Endpoint, OnEndpointDown};
+use crate::snapshot::{ClusterId, Endpoint, EndpointsByAddress, OnEndpointDown};
 use crate::stats::Untaken;
 
 /// More than any flow has moved, and so few that it can go on for ever.
@@ -26,7 +26,7 @@ struct Known<'a> {
     /// The ports that have come, by their numbers before.
     ports: BTreeMap<PortId, ComingPort>,
     /// Endpoints that are configured.
-    endpoints: BTreeMap<(ClusterId, SocketAddr), &'a Endpoint>,
+    endpoints: &'a EndpointsByAddress<'a>,
     /// Endpoints that have had flows, with their bindings.
     bound: BTreeMap<Place, u32>,
 }
@@ -48,18 +48,17 @@ struct Way {
 }
 
 impl Datagrams {
-    /// Takes in all flows that have a place here, with the ports that they need.
+    /// Takes in all flows that have a place here, with the ports that they need; `endpoints` are those of
+    /// the turn's snapshot.
     pub(crate) fn take_over(
         &mut self,
         turn: &mut Turn<'_>,
         (flows, ports): (&[HandedFlow], &[HandedPort]),
+        endpoints: &EndpointsByAddress<'_>,
         taken: &mut TakenOver,
     ) -> Vec<TakenPort> {
-        let mut known = Known {
-            ports: coming(ports),
-            endpoints: turn.snapshot.endpoints_by_address(),
-            bound: self.bindings.by_address(),
-        };
+        let mut known =
+            Known { ports: coming(ports), endpoints, bound: self.bindings.by_address() };
         for flow in flows {
             match self.take_in(turn, flow, &mut known) {
                 Ok(()) => taken.flows += 1,

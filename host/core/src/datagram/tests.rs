@@ -300,6 +300,19 @@ fn strangers_who_have_filled_every_endpoint_make_way_for_the_next_client() {
 }
 
 #[test]
+fn no_stranger_makes_way_at_an_endpoint_for_whom_others_wait_before() {
+    let mut rig = Rig::with_endpoints_of(2);
+    for n in 1..8 {
+        rig.request(client(n)).unwrap();
+    }
+    assert_eq!(rig.closes(CloseReason::Evicted), 1, "nobody waits");
+    let queue = Queue { flows_max: 1, ..rig.balancer.snapshot.clusters[0].queue.clone() };
+    assert!(queue.try_enter(), "a connection waits");
+    assert_eq!(rig.request(client(8)), None, "the place would not be its own");
+    assert_eq!((rig.closes(CloseReason::Evicted), rig.sheds(ShedReason::EndpointsFull)), (1, 1));
+}
+
+#[test]
 fn a_client_that_asks_again_outlives_those_that_ask_once() {
     let mut rig = Rig::round_robin(|listener| listener.flows_max = 80);
     let patient = rig.request(client(1)).unwrap();

@@ -30,14 +30,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "sources: datagrams without a flow leave from our address",
         file: "datagram/sources.rs",
-        original: "(key.client, endpoint)).is_none().then_some(wish)",
-        mutated: "(key.client, endpoint)).is_none_or(|_| true).then_some(wish)",
+        original: "from.is_none().then(|| self.wish(",
+        mutated: "from.is_none_or(|_| true).then(|| self.wish(",
     },
     Mutant {
         breaks: "sources: a flow that moves leaves from our address",
         file: "datagram/sources.rs",
-        original: "        Wish { from, ..self.wish(binding) }",
-        mutated: "        Wish { from: from.filter(|_| binding.flows % 2 == 0), ..self.wish(binding) }",
+        original: "        Wish { from, flows, ..self.wish(",
+        mutated: "        Wish { from: from.filter(|_| flows % 2 == 0), flows, ..self.wish(",
     },
     Mutant {
         breaks: "sources: a flow whose port could not be opened waits for the walk",
