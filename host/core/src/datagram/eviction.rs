@@ -20,15 +20,21 @@ impl Datagrams {
     }
 
     /// Where every port serves the endpoint: the port of a flow without a reply, which has to give
-    /// its place, if its reply is hardly to be expected any more: that would reach the other. One
-    /// that was the flow's own is closed first, and makes room for the next flow.
+    /// its place, if its reply is hardly to be expected any more: that would reach the other. Where
+    /// flows have ports of their own, the listener's endpoints vie for one number of them, so the flow
+    /// may be any endpoint's; its port is closed first, and makes room for the next flow.
     pub(super) fn take_over_port(
         &mut self,
         turn: &mut Turn<'_>,
         (binding, client): (u32, SocketAddr),
     ) -> Option<PortId> {
-        let listener = self.bindings.of_flow(binding).listener;
-        let number = self.table.victim_of(turn.now, listener, binding)?;
+        let wish = turn.wish_of(client, self.bindings.of_flow(binding));
+        let (owns, ports) = (wish.wants_its_own(), &self.ports);
+        let helps = |flow: &Flow| match owns {
+            true => ports.owner(flow.port).is_some(),
+            false => flow.binding == binding,
+        };
+        let number = self.table.silent(turn.now, wish.listener, helps)?;
         self.end(turn, number, CloseReason::Evicted);
         self.take_port(turn, (binding, client))
     }

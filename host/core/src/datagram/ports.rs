@@ -93,6 +93,13 @@ pub(super) struct Wish {
     pub(super) settings: DatagramSettings,
 }
 
+impl Wish {
+    /// Whether the port has to be the flow's own.
+    pub(super) fn wants_its_own(&self) -> bool {
+        self.settings.port_per_flow || self.from.is_some()
+    }
+}
+
 impl Ports {
     /// Makes room for all ports that the listeners may open.
     pub(super) fn new(snapshot: &Snapshot) -> Self {
@@ -145,7 +152,7 @@ impl Ports {
         is_taken: impl Fn(PortId) -> bool,
         ops: &mut Ops,
     ) -> Option<PortId> {
-        if wish.settings.port_per_flow || wish.from.is_some() {
+        if wish.wants_its_own() {
             return self.open(wish, State::Owned, ops);
         }
         for _ in 0..TRIES {

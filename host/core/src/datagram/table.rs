@@ -271,15 +271,15 @@ impl FlowTable {
         found.or_else(|| may_be_stale.then(|| self.stale(now, of)).flatten())
     }
 
-    /// A flow of this binding that can give its port to another.
-    pub(super) fn victim_of(
+    /// The oldest flow whose port is of help and who will hardly have a reply through it any more.
+    pub(super) fn silent(
         &mut self,
         now: Instant,
         listener: ListenerId,
-        binding: u32,
+        helps: impl Fn(&Flow) -> bool,
     ) -> Option<u32> {
         let is_silent = |flow: &Flow| now.since(flow.last_active.to_instant(now)) >= HOPELESS;
-        self.oldest(listener, |flow| flow.binding == binding && is_silent(flow))
+        self.oldest(listener, |flow| is_silent(flow) && helps(flow))
     }
 
     /// A flow without a reply that is wanted, among the next few after those that were looked at before:

@@ -415,6 +415,22 @@ fn strangers_who_have_taken_every_port_make_way_for_the_next_client() {
 }
 
 #[test]
+fn an_endpoint_that_never_answers_keeps_no_client_of_another_out() {
+    let mut rig = Rig::round_robin(|listener| {
+        listener.datagrams.port_per_flow = true;
+        listener.datagrams.ports_max = 2;
+    });
+    rig.leave_up(&[0]);
+    let [silent, _] = [1, 2].map(|n| rig.request(client(n)).unwrap());
+    rig.leave_up(&[1]);
+    rig.pass(Duration::from_millis(1_100));
+    assert_eq!(rig.request(client(3)), None, "the port has to be closed first");
+    assert_eq!(rig.closes(CloseReason::Evicted), 1);
+    rig.handle(Completion::PortClosed { port: silent.0 });
+    assert!(rig.request(client(3)).is_some_and(|(_, endpoint)| endpoint != silent.1));
+}
+
+#[test]
 fn a_flow_whose_endpoint_is_unreachable_before_it_ever_replied_is_decided_again() {
     let mut rig = Rig::round_robin(|listener| listener.datagrams.port_per_flow = true);
     let (port, endpoint) = rig.request(client(1)).unwrap();

@@ -6,8 +6,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         breaks: "sources: flows share a port of ours where each has its client's address",
         file: "datagram/ports.rs",
-        original: "wish.settings.port_per_flow || wish.from.is_some()",
-        mutated: "wish.settings.port_per_flow",
+        original: "self.settings.port_per_flow || self.from.is_some()",
+        mutated: "self.settings.port_per_flow",
     },
     Mutant {
         breaks: "sources: a flow's own port has an address of ours",
